@@ -1,0 +1,85 @@
+"""The engine seam: token ids in; token ids, logprobs, stop reason and cached tokens out.
+
+Engines are asynchronous: many `generate` calls are in flight at once, and the engine batches them. A contract test
+(`tests/contract/test_engines.py`) is passed by every implementation.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apr.threads.trace import EngineStop, StrandKey, VersionSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One strand to sample. `ids`: the whole context, injected tokens last. `temperature` 0 is greedy.
+
+    Tokens are sampled from the full vocabulary at `temperature` (top_p 1, top_k off), so that the recorded logprobs
+    are those of the distribution sampled from.
+    """
+
+    key: StrandKey
+    ids: tuple[int, ...]
+    stop_ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    seed: int
+    priority: int = 0  # lower runs earlier
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine made of a request. `logprobs` are at the request's temperature (at 1 when greedy)."""
+
+    key: StrandKey
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stop: EngineStop
+    versions: tuple[VersionSpan, ...]
+    cached: int = 0
+
+
+class Engine(typing.Protocol):
+    """Samples strands from one policy.
+
+    Weight-update order (DESIGN section 6): `pause`, `update_weights`, `resume`. `update_weights` finishes with a
+    version and clears the prefix cache, and raises `EngineError` if it could not: KV of old weights is never kept.
+    """
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that fit in one context, prompt and sampled together."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """The policy version that new tokens come from."""
+        ...
+
+    async def generate(self, request: Request) -> Completion:
+        """Sample one strand. Raises `EngineLostError` if the engine died and the request may be sent again."""
+        ...
+
+    async def abort(self, key: StrandKey) -> None:
+        """Stop a request: its `generate` returns what was sampled so far, with `EngineStop.ABORT`."""
+        ...
+
+    async def pause(self) -> None:
+        """Return when no request is in flight; later requests wait for `resume`."""
+        ...
+
+    async def update_weights(self, source: Any, version: int) -> None:
+        """Take new weights: a folder with `model.safetensors`, or a mapping of names to tensors."""
+        ...
+
+    async def resume(self) -> None: ...
+
+    async def metrics(self) -> Mapping[str, float]:
+        """Engine counters since the start: tokens sampled, prefilled and cached, seconds busy."""
+        ...
+
+    async def close(self) -> None: ...

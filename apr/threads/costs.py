@@ -1,0 +1,76 @@
+"""What a trace costs, from its strands alone (DESIGN section 2), so that two engineers compute the same number.
+
+I = injected tokens, C = the part of I that is `copy`, X = sampled tokens:
+
+* work = sum of |I| - |C| + |X|;  work_sampled = sum of |X|;
+* span = longest chain of `after`, each strand weighing |I| - |C| + |X|;  span_sampled the same with |X| alone;
+* context = max over strands of |closure of sees| + |I| + |X|, copies included.
+"""
+
+from apr.threads.trace import Costs, Origin, Strand, StrandId, Thread, closure
+
+
+def weight(strand: Strand) -> int:
+    """Tokens this strand adds to work: injected ones that are not copies, and sampled ones."""
+    return sum(len(run.ids) for run in strand.injected if run.origin is not Origin.COPY) + len(strand.sampled)
+
+
+def spans(strands: tuple[Strand, ...], sampled_only: bool = False) -> dict[StrandId, int]:
+    """Per strand: tokens on the longest dependent chain that ends with it. `strands` in topological order."""
+    until: dict[StrandId, int] = {}
+    for strand in strands:
+        start = max((until[before] for before in strand.after), default=0)
+        until[strand.id] = start + (len(strand.sampled) if sampled_only else weight(strand))
+    return until
+
+
+def critical_path(strands: tuple[Strand, ...]) -> list[StrandId]:
+    """The strands of the longest dependent chain of sampled tokens, first to last."""
+    until = spans(strands, sampled_only=True)
+    by_id = {strand.id: strand for strand in strands}
+    path: list[StrandId] = []
+    current: StrandId | None = max(until, key=lambda s: until[s], default=None)
+    while current is not None:
+        path.append(current)
+        current = max(by_id[current].after, key=lambda s: until[s], default=None)
+    return path[::-1]
+
+
+def costs(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Costs:
+    """All costs of one trace; `strands` in topological order (as `Trace.strands` is)."""
+    by_id = {strand.id: strand for strand in strands}
+    seen = {strand.id: sum(1 for _ in closure(by_id, strand.sees)) for strand in strands}
+    sent = {strand.id: seen[strand.id] + len(strand.injected_ids) for strand in strands}
+    return Costs(
+        work=sum(map(weight, strands)),
+        work_sampled=sum(len(strand.sampled) for strand in strands),
+        span=max(spans(strands).values(), default=0),
+        span_sampled=max(spans(strands, sampled_only=True).values(), default=0),
+        context=max((sent[s.id] + len(s.sampled) for s in strands), default=0),
+        threads=len(threads),
+        width=_width(threads, strands),
+        depth=max((thread.depth for thread in threads), default=0),
+        prefilled=sum(sent[s.id] - s.cached for s in strands),
+        seconds=max((s.ended for s in strands), default=0.0),
+    )
+
+
+def _width(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> int:
+    """Most threads alive at once, when all runnable threads decode one token a step.
+
+    A thread is alive from its first strand to the end of its last, and while it waits for its children.
+    """
+    until = spans(strands, sampled_only=True)
+    by_id = {strand.id: strand for strand in strands}
+    edges: list[tuple[int, int]] = []
+    for thread in threads:
+        if not thread.strands:
+            continue
+        first, last = by_id[thread.strands[0]], thread.strands[-1]
+        birth = max((until[before] for before in first.after), default=0)
+        edges += [(birth, 1), (max(until[last], birth + 1), -1)]
+    alive = most = 0
+    for _, change in sorted(edges):  # at equal times the ends (-1) come first
+        alive += change
+        most = max(most, alive)
+    return most

@@ -1,0 +1,98 @@
+"""Limits stop a thread or a trace while it runs; budgets are conditions on costs that enter the reward and the report.
+
+Limits are data. Before each strand they are checked in the order of the fields below, and at a spawn in the order
+threads, width, depth. Trace-wide allowances (work, threads, width) are divided among the children at each spawn, in
+spawn order, and what is unused returns at the join, so nothing depends on which child finishes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from apr.threads.trace import Costs, StopReason
+
+
+class Limits(BaseModel):
+    """`None` means no limit, except for `context`, which the model's window always bounds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    context: int = Field(default=160, ge=8, description="tokens in any one strand's context, prompt included")
+    work: int | None = Field(default=None, ge=1, description="tokens of the whole trace, injected ones included")
+    span: int | None = Field(default=None, ge=1, description="sampled tokens on the longest dependent chain")
+    threads: int | None = Field(default=64, ge=1, description="threads ever started in a trace, the root included")
+    width: int | None = Field(default=None, ge=1, description="threads alive at once, waiting parents included")
+    depth: int = Field(default=1, ge=0, description="nesting: 0 forbids spawning, 1 lets only the root spawn")
+    seconds: float | None = Field(default=None, gt=0, description="wall clock of a trace; for evaluation only")
+
+
+class Budgets(BaseModel):
+    """Hard budgets: a trace is within them if no cost exceeds its budget. `None` means no budget."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    context: int | None = Field(default=None, ge=1)
+    span_sampled: int | None = Field(default=None, ge=1, description="latency, in sampled tokens")
+    work: int | None = Field(default=None, ge=1)
+
+    def within(self, costs: Costs) -> bool:
+        return all(
+            budget is None or spent <= budget
+            for budget, spent in (
+                (self.context, costs.context),
+                (self.span_sampled, costs.span_sampled),
+                (self.work, costs.work),
+            )
+        )
+
+
+@dataclass
+class Allowance:
+    """A thread's share of what the whole trace may use. It counts the thread itself as already started and alive."""
+
+    work: int | None
+    threads: int | None
+    width: int | None
+
+    @classmethod
+    def whole(cls, limits: Limits) -> Allowance:
+        return cls(
+            limits.work,
+            None if limits.threads is None else limits.threads - 1,
+            None if limits.width is None else limits.width - 1,
+        )
+
+    def refuse(self, children: int, depth: int, limits: Limits) -> StopReason | None:
+        """Why a thread at `depth` may not open `children` more threads; None if it may."""
+        if self.threads is not None and children > self.threads:
+            return StopReason.THREADS
+        if self.width is not None and children > self.width:
+            return StopReason.WIDTH
+        if depth + 1 > limits.depth:
+            return StopReason.DEPTH
+        return None
+
+    def split(self, children: int) -> list[Allowance]:
+        """Shares for `children` new threads; this thread keeps nothing until they return theirs."""
+        work = _shares(self.work, children)
+        threads = _shares(None if self.threads is None else self.threads - children, children)
+        width = _shares(None if self.width is None else self.width - children, children)
+        self.work, self.threads, self.width = (None if x is None else 0 for x in (self.work, self.threads, self.width))
+        return [Allowance(*share) for share in zip(work, threads, width)]
+
+    def give_back(self, child: Allowance) -> None:
+        """Take over what an ended child left: its unused work and threads, and the width it occupied itself."""
+        if self.work is not None and child.work is not None:
+            self.work += child.work
+        if self.threads is not None and child.threads is not None:
+            self.threads += child.threads
+        if self.width is not None and child.width is not None:
+            self.width += child.width + 1
+
+
+def _shares(amount: int | None, parts: int) -> list[int | None]:
+    if amount is None:
+        return [None] * parts
+    return [amount // parts + (i < amount % parts) for i in range(parts)]

@@ -1,0 +1,31 @@
+"""The serial protocol (SoS, SoS+): one thread, one strand, no spawn."""
+
+from collections.abc import Mapping, Sequence
+
+from apr.threads.protocol import Continue, Decision, Fail, Finish
+from apr.threads.trace import Injected, Origin, StopReason, Strand, StrandId, Thread
+from apr.tokens.control import ControlTokens
+
+
+class Serial:
+    """The root writes its search, then `<join> answer <eos>`; an empty answer means "no solution"."""
+
+    name = "serial"
+
+    def __init__(self, control: ControlTokens) -> None:
+        self.control = control
+
+    def start(self, prompt: Sequence[int]) -> Continue:
+        return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, (self.control.eos,))
+
+    def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
+        if set(strand.sampled) & self.control.spawning:
+            return Fail(StopReason.MALFORMED)
+        message = self.control.join_message(strand.sampled)
+        return Fail(StopReason.MALFORMED) if message is None else Finish(message)
+
+    def joined(self, last: Strand, children: Sequence[Thread], strands: Mapping[StrandId, Strand]) -> Decision:
+        raise AssertionError("a serial thread has no children")
+
+    def answer(self, root: Thread) -> tuple[int, ...] | None:
+        return root.message or None

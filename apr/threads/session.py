@@ -1,0 +1,229 @@
+"""The thread runtime: one attempt at one problem, as a tree of coroutines over an engine and a protocol.
+
+    attempt()
+      Session.thread("r")            one coroutine per thread
+        Session.strand(...)          one engine call; limits are checked before it
+        protocol.ended(strand)       Continue | Spawn | Await | Finish | Fail
+        Session.thread("r.0") ...    children run side by side; their results are taken in spawn order
+
+The runtime knows strands, limits and an engine; the rules of spawn and join are the protocol's. Model text is data: it
+cannot recurse past the depth limit, spawn past the thread limit, or stall a run, and whatever it says, `attempt`
+returns a trace. Thread ids are paths by spawn order (r, r.0, r.0.2) and seeds derive from strand keys, so a trace
+depends neither on timing nor on what else the engine is doing (with a batch-invariant engine, bit for bit).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from apr.engines.base import Completion, Engine, Request
+from apr.errors import EngineLostError
+from apr.seeds import derive_seed
+from apr.threads.costs import costs, weight
+from apr.threads.limits import Allowance, Limits
+from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn, ThreadProtocol
+from apr.threads.trace import (
+    ROOT,
+    EngineStop,
+    StopReason,
+    Strand,
+    StrandId,
+    StrandKey,
+    Thread,
+    Trace,
+    closure_ids,
+)
+
+ENGINE_RETRIES = 2
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How strands are sampled. There is no top_p or top_k: the recorded logprobs must be the sampler's own."""
+
+    temperature: float
+    seed: int
+
+
+async def attempt(
+    problem: dict[str, Any],
+    prompt: Sequence[int],
+    *,
+    engine: Engine,
+    protocol: ThreadProtocol,
+    limits: Limits,
+    sampling: Sampling,
+    step: int = 0,
+    sample: int = 0,
+) -> Trace:
+    """Run one attempt to its end. The trace has costs, but no answer text, verdict or reward yet."""
+    session = Session(problem["id"], engine, protocol, limits, sampling, step, sample)
+    branch = await session.thread(ROOT, None, 0, protocol.start(prompt), (), Allowance.whole(limits))
+    threads, strands = tuple(branch.threads), tuple(branch.strands)
+    return Trace(
+        problem, protocol.name, step, sample, threads, strands,
+        costs=costs(threads, strands), limits=limits.model_dump(exclude_none=True),
+    )  # fmt: skip
+
+
+@dataclass
+class Branch:
+    """A thread and all its descendants, depth first in spawn order, and what it left of its allowance."""
+
+    threads: list[Thread]
+    strands: list[Strand]
+    allowance: Allowance
+
+    @property
+    def thread(self) -> Thread:
+        return self.threads[0]
+
+
+@dataclass
+class Session:
+    """State shared by the threads of one trace: the strands that ended, and the clock."""
+
+    problem: str
+    engine: Engine
+    protocol: ThreadProtocol
+    limits: Limits
+    sampling: Sampling
+    step: int
+    sample: int
+    ended: dict[StrandId, Strand] = field(default_factory=dict)
+    until: dict[StrandId, int] = field(default_factory=dict)  # sampled tokens on the longest chain ending there
+    born: float = field(default_factory=time.monotonic)
+
+    async def thread(
+        self,
+        id: str,
+        parent: str | None,
+        depth: int,
+        first: Continue,
+        after: tuple[StrandId, ...],
+        allowance: Allowance,
+    ) -> Branch:
+        """Run one thread to its end, and with it all threads that it spawns."""
+        own: list[StrandId] = []
+        below = Branch([], [], allowance)  # this thread's strands and its descendants', in order
+        open_children: list[asyncio.Task[Branch]] = []
+        spawned = 0
+        decision: Decision = first
+        while True:
+            match decision:
+                case Continue():
+                    result = await self.strand(StrandId(id, len(own)), decision, after, allowance)
+                    if isinstance(result, StopReason):
+                        decision = Fail(result)
+                        continue
+                    strand, cut = result
+                    self.ended[strand.id] = strand
+                    own.append(strand.id)
+                    below.strands.append(strand)
+                    after = (strand.id,)
+                    decision = Fail(cut) if cut else self.protocol.ended(strand, self.ended)
+                case Spawn(children, then):
+                    refusal = allowance.refuse(len(children), depth, self.limits)
+                    if refusal:
+                        decision = Fail(refusal)
+                        continue
+                    for share, child in zip(allowance.split(len(children)), children):
+                        run = self.thread(f"{id}.{spawned}", id, depth + 1, child, after, share)
+                        open_children.append(asyncio.create_task(run))
+                        spawned += 1
+                    decision = then
+                case Await():
+                    ended = await self._gather(open_children, below)
+                    after += tuple(child.strands[-1] for child in ended if child.strands)
+                    decision = self.protocol.joined(self.ended[own[-1]], ended, self.ended)
+                case Finish(message):
+                    await self._gather(open_children, below)
+                    stop = StopReason.ANSWERED if message else StopReason.NO_ANSWER
+                    thread = Thread(id, parent, depth, tuple(own), stop, message)
+                    return Branch([thread, *below.threads], below.strands, allowance)
+                case Fail(reason):
+                    await self._gather(open_children, below)
+                    thread = Thread(id, parent, depth, tuple(own), reason)
+                    return Branch([thread, *below.threads], below.strands, allowance)
+
+    async def _gather(self, open_children: list[asyncio.Task[Branch]], below: Branch) -> list[Thread]:
+        """Wait for all open children; take over their strands and what they left, in spawn order."""
+        try:
+            branches = await asyncio.gather(*open_children)
+        finally:
+            for child in open_children:  # if one raised, its siblings must not run on
+                child.cancel()
+            open_children.clear()
+        for branch in branches:
+            below.threads += branch.threads
+            below.strands += branch.strands
+            below.allowance.give_back(branch.allowance)
+        return [branch.thread for branch in branches]
+
+    async def strand(
+        self, id: StrandId, plan: Continue, after: tuple[StrandId, ...], allowance: Allowance
+    ) -> tuple[Strand, StopReason | None] | StopReason:
+        """Run one engine call. Returns the strand and, if a limit cut it short, which; or why it could not start."""
+        injected = tuple(token for run in plan.inject for token in run.ids)
+        ids = closure_ids(self.ended, plan.sees) + injected
+        draft = Strand(id, plan.sees, after, plan.position, plan.inject, (), EngineStop.STOP)
+        waited = max((self.until[before] for before in after), default=0)
+        room, binding = self._room(len(ids), weight(draft), waited, plan, allowance)
+        if room <= 0:
+            return binding
+        key = StrandKey(self.step, self.problem, self.sample, *id)
+        request = Request(
+            key, ids, plan.stop_ids, room, self.sampling.temperature,
+            derive_seed(self.sampling.seed, "strand", *key), priority=-id.thread.count("."),
+        )  # fmt: skip
+        started = self._clock()
+        if self.limits.seconds is not None and started >= self.limits.seconds:
+            return StopReason.SECONDS
+        completion = await self._generate(request)
+        if completion is None:
+            return StopReason.ENGINE_LOST
+        strand = Strand(
+            id, plan.sees, after, plan.position, plan.inject, completion.ids, completion.stop,
+            completion.logprobs, completion.versions, completion.cached, started, self._clock(),
+        )  # fmt: skip
+        self.until[id] = waited + len(strand.sampled)
+        if allowance.work is not None:
+            allowance.work -= weight(strand)
+        cut = {EngineStop.STOP: None, EngineStop.LENGTH: binding, EngineStop.ABORT: StopReason.SECONDS}
+        return strand, cut[strand.stop]
+
+    def _room(
+        self, context: int, injected: int, waited: int, plan: Continue, allowance: Allowance
+    ) -> tuple[int, StopReason]:
+        """Tokens that may be sampled now, and the limit that says so (the first of equals, in documented order)."""
+        rooms = [(min(self.limits.context, self.engine.max_context) - context, StopReason.CONTEXT)]
+        if allowance.work is not None:
+            rooms.append((allowance.work - injected, StopReason.WORK))
+        if self.limits.span is not None:
+            rooms.append((self.limits.span - waited, StopReason.SPAN))
+        if plan.max_tokens is not None:
+            rooms.append((plan.max_tokens, StopReason.MALFORMED))
+        return min(rooms, key=lambda room: room[0])
+
+    async def _generate(self, request: Request) -> Completion | None:
+        """One completion; a strand lost with its engine is sampled again under the same key, a bounded number of times."""
+        for _ in range(1 + ENGINE_RETRIES):
+            call = asyncio.ensure_future(self.engine.generate(request))
+            try:
+                if self.limits.seconds is not None:
+                    done, _ = await asyncio.wait({call}, timeout=self.limits.seconds - self._clock())
+                    if not done:
+                        await self.engine.abort(request.key)
+                return await call
+            except EngineLostError:
+                continue
+            finally:
+                call.cancel()
+        return None
+
+    def _clock(self) -> float:
+        return time.monotonic() - self.born

@@ -1,0 +1,73 @@
+"""The spawn/join protocol of APR (arXiv 2504.15466, section 3.2).
+
+A thread samples its search, then one of
+
+    <spawn> <msg> message 1 <msg> message 2 ... </spawn>     open a child per message, and wait for all of them
+    <join> message <eos>                                     end, and give the parent this message (may be empty)
+
+A child's context is `<msg>` and its message, nothing else. After the join the parent sees its own tokens up to the
+spawn block, then `<ret>` and the returned message of each child, in spawn order, *in place of* the block. The root's
+own join message is the answer. Children may spawn in turn, as deep as the limits allow.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn, seen_length
+from apr.threads.trace import Injected, Origin, Reference, StopReason, Strand, StrandId, Thread
+from apr.tokens.control import ControlTokens
+
+
+class SpawnJoin:
+    """Stateless; positions are serial, so a stock engine serves every strand with its prefix cache."""
+
+    name = "spawn_join"
+
+    def __init__(self, control: ControlTokens) -> None:
+        self.control = control
+        self._stop_ids = (control.spawn_end, control.eos)
+
+    def start(self, prompt: Sequence[int]) -> Continue:
+        return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, self._stop_ids)
+
+    def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
+        if strand.sampled[-1] == self.control.eos:
+            message = None if set(strand.sampled) & self.control.spawning else self.control.join_message(strand.sampled)
+            return Fail(StopReason.MALFORMED) if message is None else Finish(message)
+        messages = self._messages(strand.sampled)
+        if messages is None:
+            return Fail(StopReason.MALFORMED)
+        return Spawn(tuple(self._child(message) for message in messages), then=Await())
+
+    def joined(self, last: Strand, children: Sequence[Thread], strands: Mapping[StrandId, Strand]) -> Decision:
+        kept = len(last.injected_ids) + last.sampled.index(self.control.spawn)
+        sees = (Reference(last.id, kept),)
+        inject: list[Injected] = []
+        for child in children:
+            inject.append(Injected(Origin.FORCED, (self.control.ret,)))
+            if child.message:
+                inject.append(Injected(Origin.MESSAGE, child.message))
+        return Continue(tuple(inject), sees, seen_length(sees, strands), self._stop_ids)
+
+    def answer(self, root: Thread) -> tuple[int, ...] | None:
+        return root.message or None
+
+    def _child(self, message: tuple[int, ...]) -> Continue:
+        inject = (Injected(Origin.FORCED, (self.control.msg,)), Injected(Origin.MESSAGE, message))
+        return Continue(inject, (), 0, self._stop_ids)
+
+    def _messages(self, sampled: tuple[int, ...]) -> list[tuple[int, ...]] | None:
+        """The messages of a spawn block that ends `sampled`; None if it is malformed or has none."""
+        c = self.control
+        if sampled.count(c.spawn) != 1 or c.join in sampled or c.ret in sampled or c.bos in sampled:
+            return None
+        start = sampled.index(c.spawn)
+        block = sampled[start + 1 : -1]
+        if c.msg in sampled[:start] or not block or block[0] != c.msg:
+            return None
+        messages: list[list[int]] = []
+        for token in block:
+            if token == c.msg:
+                messages.append([])
+            else:
+                messages[-1].append(token)
+        return [tuple(message) for message in messages] if all(messages) else None
