@@ -210,7 +210,7 @@ class Session:
         return min(rooms, key=lambda room: room[0])
 
     async def _generate(self, request: Request) -> Completion | None:
-        """One completion; a strand lost with its engine is sampled again under the same key, a bounded number of times."""
+        """One completion; a strand lost with its engine is sampled again under the same key, `ENGINE_RETRIES` times."""
         for _ in range(1 + ENGINE_RETRIES):
             call = asyncio.ensure_future(self.engine.generate(request))
             try:

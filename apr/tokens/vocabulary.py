@@ -73,6 +73,6 @@ class Vocabulary:
             raise CheckpointError(f"{path} is corrupt ({error!r}): export or train the checkpoint again") from error
         if found != (self.dialect, self.hash):
             raise CheckpointError(
-                f"{folder} was trained with vocabulary {found[0]}/{found[1]}, this run uses {self.dialect}/{self.hash}: "
+                f"{folder} was trained with vocabulary {found[0]}/{found[1]}, but this is {self.dialect}/{self.hash}: "
                 "set the dialect it was trained with, or train it again"
             )
