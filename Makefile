@@ -17,7 +17,7 @@ $(READY): locks/$(LOCK).txt pyproject.toml
 	touch $@
 
 quickstart: setup
-	$(BIN)/python -m apr.cli quickstart $(if $(FROM),from=$(FROM))
+	$(BIN)/python -m apr.cli quickstart $(if $(FROM),start=$(FROM) out=runs/quickstart_from_$(FROM))
 
 lint: setup
 	$(BIN)/ruff check apr envs solvers rl tests benchmarks

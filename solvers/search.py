@@ -65,7 +65,8 @@ def children(node: Node, value_cap: int | None = None) -> list[Node]:
 
 
 def factors(n: int) -> list[int]:
-    return [f for f in range(1, n + 1) if n % f == 0]
+    """The positive factors of `n`; of 0, which every number divides, only itself."""
+    return [f for f in range(1, n + 1) if n % f == 0] or [n]
 
 
 def distance(numbers: tuple[int, ...], target: int, heuristic: Heuristic) -> float:

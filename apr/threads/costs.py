@@ -7,7 +7,7 @@ I = injected tokens, C = the part of I that is `copy`, X = sampled tokens:
 * context = max over strands of |closure of sees| + |I| + |X|, copies included.
 """
 
-from apr.threads.trace import Costs, Origin, Strand, StrandId, Thread, closure
+from apr.threads.trace import Costs, Origin, Strand, StrandId, Thread, closure_lengths
 
 
 def weight(strand: Strand) -> int:
@@ -39,7 +39,7 @@ def critical_path(strands: tuple[Strand, ...]) -> list[StrandId]:
 def costs(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Costs:
     """All costs of one trace; `strands` in topological order (as `Trace.strands` is)."""
     by_id = {strand.id: strand for strand in strands}
-    seen = {strand.id: sum(1 for _ in closure(by_id, strand.sees)) for strand in strands}
+    seen = {strand.id: sum(closure_lengths(by_id, strand.sees).values()) for strand in strands}
     sent = {strand.id: seen[strand.id] + len(strand.injected_ids) for strand in strands}
     return Costs(
         work=sum(map(weight, strands)),
@@ -58,17 +58,20 @@ def costs(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Costs:
 def _width(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> int:
     """Most threads alive at once, when all runnable threads decode one token a step.
 
-    A thread is alive from its first strand to the end of its last, and while it waits for its children.
+    A thread is alive from its first strand until it and all its descendants have ended; one that never started is not.
     """
     until = spans(strands, sampled_only=True)
     by_id = {strand.id: strand for strand in strands}
+    end: dict[str, int] = {}
     edges: list[tuple[int, int]] = []
-    for thread in threads:
+    for thread in reversed(threads):  # children before their parents
         if not thread.strands:
             continue
-        first, last = by_id[thread.strands[0]], thread.strands[-1]
-        birth = max((until[before] for before in first.after), default=0)
-        edges += [(birth, 1), (max(until[last], birth + 1), -1)]
+        birth = max((until[before] for before in by_id[thread.strands[0]].after), default=0)
+        last = max(until[thread.strands[-1]], birth + 1, end.get(thread.id, 0))
+        if thread.parent is not None:
+            end[thread.parent] = max(end.get(thread.parent, 0), last)
+        edges += [(birth, 1), (last, -1)]
     alive = most = 0
     for _, change in sorted(edges):  # at equal times the ends (-1) come first
         alive += change

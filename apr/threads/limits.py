@@ -74,12 +74,16 @@ class Allowance:
             return StopReason.DEPTH
         return None
 
-    def split(self, children: int) -> list[Allowance]:
-        """Shares for `children` new threads; this thread keeps nothing until they return theirs."""
-        work = _shares(self.work, children)
-        threads = _shares(None if self.threads is None else self.threads - children, children)
-        width = _shares(None if self.width is None else self.width - children, children)
-        self.work, self.threads, self.width = (None if x is None else 0 for x in (self.work, self.threads, self.width))
+    def split(self, children: int, goes_on: bool) -> list[Allowance]:
+        """Shares for `children` new threads. A thread that goes on keeps the last share for itself; one that waits
+        keeps nothing until its children return theirs."""
+        parts = children + goes_on
+        work = _shares(self.work, parts)
+        threads = _shares(None if self.threads is None else self.threads - children, parts)
+        width = _shares(None if self.width is None else self.width - children, parts)
+        own = (work.pop(), threads.pop(), width.pop()) if goes_on else (0, 0, 0)
+        limited = (self.work is not None, self.threads is not None, self.width is not None)
+        self.work, self.threads, self.width = (share if is_set else None for share, is_set in zip(own, limited))
         return [Allowance(*share) for share in zip(work, threads, width)]
 
     def give_back(self, child: Allowance) -> None:

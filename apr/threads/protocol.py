@@ -79,9 +79,11 @@ class ThreadProtocol(typing.Protocol):
 
 def seen_length(references: Sequence[Reference], strands: Mapping[StrandId, Strand]) -> int:
     """Tokens in a chain of single references: the serial position of a strand that sees it."""
-    if not references:
-        return 0
-    if len(references) > 1:
-        raise ValueError("serial positions need one reference per strand; this strand has several")
-    (strand, length), *_ = references
-    return length + seen_length(strands[strand].sees, strands)
+    seen = 0
+    while references:
+        if len(references) > 1:
+            raise ValueError("serial positions need one reference per strand; this strand has several")
+        (strand, length), *_ = references
+        seen += length
+        references = strands[strand].sees
+    return seen

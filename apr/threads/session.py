@@ -113,51 +113,53 @@ class Session:
         open_children: list[asyncio.Task[Branch]] = []
         spawned = 0
         decision: Decision = first
-        while True:
-            match decision:
-                case Continue():
-                    result = await self.strand(StrandId(id, len(own)), decision, after, allowance)
-                    if isinstance(result, StopReason):
-                        decision = Fail(result)
-                        continue
-                    strand, cut = result
-                    self.ended[strand.id] = strand
-                    own.append(strand.id)
-                    below.strands.append(strand)
-                    after = (strand.id,)
-                    decision = Fail(cut) if cut else self.protocol.ended(strand, self.ended)
-                case Spawn(children, then):
-                    refusal = allowance.refuse(len(children), depth, self.limits)
-                    if refusal:
-                        decision = Fail(refusal)
-                        continue
-                    for share, child in zip(allowance.split(len(children)), children):
-                        run = self.thread(f"{id}.{spawned}", id, depth + 1, child, after, share)
-                        open_children.append(asyncio.create_task(run))
-                        spawned += 1
-                    decision = then
-                case Await():
-                    ended = await self._gather(open_children, below)
-                    after += tuple(child.strands[-1] for child in ended if child.strands)
-                    decision = self.protocol.joined(self.ended[own[-1]], ended, self.ended)
-                case Finish(message):
-                    await self._gather(open_children, below)
-                    stop = StopReason.ANSWERED if message else StopReason.NO_ANSWER
-                    thread = Thread(id, parent, depth, tuple(own), stop, message)
-                    return Branch([thread, *below.threads], below.strands, allowance)
-                case Fail(reason):
-                    await self._gather(open_children, below)
-                    thread = Thread(id, parent, depth, tuple(own), reason)
-                    return Branch([thread, *below.threads], below.strands, allowance)
+        try:
+            while True:
+                match decision:
+                    case Continue():
+                        result = await self.strand(StrandId(id, len(own)), decision, after, allowance)
+                        if isinstance(result, StopReason):
+                            decision = Fail(result)
+                            continue
+                        strand, cut = result
+                        self.ended[strand.id] = strand
+                        own.append(strand.id)
+                        below.strands.append(strand)
+                        after = (strand.id,)
+                        decision = Fail(cut) if cut else self.protocol.ended(strand, self.ended)
+                    case Spawn(children, then):
+                        refusal = allowance.refuse(len(children), depth, self.limits)
+                        if refusal:
+                            decision = Fail(refusal)
+                            continue
+                        shares = allowance.split(len(children), goes_on=isinstance(then, Continue))
+                        for share, child in zip(shares, children):
+                            run = self.thread(f"{id}.{spawned}", id, depth + 1, child, after, share)
+                            open_children.append(asyncio.create_task(run))
+                            spawned += 1
+                        decision = then
+                    case Await():
+                        ended = await self._gather(open_children, below)
+                        after += tuple(child.strands[-1] for child in ended if child.strands)
+                        decision = self.protocol.joined(self.ended[own[-1]], ended, self.ended)
+                    case Finish(message):
+                        await self._gather(open_children, below)
+                        stop = StopReason.ANSWERED if message else StopReason.NO_ANSWER
+                        thread = Thread(id, parent, depth, tuple(own), stop, message)
+                        return Branch([thread, *below.threads], below.strands, allowance)
+                    case Fail(reason):
+                        await self._gather(open_children, below)
+                        thread = Thread(id, parent, depth, tuple(own), reason)
+                        return Branch([thread, *below.threads], below.strands, allowance)
+        finally:  # if anything raised, here or in a child, no thread outlives its parent
+            for task in open_children:
+                task.cancel()
+            await asyncio.gather(*open_children, return_exceptions=True)
 
     async def _gather(self, open_children: list[asyncio.Task[Branch]], below: Branch) -> list[Thread]:
         """Wait for all open children; take over their strands and what they left, in spawn order."""
-        try:
-            branches = await asyncio.gather(*open_children)
-        finally:
-            for child in open_children:  # if one raised, its siblings must not run on
-                child.cancel()
-            open_children.clear()
+        branches = await asyncio.gather(*open_children)
+        open_children.clear()
         for branch in branches:
             below.threads += branch.threads
             below.strands += branch.strands
@@ -207,7 +209,7 @@ class Session:
             rooms.append((self.limits.span - waited, StopReason.SPAN))
         if plan.max_tokens is not None:
             rooms.append((plan.max_tokens, StopReason.MALFORMED))
-        return min(rooms, key=lambda room: room[0])
+        return min(rooms, key=lambda room: max(room[0], 0))
 
     async def _generate(self, request: Request) -> Completion | None:
         """One completion; a strand lost with its engine is sampled again under the same key, `ENGINE_RETRIES` times."""

@@ -30,7 +30,7 @@ class SpawnJoin:
         return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, self._stop_ids)
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
-        if strand.sampled[-1] == self.control.eos:
+        if strand.sampled[-1:] == (self.control.eos,):
             message = None if set(strand.sampled) & self.control.spawning else self.control.join_message(strand.sampled)
             return Fail(StopReason.MALFORMED) if message is None else Finish(message)
         messages = self._messages(strand.sampled)
@@ -58,7 +58,9 @@ class SpawnJoin:
     def _messages(self, sampled: tuple[int, ...]) -> list[tuple[int, ...]] | None:
         """The messages of a spawn block that ends `sampled`; None if it is malformed or has none."""
         c = self.control
-        if sampled.count(c.spawn) != 1 or c.join in sampled or c.ret in sampled or c.bos in sampled:
+        if sampled[-1:] != (c.spawn_end,) or sampled.count(c.spawn_end) != 1 or sampled.count(c.spawn) != 1:
+            return None
+        if {c.pad, c.bos, c.eos, c.join, c.ret}.intersection(sampled):
             return None
         start = sampled.index(c.spawn)
         block = sampled[start + 1 : -1]

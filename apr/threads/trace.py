@@ -21,7 +21,7 @@ Two relations join the strands, and they differ:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -214,32 +214,33 @@ class Trace:
         return StrandKey(self.step, self.problem["id"], self.sample, *strand.id)
 
 
-def closure(strands: dict[StrandId, Strand], sees: tuple[Reference, ...]) -> Iterator[tuple[StrandId, int]]:
+def closure_lengths(strands: Mapping[StrandId, Strand], sees: tuple[Reference, ...]) -> dict[StrandId, int]:
+    """How many tokens of each strand `sees` reaches, oldest strand first."""
+    longest: dict[StrandId, int] = {}
+    # A strand enters after its own closure; a longer view of it contains a shorter one. A stack, not recursion: a
+    # thread may join more often than Python nests calls.
+    stack = [(reference, False) for reference in reversed(sees)]
+    while stack:
+        reference, closed = stack.pop()
+        strand, length = reference
+        if closed or strand in longest:
+            longest[strand] = max(length, longest.get(strand, 0))
+        else:
+            stack.append((reference, True))
+            stack.extend((older, False) for older in reversed(strands[strand].sees))
+    return longest
+
+
+def closure(strands: Mapping[StrandId, Strand], sees: tuple[Reference, ...]) -> Iterator[tuple[StrandId, int]]:
     """Every (strand, token index) that `sees` reaches, each once, oldest first.
 
     With one reference per strand this is the root-to-leaf path of a prefix tree: an ordinary causal sequence.
     """
-    longest: dict[StrandId, int] = {}
-
-    def visit(references: tuple[Reference, ...]) -> None:
-        for strand, length in references:
-            if strand not in longest:
-                visit(strands[strand].sees)
-            # (Re-)insert after its own closure; a longer view of the same strand contains a shorter one.
-            longest[strand] = max(length, longest.get(strand, 0))
-
-    visit(sees)
-    for strand, length in longest.items():
+    for strand, length in closure_lengths(strands, sees).items():
         yield from ((strand, index) for index in range(length))
 
 
-def closure_ids(strands: dict[StrandId, Strand], sees: tuple[Reference, ...]) -> tuple[int, ...]:
+def closure_ids(strands: Mapping[StrandId, Strand], sees: tuple[Reference, ...]) -> tuple[int, ...]:
     """The token ids of `closure`: what precedes a strand in its context."""
-    ids = {strand: strands[strand].ids for strand, _ in _references(strands, sees)}
-    return tuple(ids[strand][index] for strand, index in closure(strands, sees))
-
-
-def _references(strands: dict[StrandId, Strand], sees: tuple[Reference, ...]) -> Iterator[Reference]:
-    for reference in sees:
-        yield from _references(strands, strands[reference.strand].sees)
-        yield reference
+    lengths = closure_lengths(strands, sees)
+    return tuple(token for strand, length in lengths.items() for token in strands[strand].ids[:length])

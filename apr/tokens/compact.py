@@ -1,13 +1,14 @@
 """The compact dialect of Countdown: a token per number below 100, a few words, and the target beside each value tested.
 
     prompt    <bos> 24 : 3 5 8 ;                target, then the numbers in ascending order
-    visit     > 3 + 5 = 8 : 8 8 : 24            steps so far, numbers left, target
+    visit     @ 3 + 5 = 8 : 8 8 : 24            steps so far, numbers left, target
     queue     ~ 3 + 5 = 8 : 8 8 : 24            the same, kept for later
-    test      8 + 8 = 16 24 x                   a last step, its value, the target, whether they are equal (x or !)
+    test      8 + 8 = 16 24 <                   a last step, its value, the target, how they compare (< ! >)
     message   3 + 5 = 8 : 8 8 : 24              to a child: a state, as in a visit
     answer    3 + 5 = 8 , 3 * 8 = 24            steps in order
 
-Numbers of any size are written in base 100: 2048 is `20 '48`.
+A test's verdict is threefold, not just yes or no: comparing is then practised at every test, and not only at the rare
+hit, without which small students never learn to see one. Numbers of any size are written in base 100: 2048 is `20 '48`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from apr.tokens.vocabulary import Vocabulary
 OPERATORS = ("+", "-", "*", "/")
 _HEADS = [str(n) for n in range(100)]
 _TAILS = [f"'{n:02d}" for n in range(100)]
-_WORDS = ["=", ":", ",", ";", ">", "~", "x", "!"]
+_WORDS = ["=", ":", ",", ";", "@", "~", "<", "!", ">"]
 
 
 class CompactDialect:
@@ -40,11 +41,11 @@ class CompactDialect:
         """A search event; `Spawned` is the protocol's to spell, not the dialect's."""
         match event:
             case Visited(node):
-                return self.vocabulary.encode([">", *_state(node, target)])
+                return self.vocabulary.encode(["@", *_state(node, target)])
             case Queued(node):
                 return self.vocabulary.encode(["~", *_state(node, target)])
             case Tested(step, goal):
-                verdict = "!" if step.result == goal else "x"
+                verdict = "!" if step.result == goal else "<" if step.result < goal else ">"
                 return self.vocabulary.encode([*_step(step), *_number(goal), verdict])
             case Spawned():
                 raise ValueError("a spawn is encoded by the protocol")
@@ -61,6 +62,8 @@ class CompactDialect:
         """A join message as the verifier reads it: `"8-6=2, 4+1=5, 2*5=10"`. Whatever the ids, some text."""
         text = ""
         for token in self.vocabulary.decode(ids):
+            if token.isdecimal() and text[-1:].isdecimal():
+                text += " "  # two numbers, which no answer may have side by side, and not one long number
             text += token[1:] if token.startswith("'") else ", " if token == "," else token
         return text
 

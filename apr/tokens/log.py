@@ -1,7 +1,7 @@
 """The search log: what a solver did on Countdown, as events without text. `apr.tokens.encode` makes it a trace.
 
 Each thread of a solver has its own log. A serial solver has one; a spawn/join solver has a log whose `Spawned` events
-hold the children's logs in spawn order. The last event decides the log's result: `Solved`, or nothing.
+hold the children's logs in spawn order. What it found is the log's `solution`; no event says so.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_ANSWER = 2_000  # characters; six numbers of any sensible size need far fewer
-_STEP = re.compile(r"\s*([0-9]{1,12})\s*([-+*/])\s*([0-9]{1,12})\s*=\s*([0-9]{1,24})\s*", re.ASCII)
+_STEP = re.compile(r"\s*([0-9]{1,24})\s*([-+*/])\s*([0-9]{1,24})\s*=\s*([0-9]{1,24})\s*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

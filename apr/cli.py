@@ -1,0 +1,169 @@
+"""The command line. Subcommands import what they need when they run: `apr --help` loads neither torch, ray nor vllm."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apr.errors import AprError, ConfigError, UserError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+EPILOG = """configuration: shipped presets are named (`--config tiny_cpu`), files are paths; later files win, then
+`dotted.key=value` overrides. `--print-config` shows the result, `--dry-run` also checks what it needs.
+
+examples:
+  apr quickstart
+  apr data generate --config tiny_cpu out=runs/data
+  apr sft --config tiny_cpu data=runs/data solver=spawn_join out=runs/sft
+  apr rl --config tiny_cpu data=runs/data checkpoint=runs/sft/checkpoint cluster.address=local
+  apr rl --resume runs/rl
+  apr eval --config tiny_cpu data=runs/data checkpoint=runs/sft/checkpoint out=runs/eval/sft
+  apr report runs/eval/sft runs/eval/rl --rl runs/rl --out report.html
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="apr",
+        description="Train language models to spawn child threads of their own decoding and join their results.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    data = commands.add_parser("data", help="make or check problems and demonstrations")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _configured(actions.add_parser("generate", help="problems by split, and demonstrations from each teacher"))
+    verify = actions.add_parser("verify", help="check a data folder: every problem, every solution, every trace")
+    verify.add_argument("folder", type=Path)
+    _configured(commands.add_parser("sft", help="supervised fine-tuning on demonstrations"))
+    rl = commands.add_parser("rl", help="reinforcement learning over spawned threads")
+    _configured(rl)
+    rl.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run from its newest checkpoint")
+    _configured(commands.add_parser("eval", help="evaluate a checkpoint on held-out problems"))
+    report = commands.add_parser("report", help="one HTML file from evaluations and an RL run")
+    report.add_argument("evaluations", type=Path, nargs="+", help="folders written by `apr eval`")
+    report.add_argument("--rl", type=Path, help="an RL run, for its curves and sampled traces")
+    report.add_argument(
+        "--data", type=Path, help="the data folder, for the teachers' own success (default: the evaluations')"
+    )
+    report.add_argument("--out", type=Path, default=Path("report.html"))
+    report.add_argument("--title", default="Spawn and join: evaluation report")
+    _configured(
+        commands.add_parser("quickstart", help="the whole path on two cores: data, SFT, RL, evaluation, report")
+    )
+    commands.add_parser("doctor", help="what is installed, what does not fit together, and what to do about it")
+    return top
+
+
+def _configured(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="preset or YAML file; repeatable"
+    )
+    command.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    command.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    command.add_argument("--dry-run", action="store_true", help="check the configuration and stop")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 for a failed run, 2 for a user's error, 130 for an interrupt."""
+    arguments = parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        print(f"apr: error: {error}", file=sys.stderr)
+        return 2
+    except AprError as error:
+        print(f"apr: failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(
+            f"apr: interrupted{f' ({error})' if str(error) else ''}; call the same command again to go on",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    match arguments.command:
+        case "doctor":
+            from apr.doctor import doctor
+
+            return doctor()
+        case "report":
+            from apr.report.build import build_report
+
+            print(build_report(arguments.evaluations, arguments.rl, arguments.data, arguments.out, arguments.title))
+            return 0
+        case "data" if arguments.action == "verify":
+            from apr.data.check import check_folder
+
+            print(check_folder(arguments.folder))
+            return 0
+        case "data":
+            return _configured_run("data", arguments)
+        case command:
+            return _configured_run(command, arguments)
+
+
+def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
+    from apr import config as c
+
+    kinds: dict[str, type[BaseModel]] = {
+        "data": c.DataConfig, "sft": c.SftConfig, "rl": c.RlConfig, "eval": c.EvalConfig, "quickstart": c.QuickstartConfig,
+    }  # fmt: skip
+    files = [_config_file(stage, name) for name in arguments.config]
+    resume = getattr(arguments, "resume", None)
+    if resume is not None:
+        if files:
+            raise ConfigError("--resume takes the run's own configuration: leave --config out")
+        files = [resume / "config.yaml"]
+    config = c.load(kinds[stage], files, arguments.overrides)
+    if resume is not None:
+        config = config.model_copy(update={"out": resume})
+    if arguments.print_config:
+        print(c.dump(config), end="")
+        return 0
+    if arguments.dry_run:
+        print(f"{stage}: the configuration is sound; nothing was run")
+        return 0
+    match config:
+        case c.DataConfig():
+            from apr.data.generate import generate
+
+            generate(config)
+            print(f"data in {config.out}")
+        case c.SftConfig():
+            from apr.sft.train import train
+
+            print(f"checkpoint in {train(config)}")
+        case c.RlConfig():
+            from rl.launch import launch
+
+            print(f"checkpoint in {launch(config, resume is not None)}")
+        case c.EvalConfig():
+            from apr.evaluation.run import evaluate
+
+            traces = evaluate(config)
+            print(f"{config.out}: {sum(trace.correct for trace in traces)} of {len(traces)} correct")
+        case c.QuickstartConfig():
+            from apr.quickstart import quickstart
+
+            return quickstart(config)
+    return 0
+
+
+def _config_file(stage: str, name: str) -> Path:
+    """A path, or the name of a shipped preset of this stage."""
+    from apr.config import preset
+
+    path = Path(name)
+    return path if path.suffix in (".yaml", ".yml") or path.exists() else preset(stage, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""Configurations: YAML presets, then more files, then `dotted.key=value`, checked as a whole before anything starts.
+
+Unknown keys, wrong types and impossible combinations are `ConfigError`s that name the key. There are no aliases and no
+interpolation; `apr COMMAND --print-config` shows what a run would use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from apr.errors import ConfigError
+from apr.threads.limits import Budgets, Limits
+from envs.countdown.env import CountdownSpec
+from solvers.search import Heuristic, Order
+
+ProtocolName = Literal["serial", "spawn_join"]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SolverConfig(Strict):
+    """A teacher: a solver and its options (see `solvers.search`)."""
+
+    protocol: ProtocolName
+    beams: list[int] = Field(default=[5], min_length=1, description="root beams, one drawn for each demonstration")
+    child_beam_max: int = Field(default=15, ge=1, description="child beams are drawn from root beam to this")
+    promising_share: float = Field(default=1.0, ge=0, le=1)
+    promising: Literal["per_child", "per_node"] = "per_child"
+    heuristic: Heuristic = "numbers_to_factors"
+    order: Order = "canonical"
+    spawn_depth: int = Field(default=0, ge=0)
+    value_cap: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _spawns(self) -> SolverConfig:
+        if (self.protocol == "serial") != (self.spawn_depth == 0):
+            raise ValueError("spawn_depth must be 0 for the serial protocol and at least 1 for spawn_join")
+        if min(self.beams) < 1:
+            raise ValueError("beams must be at least 1")
+        return self
+
+
+class DataConfig(Strict):
+    """Problems by split, and demonstrations from each teacher."""
+
+    seed: int = 0
+    problems: CountdownSpec = CountdownSpec()
+    train: int = Field(default=5000, ge=1, description="problems")
+    validation: int = Field(default=200, ge=1)
+    test: int = Field(default=1000, ge=1)
+    demonstrations_per_problem: int = Field(default=1, ge=1)
+    solvers: dict[str, SolverConfig]
+    out: Path = Path("runs/data")
+
+
+class ModelConfig(Strict):
+    """A Llama-architecture model trained from scratch. `window`: tokens in one context."""
+
+    layers: int = Field(default=4, ge=1)
+    hidden: int = Field(default=128, ge=8)
+    heads: int = Field(default=4, ge=1)
+    intermediate: int = Field(default=512, ge=8)
+    window: int = Field(default=160, ge=16)
+
+    @model_validator(mode="after")
+    def _heads(self) -> ModelConfig:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class SftConfig(Strict):
+    """Supervised fine-tuning of one model on one teacher's demonstrations."""
+
+    seed: int = 0
+    data: Path = Path("runs/data")
+    solver: str = "spawn_join"
+    model: ModelConfig = ModelConfig()
+    only_solved: bool = Field(default=False, description="leave out demonstrations without a solution")
+    overlong: Literal["head", "drop"] = Field(default="head", description="rows beyond the window: keep head, or drop")
+    epochs: float = Field(default=1.0, gt=0)
+    batch_rows: int = Field(default=64, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
+    warmup_steps: int = Field(default=50, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    log_every: int = Field(default=50, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    threads: int = Field(default=2, ge=1)
+    out: Path = Path("runs/sft")
+
+
+class EngineConfig(Strict):
+    """The sampling engine. `kv_cache_mib` bounds its cache."""
+
+    kind: Literal["vllm", "tiny"] = "vllm"
+    kv_cache_mib: int = Field(default=512, ge=1)
+    max_num_seqs: int = Field(default=256, ge=1)
+    block_size: int = Field(default=32, ge=1)
+    threads: int = Field(default=2, ge=1)
+
+
+class EvalConfig(Strict):
+    """Evaluation of one checkpoint. `samples` > 1 gives cons@n and pass@n."""
+
+    seed: int = 0
+    data: Path = Path("runs/data")
+    split: Literal["train", "validation", "test"] = "test"
+    checkpoint: Path = Path("runs/sft")
+    protocol: ProtocolName = "spawn_join"
+    problems: int | None = Field(default=None, ge=1, description="the first so many; all if not given")
+    samples: int = Field(default=1, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    limits: Limits = Limits()
+    budgets: Budgets = Budgets()
+    engine: EngineConfig = EngineConfig()
+    in_flight: int = Field(default=64, ge=1, description="attempts running at once")
+    out: Path = Path("runs/eval")
+
+    @model_validator(mode="after")
+    def _greedy(self) -> EvalConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("several samples at temperature 0 are all the same: set temperature above 0 or samples=1")
+        return self
+
+
+class SoftBudget(Strict):
+    """A penalty on successes: `weight` times the relative excess over `budget`, at most `weight`."""
+
+    budget: int = Field(ge=1)
+    weight: float = Field(gt=0, le=1)
+
+
+class RewardConfig(Strict):
+    """Success = correct and within the hard budgets; soft terms only separate successes."""
+
+    budgets: Budgets = Budgets()
+    soft_context: SoftBudget | None = None
+    soft_span: SoftBudget | None = None
+    soft_work: SoftBudget | None = None
+
+
+class LearnerConfig(Strict):
+    """The optimiser's side of RL. `tokens_per_pass` bounds a padded forward pass; it changes no result."""
+
+    lr: float = Field(default=2e-4, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    inner_steps: int = Field(default=1, ge=1, description="optimiser steps on each batch of traces")
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    clip_high: float = Field(default=0.2, gt=0)
+    importance_cap: float = Field(default=2.0, ge=1)
+    tokens_per_pass: int = Field(default=8192, ge=64)
+    threads: int = Field(default=2, ge=1)
+
+
+class ClusterConfig(Strict):
+    """Where RL runs: `none` is one process without Ray; `local` starts a Ray; else the address of one, or `auto`."""
+
+    address: str = "none"
+    engine_cpus: float = Field(default=1, ge=0)
+    learner_cpus: float = Field(default=1, ge=0)
+    gpus: float = Field(default=0, ge=0, description="for engine and learner each")
+    timeout: float = Field(default=300.0, gt=0, description="seconds to wait for the actors to start")
+
+
+class RlConfig(Strict):
+    """GRPO over spawned threads."""
+
+    seed: int = 0
+    data: Path = Path("runs/data")
+    checkpoint: Path = Path("runs/sft/checkpoint")
+    protocol: ProtocolName = "spawn_join"
+    steps: int = Field(default=30, ge=1)
+    problems_per_step: int = Field(default=32, ge=1)
+    group_size: int = Field(default=8, ge=2, description="traces of one problem; 1 gives no advantage")
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, ge=1, le=1, description="fixed: below 1 the sampler's logprobs are not its own")
+    limits: Limits = Limits()
+    reward: RewardConfig = RewardConfig()
+    weighting: Literal["token", "strand", "trace", "constant"] = "token"
+    divide_by_deviation: bool = False
+    shuffle_advantages: bool = Field(default=False, description="null control: nothing can be learned")
+    learner: LearnerConfig = LearnerConfig()
+    engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    weight_sync: Literal["tensors", "file"] = "tensors"
+    in_flight: int = Field(default=64, ge=1)
+    validate_every: int = Field(default=10, ge=1)
+    validate_problems: int = Field(default=100, ge=0)
+    checkpoint_every: int = Field(default=5, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    parity_mean: float = Field(default=1e-4, gt=0, description="largest mean |logprob gap| allowed at the first step")
+    parity_max: float = Field(default=1e-2, gt=0)
+    max_silent_steps: int = Field(default=10, ge=1, description="steps in a row without signal before the run stops")
+    max_lost_share: float = Field(default=0.05, ge=0, le=1, description="of a step's traces lost with their engine")
+    traces_per_step: int = Field(default=8, ge=0, description="sampled traces kept for the viewer")
+    tensorboard: bool = True
+    out: Path = Path("runs/rl")
+
+    @model_validator(mode="after")
+    def _joint(self) -> RlConfig:
+        if self.limits.seconds is not None:
+            raise ValueError("limits.seconds may not enter RL (results would depend on the machine): leave it out")
+        budget = self.reward.budgets.context
+        if budget is not None and budget > self.limits.context:
+            raise ValueError(f"reward.budgets.context ({budget}) exceeds limits.context ({self.limits.context})")
+        if self.protocol == "spawn_join" and self.limits.depth < 1:
+            raise ValueError("protocol spawn_join needs limits.depth of at least 1")
+        return self
+
+
+class QuickstartConfig(Strict):
+    """The whole path in one command, each stage with its preset."""
+
+    seed: int = 0
+    preset: str = "tiny_cpu"
+    start: Literal["data", "sft"] = Field(default="data", description="`sft` begins with the shipped SFT checkpoints")
+    sampled_problems: int = Field(default=250, ge=1, description="problems for cons@n and pass@n")
+    samples: int = Field(default=4, ge=2)
+    stages: dict[Literal["data", "sft", "rl", "eval"], list[str]] = Field(default={}, description="overrides by stage")
+    out: Path = Path("runs/quickstart")
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def preset(stage: str, name: str) -> Path:
+    """The file of a shipped preset, e.g. `preset("sft", "tiny_cpu")`."""
+    return Path(str(files("configs"))) / stage / f"{name}.yaml"
+
+
+def load(kind: type[Config], paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
+    """Merge files in order, then overrides; later ones win, key by key. Raises `ConfigError`."""
+    merged: dict[str, Any] = {}
+    for path in paths:
+        _merge(merged, _read(path))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"override {override!r} is not of the form dotted.key=value")
+        nested: Any = _parse(value, f"override {override!r}")
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        _merge(merged, nested)
+    return check(kind, merged, ", ".join([*map(str, paths), *overrides]) or "defaults")
+
+
+def check(kind: type[Config], content: dict[str, Any], where: str) -> Config:
+    """Build a config; all that is wrong with it in one `ConfigError`."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            key = ".".join(map(str, fault["loc"])) or "(whole config)"
+            if fault["type"] == "extra_forbidden":
+                siblings = ", ".join(_keys_at(kind, fault["loc"][:-1]))
+                lines.append(f"unknown key {key}" + (f"; known here: {siblings}" if siblings else ""))
+            else:
+                lines.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}")
+        raise ConfigError(f"configuration ({where}):\n  " + "\n  ".join(lines)) from None
+
+
+def dump(config: BaseModel) -> str:
+    """The resolved configuration as YAML that `load` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"no configuration file {path}; shipped presets are in {files('configs')}")
+    content = _parse(path.read_text(), str(path))
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys to values, not {type(content).__name__}")
+    return content
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from None
+
+
+def _merge(base: dict[str, Any], more: dict[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _keys_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    current: Any = kind
+    for part in path:
+        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
+        current = field.annotation if field else None
+    return list(current.model_fields) if hasattr(current, "model_fields") else []

@@ -1,0 +1,113 @@
+"""`apr data generate`: problems by split, and demonstrations from each teacher, with a card that says what is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from apr.config import DataConfig, SolverConfig, dump
+from apr.data.store import demonstrations_file, problems_file, read_problems, write_demonstrations, write_problems
+from apr.errors import RunDirectoryError
+from apr.progress import Progress
+from apr.protocols import protocol_by_name
+from apr.runs import file_hash, write_text
+from apr.seeds import derive_rng
+from apr.threads.trace import Trace
+from apr.tokens.compact import CompactDialect
+from apr.tokens.encode import encode
+from apr.tokens.log import Node
+from envs.countdown.env import Countdown
+from solvers.search import SearchOptions, search
+
+CONFIG = "config.yaml"
+
+
+def generate(config: DataConfig) -> None:
+    """Write what is missing of the data set in `config.out`; finished files are kept."""
+    env = Countdown(config.problems, CompactDialect())
+    _claim(config)
+    for split, count in (("train", config.train), ("validation", config.validation), ("test", config.test)):
+        path = problems_file(config.out, split)
+        if not path.is_file():
+            write_problems(path, env.problems(split, count, config.seed))
+    problems = read_problems(problems_file(config.out, "train"))
+    statistics = {}
+    for name, solver in config.solvers.items():
+        path = demonstrations_file(config.out, name)
+        if not path.is_file():
+            traces = demonstrate(problems, name, solver, config.seed, config.demonstrations_per_problem)
+            write_demonstrations(path, traces)
+            statistics[name] = _statistics(traces)
+    if statistics:
+        write_text(config.out / "README.md", _card(config, statistics))
+
+
+def _claim(config: DataConfig) -> None:
+    """Say in the folder what it holds. Raises `RunDirectoryError` if it holds other data already."""
+    path, text = config.out / CONFIG, dump(config.model_copy(update={"out": Path()}))
+    if path.is_file() and path.read_text() != text:
+        raise RunDirectoryError(f"{config.out} holds data of another configuration ({path}): give another `out`")
+    write_text(path, text)
+
+
+def demonstrate(
+    problems: list[dict[str, Any]], name: str, solver: SolverConfig, seed: int, per_problem: int = 1
+) -> list[Trace]:
+    """The teacher's traces, `per_problem` for each problem; beams are drawn anew for each."""
+    dialect = CompactDialect()
+    protocol = protocol_by_name(solver.protocol, dialect.vocabulary.control)
+    traces = []
+    with Progress(f"demonstrations {name}", len(problems) * per_problem) as progress:
+        for problem in problems:
+            for copy in range(per_problem):
+                # The same stream for every solver: teachers with equal beams make the same choices.
+                rng = derive_rng(seed, "solver", problem["id"], copy)
+                beam = rng.choice(solver.beams)
+                options = SearchOptions(
+                    beam=beam,
+                    child_beam=rng.randint(beam, max(beam, solver.child_beam_max)),
+                    **solver.model_dump(exclude={"protocol", "beams", "child_beam_max"}),
+                )
+                log = search(problem["target"], Node(tuple(problem["numbers"]), ()), options, rng)
+                traces.append(encode(log, dialect, protocol, problem))
+                progress.advance()
+    return traces
+
+
+def _statistics(traces: list[Trace]) -> dict[str, float]:
+    costs = [trace.costs for trace in traces if trace.costs]
+    return {
+        "traces": len(traces),
+        "solved": sum(trace.correct for trace in traces) / len(traces),
+        "tokens": sum(cost.work for cost in costs),
+        "work": sum(cost.work for cost in costs) / len(costs),
+        "context": sum(cost.context for cost in costs) / len(costs),
+        "context_max": max(cost.context for cost in costs),
+        "threads": sum(cost.threads for cost in costs) / len(costs),
+    }
+
+
+def _card(config: DataConfig, statistics: dict[str, dict[str, float]]) -> str:
+    columns = list(next(iter(statistics.values())))
+    table = "\n".join(
+        f"| {name} | " + " | ".join(f"{row[column]:,.2f}".rstrip("0").rstrip(".") for column in columns) + " |"
+        for name, row in statistics.items()
+    )
+    hashes = {path.name: file_hash(path) for path in sorted(Path(config.out).rglob("*.parquet"))}
+    return f"""# Countdown problems and demonstrations
+
+Problems: {config.train} train, {config.validation} validation, {config.test} test. Splits share no number multiset
+(each multiset belongs to the split that a hash of it and `split_seed` says).
+
+| teacher | {" | ".join(columns)} |
+|---{"|---" * len(columns)}|
+{table}
+
+`work`, `context` and `threads` are means per trace; the dialect is `compact`.
+
+Content hashes: `{json.dumps(hashes)}`
+
+```yaml
+{dump(config)}```
+"""

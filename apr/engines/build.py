@@ -1,0 +1,39 @@
+"""Engines by configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from apr.config import EngineConfig
+from apr.engines.base import Engine
+from apr.errors import CheckpointError, ConfigError
+from apr.tokens.compact import CompactDialect
+
+
+def build_engine(config: EngineConfig, checkpoint: Path, max_context: int, seed: int = 0) -> Engine:
+    """Start the engine on a checkpoint, after checking that the two fit. Raises `CheckpointError`, `ConfigError`."""
+    window = check_checkpoint(checkpoint)
+    if max_context > window:
+        raise ConfigError(f"limits.context ({max_context}) exceeds the model's window ({window}) of {checkpoint}")
+    if config.kind == "tiny":
+        from apr.engines.tiny import TinyEngine
+
+        return TinyEngine.from_checkpoint(checkpoint, max_context=max_context)
+    from apr.engines.vllm import VllmEngine
+
+    return VllmEngine(
+        checkpoint, max_context=max_context, seed=seed, max_num_seqs=config.max_num_seqs,
+        kv_cache_bytes=config.kv_cache_mib << 20, block_size=config.block_size, threads=config.threads,
+    )  # fmt: skip
+
+
+def check_checkpoint(checkpoint: Path) -> int:
+    """The window of a checkpoint of this project's vocabulary. Raises `CheckpointError`."""
+    if not (checkpoint / "model.safetensors").is_file():
+        raise CheckpointError(f"no model in {checkpoint}: train one with `apr sft`, or set `checkpoint`")
+    CompactDialect().vocabulary.check(checkpoint)
+    try:
+        return int(json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"])
+    except (OSError, json.JSONDecodeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint}/config.json is missing or corrupt: {error!r}") from error

@@ -1,0 +1,170 @@
+"""An engine in a Ray actor, and its stand-in on this side, which passes the same contract.
+
+Requests made in one turn of the event loop travel together, and so do completions: a strand costs a share of two remote
+calls, however many are in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from apr.config import EngineConfig
+from apr.engines.base import Completion, Request
+from apr.engines.build import build_engine
+from apr.errors import EngineError, EngineLostError
+from apr.threads.trace import StrandKey
+
+
+class EngineActor:
+    """Runs in a Ray actor: an in-process engine, fed by `submit` and drained by `collect`."""
+
+    def __init__(self, config: EngineConfig, checkpoint: str, max_context: int, seed: int) -> None:
+        self.engine = build_engine(config, Path(checkpoint), max_context, seed)
+        self.finished: asyncio.Queue[Completion | tuple[StrandKey, Exception]] = asyncio.Queue()
+        self.running: set[asyncio.Task[None]] = set()
+
+    async def ready(self) -> tuple[int, int]:
+        return self.engine.max_context, self.engine.version
+
+    async def submit(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            task = asyncio.create_task(self._generate(request))
+            self.running.add(task)
+            task.add_done_callback(self.running.discard)
+
+    async def collect(self) -> list[Completion | tuple[StrandKey, Exception]]:
+        """Waits for at least one result; returns all there are."""
+        results = [await self.finished.get()]
+        while not self.finished.empty():
+            results.append(self.finished.get_nowait())
+        return results
+
+    async def _generate(self, request: Request) -> None:
+        try:
+            await self.finished.put(await self.engine.generate(request))
+        except EngineError as error:
+            await self.finished.put((request.key, error))
+
+    async def abort(self, key: StrandKey) -> None:
+        await self.engine.abort(key)
+
+    async def pause(self) -> None:
+        await self.engine.pause()
+
+    async def resume(self) -> None:
+        await self.engine.resume()
+
+    async def update_weights(self, source: Any, version: int) -> None:
+        await self.engine.update_weights(source, version)
+
+    async def metrics(self) -> Mapping[str, float]:
+        return await self.engine.metrics()
+
+    async def close(self) -> None:
+        await self.engine.close()
+
+
+class RemoteEngine:
+    """The `Engine` seam over an `EngineActor`'s handle. If the actor dies, all requests in flight are lost."""
+
+    def __init__(self, actor: Any, max_context: int, version: int) -> None:
+        self._actor = actor
+        self._max_context = max_context
+        self._version = version
+        self._waiting: dict[StrandKey, asyncio.Future[Completion]] = {}
+        self._outbox: list[Request] = []
+        self._pump: asyncio.Task[None] | None = None
+
+    @property
+    def max_context(self) -> int:
+        return self._max_context
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    async def generate(self, request: Request) -> Completion:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Completion] = loop.create_future()
+        self._waiting[request.key] = future
+        self._outbox.append(request)
+        if self._pump is None or self._pump.done():
+            self._pump = loop.create_task(self._run())
+        elif len(self._outbox) == 1:
+            loop.call_soon(lambda: asyncio.ensure_future(self._flush()))
+        return await future
+
+    async def _run(self) -> None:
+        """Send what waits, collect what is ready, until nothing is in flight."""
+        try:
+            await self._flush()
+            while self._waiting:
+                for result in await self._actor.collect.remote():
+                    key, error = (result.key, None) if isinstance(result, Completion) else result
+                    future = self._waiting.pop(key, None)
+                    if future is None or future.done():
+                        continue
+                    if error is None:
+                        future.set_result(result)
+                    else:
+                        future.set_exception(error)
+        except RayActorError as error:
+            self._lose(error)
+
+    async def _flush(self) -> None:
+        requests, self._outbox = self._outbox, []
+        if requests:
+            try:
+                await self._actor.submit.remote(requests)
+            except RayActorError as error:
+                self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(EngineLostError(f"the engine's actor died: {error}"))
+        self._waiting.clear()
+        self._outbox.clear()
+
+    async def abort(self, key: StrandKey) -> None:
+        await self._call("abort", key)
+
+    async def pause(self) -> None:
+        await self._call("pause")
+
+    async def resume(self) -> None:
+        await self._call("resume")
+
+    async def update_weights(self, source: Any, version: int) -> None:
+        await self._call("update_weights", source, version)
+        self._version = version
+
+    async def metrics(self) -> Mapping[str, float]:
+        metrics: Mapping[str, float] = await self._call("metrics")
+        return metrics
+
+    async def close(self) -> None:
+        await self._call("close")
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self._actor, method).remote(*arguments)
+        except RayActorError as error:
+            raise EngineLostError(f"the engine's actor died: {error}") from error
+        except RayTaskError as error:
+            raise error.as_instanceof_cause() from error
+
+
+def start_engine(
+    config: EngineConfig, checkpoint: Path, max_context: int, seed: int, options: Mapping[str, Any], timeout: float
+) -> RemoteEngine:
+    """Start an engine actor and wait until it serves. Raises `ray.exceptions.GetTimeoutError` after `timeout` s."""
+    actor = ray.remote(EngineActor).options(**options).remote(config, str(checkpoint.resolve()), max_context, seed)
+    window, version = ray.get(actor.ready.remote(), timeout=timeout)
+    return RemoteEngine(actor, window, version)

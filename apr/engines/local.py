@@ -1,0 +1,234 @@
+"""What engines that live in their caller's process share: requests by key, pause, abort, weights, counters, death.
+
+A subclass says how a request starts (`_begin`), what it has sampled when it is cut short (`_interrupt`), how weights
+are taken (`_load`) and how the engine is let go (`_release`). Everything runs in the caller's event loop: no threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apr.engines.base import Completion, Request
+from apr.errors import CheckpointError, EngineError, EngineLostError
+from apr.threads.trace import EngineStop, StrandKey, VersionSpan
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(eq=False)
+class Flight:
+    """A request on its way. It is not `running` while a pause holds it back, nor once it has ended."""
+
+    request: Request
+    done: asyncio.Future[Completion]
+    running: bool = False
+
+
+class LocalEngine(ABC):
+    """Base of the engines in this package; implements `apr.engines.base.Engine`."""
+
+    def __init__(self, max_context: int, version: int) -> None:
+        self._max_context = max_context
+        self._version = version
+        self._flights: dict[StrandKey, Flight] = {}
+        self._paused = False
+        self._closed = False
+        self._lost: Exception | None = None
+        self._vocabulary: int | None = None  # ids below it are tokens; None: any id is
+        self._counters = dict.fromkeys(
+            ("requests", "sampled_tokens", "prefilled_tokens", "cached_tokens", "busy_seconds"), 0.0
+        )
+
+    @property
+    def max_context(self) -> int:
+        return self._max_context
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    async def generate(self, request: Request) -> Completion:
+        """Sample one strand; see `Engine.generate`. Raises `EngineError` for a request that can never be served."""
+        self._check(request)
+        flight = Flight(request, asyncio.get_running_loop().create_future())
+        self._flights[request.key] = flight
+        try:
+            if not self._paused:
+                self._launch(flight)
+            return await flight.done
+        finally:
+            del self._flights[request.key]
+            if flight.running:  # the caller was cancelled: nobody will read this completion
+                self._settle(flight, self._interrupt(flight))
+
+    async def abort(self, key: StrandKey) -> None:
+        """Stop a request, held back ones too; unknown and finished keys are ignored."""
+        flight = self._flights.get(key)
+        if flight is None or flight.done.done():
+            return
+        self._settle(flight, self._interrupt(flight) if flight.running else self._completion(flight, (), ()))
+
+    async def pause(self) -> None:
+        self._paused = True
+        while running := [flight.done for flight in self._flights.values() if flight.running]:
+            await asyncio.wait(running)
+
+    async def resume(self) -> None:
+        self._paused = False
+        for flight in list(self._flights.values()):
+            if not flight.running and not flight.done.done():
+                self._launch(flight)
+
+    async def update_weights(self, source: Any, version: int) -> None:
+        """Take weights from a folder with `model.safetensors` or a mapping of names to tensors.
+
+        Raises `CheckpointError` if the folder cannot be read, `EngineError` if the weights do not fit, if requests are
+        in flight, or if the engine could not take them.
+        """
+        self._check_alive()
+        if any(flight.running for flight in self._flights.values()):
+            raise EngineError("weights cannot change under requests in flight: await pause() first, then resume()")
+        self._load(source)
+        self._version = version
+
+    async def metrics(self) -> Mapping[str, float]:
+        """Counters since the start; `busy_seconds` is time spent computing."""
+        return dict(self._counters)
+
+    async def close(self) -> None:
+        """Let the engine go; requests in flight fail with `EngineLostError`. Closing twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        self._fail_flights("the engine was closed with this request in flight")
+        self._release()
+
+    # What a subclass gives.
+
+    @abstractmethod
+    def _begin(self, flight: Flight) -> None:
+        """Start sampling; `_settle` the flight when it is done. May raise `EngineError`."""
+
+    @abstractmethod
+    def _interrupt(self, flight: Flight) -> Completion:
+        """Stop a running request; what it sampled so far."""
+
+    @abstractmethod
+    def _load(self, source: Any) -> None:
+        """Take new weights, and forget every cache made with the old ones."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Free what the engine holds."""
+
+    # What a subclass uses.
+
+    def _completion(
+        self,
+        flight: Flight,
+        ids: tuple[int, ...],
+        logprobs: tuple[float, ...],
+        stop: EngineStop = EngineStop.ABORT,
+        cached: int = 0,
+    ) -> Completion:
+        """The completion of a flight, counted if it ran."""
+        if flight.running:
+            self._counters["requests"] += 1
+            self._counters["sampled_tokens"] += len(ids)
+            self._counters["prefilled_tokens"] += len(flight.request.ids) - cached
+            self._counters["cached_tokens"] += cached
+        versions = (VersionSpan(self._version, 0, len(ids)),) if ids else ()
+        return Completion(flight.request.key, ids, logprobs, stop, versions, cached)
+
+    def _settle(self, flight: Flight, result: Completion | Exception) -> None:
+        """The flight has ended with `result`; its caller may be gone already."""
+        flight.running = False
+        if flight.done.done():
+            return
+        if isinstance(result, Exception):
+            flight.done.set_exception(result)
+        else:
+            flight.done.set_result(result)
+
+    def _lose(self, error: Exception) -> None:
+        """The engine is beyond use: fail every request, now and later."""
+        self._lost = error
+        self._fail_flights(f"the engine died: {error!r}")
+
+    def _launch(self, flight: Flight) -> None:
+        try:
+            self._begin(flight)
+            flight.running = True
+        except EngineError as error:
+            self._settle(flight, error)
+
+    def _fail_flights(self, message: str) -> None:
+        for flight in self._flights.values():
+            self._settle(flight, EngineLostError(message))
+
+    def _check_alive(self) -> None:
+        if self._lost is not None:
+            raise EngineLostError(f"the engine died: {self._lost!r}; start another one") from self._lost
+        if self._closed:
+            raise EngineError("the engine is closed; start another one")
+
+    def _check(self, request: Request) -> None:
+        self._check_alive()
+        if request.key in self._flights:
+            raise EngineError(f"{request.key} is in flight already; a key names one request at a time")
+        if not request.ids or request.max_tokens < 1:
+            raise EngineError(f"{request.key}: {len(request.ids)} ids, max_tokens {request.max_tokens}; both start at 1")
+        ids = {*request.ids, *request.stop_ids}
+        if min(ids) < 0 or (self._vocabulary is not None and max(ids) >= self._vocabulary):
+            raise EngineError(f"{request.key} names ids outside the model's vocabulary of {self._vocabulary}")
+        if request.temperature < 0:
+            raise EngineError(f"{request.key}: temperature {request.temperature} is negative; 0 is greedy")
+        if len(request.ids) + 1 > self._max_context:
+            raise EngineError(
+                f"{request.key} has {len(request.ids)} ids, which leaves no room to sample in a context of "
+                f"{self._max_context}: shorten it, or start the engine with a larger max_context"
+            )
+
+
+def read_weights(source: Any) -> Mapping[str, torch.Tensor]:
+    """The tensors of `source`: a mapping as it is, or a folder's `model.safetensors`. Raises `CheckpointError`."""
+    if isinstance(source, Mapping):
+        return source
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(source) / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: give a folder saved in Hugging Face format, in one safetensors file")
+    try:
+        loaded: dict[str, torch.Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is truncated or corrupt ({error}): save the checkpoint again") from error
+    return loaded
+
+
+def check_weights(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `EngineError` unless `weights` are exactly the tensors named in `shapes`.
+
+    `lm_head.weight` may come in addition: the state of a model with tied embeddings lists the one tensor twice.
+    """
+    missing = sorted(shapes.keys() - weights.keys())
+    unknown = sorted(weights.keys() - shapes.keys() - {"lm_head.weight"})
+    differ = [
+        f"{name} {tuple(weights[name].shape)} for {shape}"
+        for name, shape in shapes.items()
+        if name in weights and tuple(weights[name].shape) != shape
+    ]
+    if missing or unknown or differ:
+        raise EngineError(
+            "these weights are not of the engine's model: "
+            f"missing {missing[:3]}, unknown {unknown[:3]}, of another shape {differ[:3]}; send its full state"
+        )

@@ -1,0 +1,119 @@
+"""A small torch engine whose results are batch invariant, bit for bit: for tests, and for runs that must be exact.
+
+Each request is decoded alone, with its own cache of keys and values, on the same shapes whatever else is in flight.
+Requests take turns token by token in the caller's event loop. There is no prefix cache: `Completion.cached` is 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from apr.engines.base import Completion
+from apr.engines.local import Flight, LocalEngine, check_weights, read_weights
+from apr.errors import CheckpointError
+from apr.threads.trace import EngineStop
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class _Sampled:
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class TinyEngine(LocalEngine):
+    """Serves a copy of `model`, a transformers causal language model in float32, on its own device."""
+
+    def __init__(self, model: PreTrainedModel, *, max_context: int, version: int = 0) -> None:
+        super().__init__(max_context, version)
+        self._model: Any = copy.deepcopy(model).eval().requires_grad_(False)
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in self._model.named_parameters()}
+        self._vocabulary = int(model.config.vocab_size)
+        self._sampled: dict[Flight, _Sampled] = {}
+        self._tasks: dict[Flight, asyncio.Task[None]] = {}
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Path, *, max_context: int, version: int = 0) -> TinyEngine:
+        """From a folder in Hugging Face format. Raises `CheckpointError` if it is missing or cannot be read."""
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
+
+        try:
+            model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{checkpoint} holds no readable model ({error}): train or export it again") from error
+        return cls(model, max_context=max_context, version=version)
+
+    def _begin(self, flight: Flight) -> None:
+        self._sampled[flight] = _Sampled()
+        self._tasks[flight] = asyncio.get_running_loop().create_task(self._decode(flight))
+
+    async def _decode(self, flight: Flight) -> None:
+        request, sampled = flight.request, self._sampled[flight]
+        most = min(request.max_tokens, self.max_context - len(request.ids))
+        generator = torch.Generator().manual_seed(request.seed)
+        ids, cache, stop = request.ids, None, EngineStop.LENGTH
+        try:
+            while len(sampled.ids) < most:
+                started = time.perf_counter()
+                logits, cache = self._forward(ids, cache)
+                token, logprob = _sample(logits, request.temperature, generator)
+                self._counters["busy_seconds"] += time.perf_counter() - started
+                sampled.ids.append(token)
+                sampled.logprobs.append(logprob)
+                ids = (token,)
+                if token in request.stop_ids:
+                    stop = EngineStop.STOP
+                    break
+                await asyncio.sleep(0)
+        except RuntimeError as error:  # what torch raises: out of memory, and the like
+            self._lose(error)
+            return
+        self._forget(flight)
+        self._settle(flight, self._completion(flight, tuple(sampled.ids), tuple(sampled.logprobs), stop))
+
+    @torch.no_grad()
+    def _forward(self, ids: tuple[int, ...], cache: Any) -> tuple[torch.Tensor, Any]:
+        """Logits [vocabulary] after the last of `ids`, and the cache grown by them."""
+        inputs = torch.tensor([ids], device=self._model.device)
+        output = self._model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[0, -1].float().cpu(), output.past_key_values
+
+    def _interrupt(self, flight: Flight) -> Completion:
+        sampled = self._sampled[flight]
+        self._tasks[flight].cancel()
+        self._forget(flight)
+        return self._completion(flight, tuple(sampled.ids), tuple(sampled.logprobs))
+
+    def _forget(self, flight: Flight) -> None:
+        del self._sampled[flight], self._tasks[flight]
+
+    def _load(self, source: Any) -> None:
+        weights = read_weights(source)
+        check_weights(weights, self._shapes)
+        with torch.no_grad():
+            for name, tensor in self._model.named_parameters():
+                tensor.copy_(weights[name])
+
+    def _release(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
+        self._sampled.clear()
+
+
+def _sample(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[int, float]:
+    """A token and its logprob at `temperature`; the most likely one and its logprob at 1 when greedy."""
+    logprobs = torch.log_softmax(logits / temperature if temperature > 0 else logits, dim=-1)
+    choice = torch.multinomial(logprobs.exp(), 1, generator=generator) if temperature > 0 else logits.argmax()
+    token = int(choice)
+    return token, float(logprobs[token])

@@ -1,0 +1,235 @@
+"""vLLM in this process, on CPU and GPU alike: the engine that training and evaluation use. All vLLM calls are here.
+
+vLLM's V1 `LLMEngine` is driven by `add_request` and `step`: while requests are in flight, a pump task calls `step` in
+the caller's event loop and lets the loop run between steps. So the order of everything is deterministic, and there is
+no second process to lose or to orphan.
+
+What in-process vLLM does to its process: it seeds the global random number generators, makes
+`torch.set_num_threads` a no-op (on CPU), and initialises torch.distributed. One engine at a time per process; another
+may be made after `close`.
+
+Sampling is seeded per request, and vLLM draws from the full softmax at the request's temperature (no top-p, no
+top-k); `processed_logprobs` are the logprobs of that distribution. A greedy request is reported at temperature 1.
+Which other requests are in the batch still changes floats in their last bits, and so, rarely, a sampled token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from apr.engines.base import Completion, Request
+from apr.engines.local import WEIGHTS_FILE, Flight, LocalEngine, check_weights, read_weights
+from apr.errors import CheckpointError, EngineError, ResourceError
+from apr.threads.trace import EngineStop
+
+_SETTLE_TURNS = 8  # event-loop turns from a finished request to the requests that its caller makes of it
+_MIN_TEMPERATURE = 0.01  # vLLM samples at this when asked for less
+
+
+class VllmEngine(LocalEngine):
+    """A Hugging Face checkpoint folder (with `model.safetensors`) behind vLLM.
+
+    `max_context`: tokens in one context, prompt and sampled. `max_num_seqs`: requests decoded at once; more wait.
+    `kv_cache_bytes`: memory for keys and values, shared by all of them and the prefix cache. `block_size`: tokens in
+    a block, the grain of prefix sharing; on CPU a multiple of 32. `threads`: torch threads, fixed for the whole
+    process by its first engine (None: as they are). `verbose`: let vLLM log.
+
+    Raises `CheckpointError` if the checkpoint is missing or unusable, `ResourceError` for too little memory.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        max_context: int,
+        seed: int,
+        max_num_seqs: int = 256,
+        kv_cache_bytes: int = 512 << 20,
+        block_size: int = 32,
+        dtype: str = "float32",
+        version: int = 0,
+        threads: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(max_context, version)
+        self._shapes = _shapes(checkpoint)
+        self._check_window(checkpoint)
+        _set_environment(verbose)
+        import torch
+        from vllm import EngineArgs, LLMEngine
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():  # else the first request waits for a C++ compiler, to count ranks nobody reads
+            current_platform.simple_compile_backend = "eager"
+        if threads is not None:
+            torch.set_num_threads(threads)
+            if torch.get_num_threads() != threads:
+                raise ResourceError(
+                    f"{threads} torch threads were asked for, but an earlier engine of this process fixed them at "
+                    f"{torch.get_num_threads()}: ask for as many, or start this engine in a process of its own"
+                )
+        arguments = EngineArgs(
+            model=str(checkpoint), skip_tokenizer_init=True, dtype=dtype, seed=seed % 2**31,
+            max_model_len=max_context, max_num_seqs=max_num_seqs, max_num_batched_tokens=max(8192, max_context),
+            kv_cache_memory_bytes=kv_cache_bytes, block_size=block_size, enable_prefix_caching=True,
+            enforce_eager=True, async_scheduling=False, scheduling_policy="priority",
+            logprobs_mode="processed_logprobs", disable_log_stats=True,
+        )  # fmt: skip
+        try:
+            self._engine: Any = LLMEngine.from_engine_args(arguments)
+        except (MemoryError, ValueError, RuntimeError, OSError) as error:
+            raise _explain(error, checkpoint, kv_cache_bytes) from error
+        self._vocabulary = self._engine.model_config.get_vocab_size()
+        self._by_name: dict[str, Flight] = {}  # vLLM's request names to flights
+        self._names: dict[Flight, str] = {}
+        self._order = itertools.count()
+        self._pump_task: asyncio.Task[None] | None = None
+        self._counters["steps"] = 0.0
+
+    def _check(self, request: Request) -> None:
+        super()._check(request)
+        if 0 < request.temperature < _MIN_TEMPERATURE:
+            raise EngineError(
+                f"{request.key}: temperature {request.temperature} cannot be sampled exactly: "
+                f"use 0 (greedy) or at least {_MIN_TEMPERATURE}"
+            )
+
+    def _begin(self, flight: Flight) -> None:
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        request = flight.request
+        order = next(self._order)
+        params = SamplingParams(
+            temperature=request.temperature, top_p=1.0, top_k=0, max_tokens=request.max_tokens,
+            seed=request.seed if request.temperature > 0 else None,
+            stop_token_ids=list(request.stop_ids), ignore_eos=True,
+            logprobs=0, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )  # fmt: skip
+        name = str(order)
+        # A running number in place of the clock: equal priorities are served in the order they came, on every run.
+        try:
+            internal = self._engine.add_request(
+                name, tokens_input(list(request.ids)), params, arrival_time=float(order), priority=request.priority
+            )
+        except VLLMValidationError as error:
+            raise EngineError(f"vLLM refused {request.key}: {error}") from error
+        self._by_name[name] = flight
+        self._names[flight] = internal
+        if self._pump_task is None or self._pump_task.done():
+            self._pump_task = asyncio.get_running_loop().create_task(self._pump())
+
+    async def _pump(self) -> None:
+        """Step the engine while anything is in flight."""
+        finished = True
+        while True:
+            for _ in range(_SETTLE_TURNS if finished else 1):
+                await asyncio.sleep(0)
+            if not self._names or self._closed or self._lost is not None:
+                return
+            finished = self._step()
+
+    def _step(self) -> bool:
+        """Decode one token of every running request; whether any request finished."""
+        started = time.perf_counter()
+        try:
+            outputs = self._engine.step()
+        except Exception as error:  # noqa: BLE001 - whatever the core died of, no request may hang on it
+            self._lose(error)
+            return True
+        self._counters["steps"] += 1
+        self._counters["busy_seconds"] += time.perf_counter() - started
+        for output in outputs:
+            flight = self._by_name.pop(output.request_id)
+            del self._names[flight]
+            sampled = output.outputs[0]
+            if sampled.finish_reason not in ("stop", "length"):
+                self._settle(flight, EngineError(f"vLLM ended {flight.request.key}: {sampled.finish_reason}"))
+                continue
+            stop = EngineStop.STOP if sampled.finish_reason == "stop" else EngineStop.LENGTH
+            ids, logprobs = tuple(sampled.token_ids), tuple(sampled.logprobs.logprobs)
+            cached = min(output.num_cached_tokens or 0, len(flight.request.ids))
+            self._settle(flight, self._completion(flight, ids, logprobs, stop, cached))
+        return bool(outputs)
+
+    def _interrupt(self, flight: Flight) -> Completion:
+        name = self._names.pop(flight)
+        state = self._engine.output_processor.request_states[name]
+        del self._by_name[state.external_req_id]
+        ids, logprobs = tuple(state.detokenizer.output_token_ids), tuple(state.logprobs_processor.logprobs.logprobs)
+        self._engine.abort_request([name], internal=True)
+        return self._completion(flight, ids, logprobs, cached=min(state.num_cached_tokens, len(flight.request.ids)))
+
+    def _load(self, source: Any) -> None:
+        weights = read_weights(source)
+        check_weights(weights, self._shapes)
+        chosen = iter([(name, weights[name]) for name in self._shapes])
+        try:
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": chosen})
+        except Exception as error:  # noqa: BLE001 - half-loaded weights: the engine is beyond use, whatever the cause
+            self._lose(error)
+            raise EngineError(f"vLLM could not take the weights: {error!r}; start another engine") from error
+        if not self._engine.reset_prefix_cache():
+            self._lose(EngineError("prefix cache not cleared"))
+            raise EngineError("vLLM kept keys and values of the old weights (a block is in use); start another engine")
+
+    def _release(self) -> None:
+        self._by_name.clear()
+        self._names.clear()
+        self._engine.engine_core.shutdown()
+        self._engine = None
+
+    def _check_window(self, checkpoint: Path) -> None:
+        """A context beyond the trained window would fail inside vLLM with advice that does not fit."""
+        from transformers import AutoConfig
+
+        window = AutoConfig.from_pretrained(checkpoint, local_files_only=True).max_position_embeddings
+        if self.max_context > window:
+            raise CheckpointError(
+                f"max_context {self.max_context} exceeds the window of {window} that {checkpoint} was trained with: "
+                "lower the context limit, or train with a larger max_position_embeddings"
+            )
+
+
+def _shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint's tensors, from the header of its file."""
+    from safetensors import SafetensorError, safe_open
+
+    for name in ("config.json", WEIGHTS_FILE):
+        if not (checkpoint / name).is_file():
+            raise CheckpointError(f"{checkpoint / name} is missing: give a folder saved in Hugging Face format")
+    try:
+        with safe_open(checkpoint / WEIGHTS_FILE, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{checkpoint / WEIGHTS_FILE} is corrupt ({error}): save the checkpoint again") from error
+
+
+def _explain(error: Exception, checkpoint: Path, kv_cache_bytes: int) -> Exception:
+    """vLLM's constructor errors in this project's types."""
+    text = f"{error}".lower()
+    if isinstance(error, MemoryError) or "memory" in text or "kv cache" in text:
+        return ResourceError(
+            f"vLLM cannot start with {kv_cache_bytes / 2**20:.0f} MiB for keys and values: {error}. "
+            "Lower kv_cache_bytes if the machine lacks memory, raise it if one context does not fit, "
+            "or free memory held by other processes"
+        )
+    if "block size" in text or "block_size" in text:
+        return EngineError(f"vLLM cannot use this block_size: {error}. On a CPU use a multiple of 32")
+    return CheckpointError(f"vLLM cannot serve {checkpoint}: {error}. Check its config.json, or export it again")
+
+
+def _set_environment(verbose: bool) -> None:
+    """vLLM reads these when it is imported: one process, nothing sent anywhere, warnings only when asked."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["VLLM_LOGGING_LEVEL"] = "INFO" if verbose else "ERROR"

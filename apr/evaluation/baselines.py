@@ -1,0 +1,76 @@
+"""cons@n and pass@n: what n sampled traces a problem are worth together, as one `Attempt` per problem.
+
+A report row is a name, a description and an attempt per problem, whichever way the attempts came about:
+
+    sampled = samples_by_problem(traces)
+    summarise("SoS+ cons@4", [majority(group) for group in sampled], "vote of 4 samples at temperature 1")
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from apr.evaluation.metrics import Attempt, attempts
+from apr.threads.trace import StopReason, Trace
+
+_SUMS = ("work", "work_sampled", "threads", "width")
+_LARGEST = ("context", "span", "span_sampled", "seconds")
+
+
+def samples_by_problem(traces: Sequence[Trace]) -> list[list[Trace]]:
+    """Traces grouped by problem, problems in the order in which they are first seen."""
+    groups: dict[str, list[Trace]] = {}
+    for trace in traces:
+        groups.setdefault(trace.problem["id"], []).append(trace)
+    return list(groups.values())
+
+
+def without_spaces(answer: str) -> str:
+    """The canonical form that fits any environment: answers that differ in spaces alone are the same answer."""
+    return "".join(answer.split())
+
+
+def majority(traces: Sequence[Trace], canonical: Callable[[str], str] = without_spaces) -> Attempt:
+    """cons@n: the answer that most traces gave, correct iff it is. Traces without an answer do not vote.
+
+    `canonical` maps answers that mean the same to the same text; it must not look at correctness. Ties go to the
+    answer seen first. Raises `ValueError` unless all traces are of one problem.
+    """
+    samples = _samples(traces)
+    votes = Counter(canonical(one.answer) for one in samples if one.answer is not None)  # keeps first-seen order
+    if not votes:
+        return _together(samples, samples[0])
+    winner = max(votes, key=lambda answer: votes[answer])
+    chosen = next(one for one in samples if one.answer is not None and canonical(one.answer) == winner)
+    return _together(samples, chosen)
+
+
+def pass_at(traces: Sequence[Trace]) -> Attempt:
+    """pass@n: correct iff any trace is. Raises `ValueError` unless all traces are of one problem."""
+    samples = _samples(traces)
+    return _together(samples, next((one for one in samples if one.correct), samples[0]))
+
+
+def _samples(traces: Sequence[Trace]) -> list[Attempt]:
+    problems = {trace.problem["id"] for trace in traces}
+    if len(problems) != 1:
+        raise ValueError(f"samples of one problem are voted over together, but these are of {len(problems)}")
+    return attempts(traces)
+
+
+def _together(samples: Sequence[Attempt], chosen: Attempt) -> Attempt:
+    """The costs of all samples run side by side, with the result of the chosen one."""
+    costs = {cost: sum(one.costs[cost] for one in samples) for cost in _SUMS}
+    costs |= {cost: max(one.costs[cost] for one in samples) for cost in _LARGEST}
+    costs["parallelism"] = costs["work"] / costs["span"] if costs["span"] else 1.0
+    sampled = costs["span_sampled"]
+    costs["parallelism_sampled"] = costs["work_sampled"] / sampled if sampled else 1.0
+    lost = any(one.lost for one in samples)
+    return Attempt(
+        problem=chosen.problem,
+        correct=chosen.correct and not lost,
+        stop=StopReason.ENGINE_LOST if lost else chosen.stop,
+        answer=chosen.answer,
+        costs=costs,
+    )

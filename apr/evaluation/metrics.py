@@ -1,0 +1,200 @@
+"""What evaluations report: pure functions over attempts.
+
+An `Attempt` is one try at one problem, by whatever means: a single trace, or a vote over several sampled traces
+(`apr.evaluation.baselines`). All functions here take traces or attempts alike. A trace whose engine was lost is never
+scored: it is counted as lost, and left out of every rate and cost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from apr.threads.trace import StopReason, Trace
+
+COSTS = (
+    "context", "work", "work_sampled", "span", "span_sampled", "parallelism", "parallelism_sampled", "threads", "width",
+    "seconds",
+)  # fmt: skip
+
+METRICS: dict[str, str] = {
+    "accuracy": "Share of problems whose answer the verifier accepts; every scored attempt counts, whyever it stopped.",
+    "interval": "Wilson's 95% interval for the accuracy, from successes and number of problems.",
+    "stop": "Why the root thread stopped: it answered, it gave no answer, its text was malformed, or a limit was hit.",
+    "context": "Most tokens that any one strand had before it, injected, and sampled: the window that was needed.",
+    "work": "Tokens of all threads together: injected (copies left out) and sampled.",
+    "work_sampled": "Sampled tokens of all threads together.",
+    "span": "Tokens, injected and sampled, on the longest chain of strands that wait for each other.",
+    "span_sampled": "Sampled tokens on the longest chain of strands that wait for each other: latency in tokens.",
+    "parallelism": "work / span; 1 for a serial attempt.",
+    "parallelism_sampled": "work_sampled / span_sampled; 1 for a serial attempt.",
+    "threads": "Threads ever started, the root included.",
+    "width": "Most threads alive at once, waiting parents included, if all that can run decode one token a step.",
+    "seconds": "Wall clock of the attempt while the engine served all the others too (under load), unless said.",
+    "p50, p90, p99": "Smallest value that this share of the attempts (50, 90, 99 of 100) does not exceed.",
+    "accuracy within a cost": "Share of all problems solved by an attempt that cost at most this much. For context, "
+    "this is what a smaller window would leave of the same attempts: a lower bound where threads are spawned, since "
+    "a child cut short need not fail its trace.",
+    "cons@n": "n sampled attempts side by side; the answer given most often counts (first seen wins ties).",
+    "pass@n": "n sampled attempts side by side; solved if any is. Needs a verifier that no one has at test time.",
+    "costs of cons@n, pass@n": "Work, threads and width add up over the samples; context, span and seconds are those "
+    "of the largest, since the samples run side by side.",
+    "McNemar": "Exact two-sided test on the problems that only one of two models solved.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at one problem. `costs` has every name of `COSTS` (tokens, threads, ratios, seconds)."""
+
+    problem: str
+    correct: bool
+    stop: StopReason
+    answer: str | None
+    costs: Mapping[str, float]
+
+    @property
+    def lost(self) -> bool:
+        """The engine was lost on the way: not scored."""
+        return self.stop is StopReason.ENGINE_LOST
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and percentiles of one cost over attempts; a percentile is a value that occurred."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class McNemar:
+    """Problems solved by one of two models alone, of `n` that both tried, and the exact two-sided p-value."""
+
+    n: int
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One row of a report; `dataclasses.asdict` makes it plain data. `lost` attempts are not among the `n`."""
+
+    name: str
+    description: str
+    n: int
+    lost: int
+    correct: int
+    accuracy: float
+    interval: tuple[float, float]
+    stops: dict[str, int]
+    costs: dict[str, Spread]
+
+
+def attempt(trace: Trace) -> Attempt:
+    """The view of a single trace. Raises `ValueError` if it was not verified, or has no costs."""
+    if trace.outcome is None or trace.costs is None:
+        raise ValueError(f"the trace of problem {trace.problem['id']} has no outcome or no costs: verify it first")
+    lost = any(thread.stop is StopReason.ENGINE_LOST for thread in trace.threads)
+    return Attempt(
+        problem=trace.problem["id"],
+        correct=trace.outcome.correct and not lost,
+        stop=StopReason.ENGINE_LOST if lost else trace.outcome.stop,
+        answer=trace.answer,
+        costs={cost: float(getattr(trace.costs, cost)) for cost in COSTS},
+    )
+
+
+def attempts(tries: Sequence[Trace | Attempt]) -> list[Attempt]:
+    """Traces and attempts alike, as attempts."""
+    return [attempt(one) if isinstance(one, Trace) else one for one in tries]
+
+
+def interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a rate; (0, 1) if nothing was tried."""
+    if n == 0:
+        return 0.0, 1.0
+    from scipy.stats import binomtest
+
+    low, high = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> McNemar:
+    """Compare two models on the same problems, in the same order. Raises `ValueError` on unequal lengths."""
+    if len(a) != len(b):
+        raise ValueError(f"cannot pair {len(a)} results with {len(b)}: both models must try the same problems")
+    only_a = sum(x and not y for x, y in zip(a, b))
+    only_b = sum(y and not x for x, y in zip(a, b))
+    if only_a + only_b == 0:
+        return McNemar(len(a), 0, 0, 1.0)
+    from scipy.stats import binomtest
+
+    return McNemar(len(a), only_a, only_b, float(binomtest(only_a, only_a + only_b, 0.5).pvalue))
+
+
+def compare(a: Sequence[Trace | Attempt], b: Sequence[Trace | Attempt]) -> McNemar:
+    """`mcnemar` on the problems that both tried and neither lost.
+
+    Raises `ValueError` if there are none, or if a model has several attempts at one problem.
+    """
+    results_a, results_b = (_by_problem(one) for one in (a, b))
+    shared = [problem for problem in results_a if problem in results_b]
+    if not shared:
+        raise ValueError("the two models share no problem: evaluate both on the same ones")
+    return mcnemar([results_a[problem] for problem in shared], [results_b[problem] for problem in shared])
+
+
+def summarise(name: str, tries: Sequence[Trace | Attempt], description: str = "") -> Summary:
+    """Accuracy, stops and costs of attempts. Raises `ValueError` if none of them can be scored."""
+    scored = [one for one in attempts(tries) if not one.lost]
+    if not scored:
+        raise ValueError(f"{name}: none of {len(tries)} attempts can be scored; evaluate again")
+    correct = sum(one.correct for one in scored)
+    stops = Counter(one.stop.value for one in scored)
+    return Summary(
+        name=name,
+        description=description,
+        n=len(scored),
+        lost=len(tries) - len(scored),
+        correct=correct,
+        accuracy=correct / len(scored),
+        interval=interval(correct, len(scored)),
+        stops={stop.value: stops[stop.value] for stop in StopReason if stops[stop.value]},
+        costs={cost: spread([one.costs[cost] for one in scored]) for cost in COSTS},
+    )
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and percentiles of at least one value."""
+    ordered = sorted(values)
+    p50, p90, p99 = (ordered[-(-len(ordered) * share // 100) - 1] for share in (50, 90, 99))
+    return Spread(sum(ordered) / len(ordered), p50, p90, p99, ordered[-1])
+
+
+def accuracy_by_cost(tries: Sequence[Trace | Attempt], cost: str) -> tuple[list[float], list[float]]:
+    """Share of all scored attempts that are correct and cost at most x, at each x that occurs, ascending.
+
+    `cost` is a name of `COSTS`, such as context, work or span_sampled. Both lists have the same length.
+    """
+    scored = [one for one in attempts(tries) if not one.lost]
+    solved = Counter(one.costs[cost] for one in scored if one.correct)
+    x = sorted({one.costs[cost] for one in scored})
+    y, total = [], 0
+    for value in x:
+        total += solved[value]
+        y.append(total / len(scored))
+    return x, y
+
+
+def _by_problem(tries: Sequence[Trace | Attempt]) -> dict[str, bool]:
+    scored = [one for one in attempts(tries) if not one.lost]
+    results = {one.problem: one.correct for one in scored}
+    if len(results) != len(scored):
+        raise ValueError("a model has several attempts at one problem: vote over them, or take one of them, first")
+    return results

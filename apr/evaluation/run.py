@@ -1,0 +1,72 @@
+"""`apr eval`: a checkpoint on held-out problems, greedy or sampled, under limits; one trace a line, resumable."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from apr.config import EvalConfig
+from apr.data.store import problems_file, read_problems
+from apr.engines.base import Engine
+from apr.engines.build import build_engine
+from apr.errors import RunDirectoryError
+from apr.evaluation.metrics import summarise
+from apr.progress import Progress
+from apr.protocols import protocol_by_name
+from apr.rollout import Job, Roller
+from apr.runs import file_hash, run_directory, write_text
+from apr.seeds import derive_seed
+from apr.threads.codec import TraceWriter, read_traces
+from apr.threads.session import Sampling
+from apr.threads.trace import Trace
+from apr.tokens.compact import CompactDialect
+from envs.countdown.env import Countdown, CountdownSpec
+
+TRACES = "traces.jsonl.gz"
+SUMMARY = "summary.json"
+
+
+def evaluate(config: EvalConfig) -> list[Trace]:
+    """All traces of the evaluation, problem by problem; those already on disk are not made again."""
+    source = problems_file(config.data, config.split)
+    problems = read_problems(source)[: config.problems]
+    jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
+    facts = {"data_hash": file_hash(source), "checkpoint_hash": file_hash(config.checkpoint / "model.safetensors")}
+    with run_directory(config.out, config, **facts) as run:
+        done = list(read_traces(run / TRACES)) if (run / TRACES).is_file() else []
+        missing = jobs[len(done) :]
+        _check_same(done, jobs, run)
+        if missing:
+            engine = build_engine(config.engine, config.checkpoint, config.limits.context)
+            done += asyncio.run(_attempts(config, engine, missing, run / TRACES))
+        write_text(run / SUMMARY, json.dumps(asdict(summarise(config.out.name, done)), indent=1))
+    return done
+
+
+async def _attempts(config: EvalConfig, engine: Engine, jobs: Sequence[Job], path: Path) -> list[Trace]:
+    dialect = CompactDialect()
+    roller = Roller(
+        Countdown(CountdownSpec(), dialect), engine, protocol_by_name(config.protocol, dialect.vocabulary.control),
+        config.limits, Sampling(config.temperature, derive_seed(config.seed, "eval")), config.in_flight,
+    )  # fmt: skip
+    traces = []
+    try:
+        with TraceWriter(path) as writer, Progress(f"eval {config.out.name}", len(jobs)) as progress:
+            async for trace in roller.run(jobs):
+                traces.append(replace(trace, budgets=config.budgets.model_dump(exclude_none=True)))
+                writer.append(traces[-1])
+                progress.advance()
+    finally:
+        await engine.close()
+    return traces
+
+
+def _check_same(done: Sequence[Trace], jobs: Sequence[Job], run: Path) -> None:
+    for trace, job in zip(done, jobs):
+        if (trace.problem["id"], trace.sample) != (job.problem["id"], job.sample):
+            raise RunDirectoryError(f"{run} holds an evaluation of other problems: give another `out`, or delete it")
+    if len(done) > len(jobs):
+        raise RunDirectoryError(f"{run} holds {len(done)} traces, more than asked for: give another `out`")

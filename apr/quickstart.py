@@ -1,0 +1,132 @@
+"""`apr quickstart`: problems, demonstrations, SFT, RL, evaluation, report, on two cores.
+
+Each stage is one `apr` command in a process of its own, so that memory, threads and engines start clean, and a stage
+that was interrupted goes on where it stopped when the quickstart is called again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from apr.config import QuickstartConfig
+from apr.errors import CheckpointError
+from apr.runs import run_directory, whole_folder, write_text
+
+SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
+TEACHERS = {"sos_plus": "serial", "spawn_join": "spawn_join"}  # solver: protocol of its students
+STAGES = "stages.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command: `apr COMMAND ...`, skipped once it has succeeded."""
+
+    name: str
+    arguments: list[str]
+
+
+def quickstart(config: QuickstartConfig) -> int:
+    """Run the stages that are still missing; returns the first failing stage's exit status, or 0."""
+    with run_directory(config.out, config) as run:
+        if config.start == "sft":
+            _take_shipped(config.preset, run)
+        seconds: dict[str, float] = json.loads((run / STAGES).read_text()) if (run / STAGES).is_file() else {}
+        stages = plan(config, run)
+        for number, stage in enumerate(stages, 1):
+            marker = run / "done" / stage.name
+            if marker.is_file():
+                print(
+                    f"[{number}/{len(stages)}] {stage.name}: done before ({seconds.get(stage.name, 0):.0f}s)",
+                    flush=True,
+                )
+                continue
+            print(f"[{number}/{len(stages)}] {stage.name}: apr {' '.join(stage.arguments)}", flush=True)
+            started = time.monotonic()
+            status = _run([sys.executable, "-m", "apr.cli", *stage.arguments])
+            seconds[stage.name] = seconds.get(stage.name, 0.0) + time.monotonic() - started
+            write_text(run / STAGES, json.dumps(seconds, indent=1))
+            if status:
+                print(
+                    f"stage {stage.name} ended with status {status}; call the same command again to go on",
+                    file=sys.stderr,
+                )
+                return status if status > 0 else 1
+            write_text(marker, "")
+        print(
+            f"quickstart took {sum(seconds.values()) / 60:.1f} minutes; the report is {(run / 'report.html').resolve()}"
+        )
+    return 0
+
+
+def plan(config: QuickstartConfig, run: Path) -> list[Stage]:
+    """The stages in order."""
+
+    def arguments(command: str, *own: str) -> list[str]:
+        stage = command.split()[0]
+        more = config.stages.get(stage, [])  # type: ignore[call-overload]
+        return [*command.split(), "--config", config.preset, *own, f"seed={config.seed}", *more]
+
+    def evaluation(name: str, protocol: str, checkpoint: Path, *own: str) -> Stage:
+        places = (f"data={run}/data", f"checkpoint={checkpoint}", f"protocol={protocol}", f"out={run}/eval/{name}")
+        return Stage(f"eval_{name}", arguments("eval", *places, *own))
+
+    stages = [Stage("data", arguments("data generate", f"out={run}/data"))]
+    for solver in TEACHERS:
+        own = (f"data={run}/data", f"solver={solver}", f"out={run}/sft/{solver}")
+        stages.append(Stage(f"sft_{solver}", arguments("sft", *own)))
+    start = run / "sft" / "spawn_join" / "checkpoint"
+    rl = [*arguments("rl", f"data={run}/data", f"checkpoint={start}", f"out={run}/rl")]
+    if (run / "rl" / "checkpoints").is_dir():
+        rl = ["rl", "--resume", str(run / "rl")]
+    stages.append(Stage("rl", rl))
+    sampled = (f"problems={config.sampled_problems}", f"samples={config.samples}", "temperature=1.0")
+    for solver, protocol in TEACHERS.items():
+        checkpoint = run / "sft" / solver / "checkpoint"
+        stages.append(evaluation(f"{solver}_sft", protocol, checkpoint))
+        if protocol == "serial":
+            stages.append(evaluation(f"{solver}_sft_sampled", protocol, checkpoint, *sampled))
+    stages.append(evaluation("spawn_join_rl", "spawn_join", run / "rl" / "final"))
+    names = ("sos_plus_sft", "sos_plus_sft_sampled", "spawn_join_sft", "spawn_join_rl")
+    folders = [str(run / "eval" / name) for name in names]
+    stages.append(Stage("report", ["report", *folders, "--rl", str(run / "rl"), "--out", str(run / "report.html")]))
+    return stages
+
+
+def _take_shipped(preset: str, run: Path) -> None:
+    """Put the shipped SFT checkpoints where the SFT stages would have written them, and call those stages done."""
+    for solver in TEACHERS:
+        source, target = SHIPPED / preset / solver, run / "sft" / solver / "checkpoint"
+        if not source.is_dir():
+            raise CheckpointError(f"no shipped checkpoints for preset {preset!r} in {SHIPPED}: use start=data")
+        if not target.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with whole_folder(target) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+        write_text(run / "done" / f"sft_{solver}", "")
+
+
+def _run(command: list[str]) -> int:
+    """Run a stage; a signal to this process ends the stage in its own clean way first."""
+    stage = subprocess.Popen(command)
+
+    def forward(number: int, frame: object) -> None:
+        stage.send_signal(number)
+
+    # A terminal sends Ctrl-C to the stage as well; SIGTERM reaches only this process.
+    old = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    }
+    try:
+        status = stage.wait()
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    return status

@@ -1,0 +1,64 @@
+"""Many attempts at once: the runtime over a list of jobs, verified, in job order. RL and evaluation both use it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from apr.engines.base import Engine
+from apr.threads.limits import Limits
+from apr.threads.protocol import ThreadProtocol
+from apr.threads.session import Sampling, attempt
+from apr.threads.trace import Outcome, StopReason, Trace
+from envs.base import Env
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt to make: the `sample`-th at `problem`."""
+
+    problem: dict[str, Any]
+    sample: int
+
+
+@dataclass(frozen=True)
+class Roller:
+    """All that attempts share."""
+
+    env: Env
+    engine: Engine
+    protocol: ThreadProtocol
+    limits: Limits
+    sampling: Sampling
+    in_flight: int
+
+    async def run(self, jobs: Sequence[Job], step: int = 0) -> AsyncIterator[Trace]:
+        """Verified traces in the order of `jobs`, at most `in_flight` attempts at once."""
+        slots = asyncio.Semaphore(self.in_flight)
+
+        async def one(job: Job) -> Trace:
+            async with slots:
+                trace = await attempt(
+                    job.problem, self.env.prompt(job.problem), engine=self.engine, protocol=self.protocol,
+                    limits=self.limits, sampling=self.sampling, step=step, sample=job.sample,
+                )  # fmt: skip
+                return verified(trace, self.env, self.protocol)
+
+        tasks = [asyncio.create_task(one(job)) for job in jobs]
+        try:
+            for task in tasks:
+                yield await task
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def verified(trace: Trace, env: Env, protocol: ThreadProtocol) -> Trace:
+    """The trace with its answer and outcome. A lost engine anywhere makes the whole trace lost, never wrong."""
+    if any(thread.stop is StopReason.ENGINE_LOST for thread in trace.threads):
+        return replace(trace, outcome=Outcome(StopReason.ENGINE_LOST, False, "the engine was lost"))
+    answer = env.read(protocol.answer(trace.root))
+    verdict = env.verify(trace.problem, answer)
+    return replace(trace, answer=answer, outcome=Outcome(trace.root.stop, verdict.ok, verdict.reason))

@@ -1,0 +1,314 @@
+"""Traces on disk: JSON, one trace a line, in a gzip file that survives a killed writer.
+
+Each flush appends one whole gzip member, which every gzip reader takes as part of one file. A writer killed between
+flushes leaves a complete file; one killed during a flush leaves an incomplete last member, which the next writer drops.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from apr.errors import DataError, ResourceError
+from apr.threads.trace import (
+    SCHEMA,
+    Costs,
+    EngineStop,
+    Injected,
+    Origin,
+    Outcome,
+    Reference,
+    StopReason,
+    Strand,
+    StrandId,
+    Thread,
+    Trace,
+    VersionSpan,
+)
+
+FLUSH_CHARACTERS = 1 << 20  # of JSON held back before a flush: large enough to compress, small enough to lose
+_CHUNK = 1 << 20
+
+
+def to_json(trace: Trace) -> dict[str, Any]:
+    """`trace` as plain data (schema `apr.trace/1`). Exact, as long as `problem`, `limits` and `budgets` are plain."""
+    return {
+        "schema": trace.schema,
+        "problem": trace.problem,
+        "protocol": trace.protocol,
+        "step": trace.step,
+        "sample": trace.sample,
+        "answer": trace.answer,
+        "outcome": None if trace.outcome is None else {**asdict(trace.outcome), "stop": trace.outcome.stop.value},
+        "costs": None if trace.costs is None else asdict(trace.costs),
+        "limits": trace.limits,
+        "budgets": trace.budgets,
+        "reward": trace.reward,
+        "threads": [_thread_to_json(thread) for thread in trace.threads],
+        "strands": [_strand_to_json(strand) for strand in trace.strands],
+    }
+
+
+def from_json(data: Any) -> Trace:
+    """The trace that `to_json` wrote. Raises `DataError` for another schema, and for what is no valid trace."""
+    if not isinstance(data, dict) or "schema" not in data:
+        raise DataError(f"this is no trace: a trace is an object with 'schema': {SCHEMA!r}")
+    if data["schema"] != SCHEMA:
+        raise DataError(
+            f"this trace has schema {data['schema']!r}, and this version of apr reads {SCHEMA!r}: "
+            f"read it with a version of apr that knows {data['schema']!r}"
+        )
+    try:
+        trace = _trace(data)
+        _check(trace)
+    except KeyError as error:
+        raise DataError(f"malformed trace: the field {error} is missing; write the trace again") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"malformed trace: {error}; write the trace again") from error
+    return trace
+
+
+class TraceWriter:
+    """Appends traces to `path` (gzip, JSON lines). A context manager; one writer a file at a time.
+
+    Opening an existing file first drops an incomplete tail. Raises `DataError` if the file is corrupt before its tail.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._size = _complete_size(path) if path.exists() else 0
+        self._file = path.open("ab", buffering=0)
+        self._file.truncate(self._size)
+        self._lines: list[str] = []
+        self._held = 0
+
+    def append(self, trace: Trace) -> None:
+        """Add one trace; it is on disk after the next `flush`, at the latest when the writer closes."""
+        line = json.dumps(to_json(trace), separators=(",", ":"))
+        self._lines.append(line)
+        self._held += len(line)
+        if self._held >= FLUSH_CHARACTERS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was appended as one gzip member.
+
+        Raises `ResourceError` if the disk is full: the file is then as it was before, and a later flush tries again.
+        """
+        if not self._lines:
+            return
+        text = "\n".join(self._lines) + "\n"
+        member = gzip.compress(text.encode(), compresslevel=6, mtime=0)  # no clock: equal traces, equal files
+        rest = memoryview(member)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ResourceError(f"no space left to write {self.path}; free some and resume the run") from error
+            raise
+        finally:
+            if rest:  # a full disk or a signal: leave no torn member for later ones to be appended to
+                self._file.truncate(self._size)
+        self._size += len(member)
+        self._lines.clear()
+        self._held = 0
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def read_traces(path: Path) -> Iterator[Trace]:
+    """The traces of a file, in order. Raises `DataError`, naming file and line, where the file is cut or corrupt."""
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such trace file; check the path, or run the stage that writes it")
+    number = 1
+    rest = b""
+    try:
+        for text, _ in _inflate(path):
+            *lines, rest = (rest + text).split(b"\n")
+            for line in lines:
+                yield from_json(json.loads(line))
+                number += 1
+        if rest:
+            raise EOFError
+    except EOFError as error:
+        raise DataError(
+            f"{path}, line {number}: the file is cut off here, as after a killed writer; resume the run that "
+            "wrote it (this drops the torn tail), or write it again"
+        ) from error
+    except DataError as error:
+        raise DataError(f"{path}, line {number}: {error}") from error
+    except (zlib.error, ValueError) as error:
+        raise DataError(f"{path}, line {number}: the file is corrupt ({error}); write it again") from error
+
+
+def _inflate(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Pieces of the text of a gzip file, each with the file's size up to the last whole member.
+
+    Raises `EOFError` if the last member is incomplete, `zlib.error` if the file is corrupt.
+    """
+    complete = at = 0
+    member = zlib.decompressobj(wbits=31)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            while chunk:
+                text = member.decompress(chunk)
+                at += len(chunk) - len(member.unused_data)
+                chunk = member.unused_data
+                if member.eof:
+                    complete = at
+                    member = zlib.decompressobj(wbits=31)
+                yield text, complete
+    if at != complete:
+        raise EOFError
+
+
+def _complete_size(path: Path) -> int:
+    """Bytes up to the end of the last whole gzip member."""
+    complete = 0
+    try:
+        for _, whole in _inflate(path):
+            complete = whole
+    except EOFError:
+        return complete
+    except zlib.error as error:
+        raise DataError(
+            f"{path}: corrupt after byte {complete} ({error}); move the file away, or cut it to {complete} bytes to "
+            "keep the traces before"
+        ) from error
+    return complete
+
+
+def _thread_to_json(thread: Thread) -> dict[str, Any]:
+    return {
+        "id": thread.id,
+        "parent": thread.parent,
+        "depth": thread.depth,
+        "strands": thread.strands,
+        "stop": thread.stop.value,
+        "message": thread.message,
+    }
+
+
+def _strand_to_json(strand: Strand) -> dict[str, Any]:
+    return {
+        "id": strand.id,
+        "sees": strand.sees,
+        "after": strand.after,
+        "position": strand.position,
+        "injected": [[run.origin.value, run.ids] for run in strand.injected],
+        "sampled": strand.sampled,
+        "logprobs": strand.logprobs,
+        "versions": strand.versions,
+        "stop": strand.stop.value,
+        "cached": strand.cached,
+        "started": strand.started,
+        "ended": strand.ended,
+    }
+
+
+def _trace(data: dict[str, Any]) -> Trace:
+    outcome, costs = data["outcome"], data["costs"]
+    return Trace(
+        problem=_typed(data["problem"], dict),
+        protocol=_typed(data["protocol"], str),
+        step=_typed(data["step"], int),
+        sample=_typed(data["sample"], int),
+        threads=tuple(map(_thread, _typed(data["threads"], list))),
+        strands=tuple(map(_strand, _typed(data["strands"], list))),
+        answer=_typed(data["answer"], str, type(None)),
+        outcome=None
+        if outcome is None
+        else Outcome(StopReason(outcome["stop"]), _typed(outcome["correct"], bool), _typed(outcome["reason"], str)),
+        costs=None if costs is None else Costs(**{name: _typed(cost, int, float) for name, cost in costs.items()}),
+        limits=_typed(data["limits"], dict),
+        budgets=_typed(data["budgets"], dict),
+        reward={name: _typed(part, int, float) for name, part in data["reward"].items()},
+    )
+
+
+def _thread(data: dict[str, Any]) -> Thread:
+    return Thread(
+        id=_typed(data["id"], str),
+        parent=_typed(data["parent"], str, type(None)),
+        depth=_typed(data["depth"], int),
+        strands=tuple(map(_strand_id, data["strands"])),
+        stop=StopReason(data["stop"]),
+        message=_ids(data["message"]),
+    )
+
+
+def _strand(data: dict[str, Any]) -> Strand:
+    logprobs = data["logprobs"]
+    return Strand(
+        id=_strand_id(data["id"]),
+        sees=tuple(Reference(_strand_id(strand), _typed(length, int)) for strand, length in data["sees"]),
+        after=tuple(map(_strand_id, data["after"])),
+        position=_typed(data["position"], int),
+        injected=tuple(Injected(Origin(origin), _ids(ids)) for origin, ids in data["injected"]),
+        sampled=_ids(data["sampled"]),
+        stop=EngineStop(data["stop"]),
+        logprobs=None if logprobs is None else tuple(_typed(logprob, float) for logprob in logprobs),
+        versions=tuple(VersionSpan(*_ids(span)) for span in data["versions"]),
+        cached=_typed(data["cached"], int),
+        started=float(_typed(data["started"], int, float)),
+        ended=float(_typed(data["ended"], int, float)),
+    )
+
+
+def _strand_id(data: Any) -> StrandId:
+    thread, number = data
+    return StrandId(_typed(thread, str), _typed(number, int))
+
+
+def _ids(data: Any) -> tuple[int, ...]:
+    ids = tuple(_typed(data, list, tuple))
+    if not all(type(i) is int for i in ids):
+        raise ValueError("a list of integers holds something else")
+    return ids
+
+
+def _typed(value: Any, *kinds: type) -> Any:
+    if type(value) not in kinds:  # exactly: a bool is no count
+        raise ValueError(f"{value!r:.40} is not of type {' or '.join(kind.__name__ for kind in kinds)}")
+    return value
+
+
+def _check(trace: Trace) -> None:
+    """What readers rely on: strands in topological order, threads and references that exist, lists that match."""
+    if not trace.threads:
+        raise ValueError("it has no threads")
+    lengths: dict[StrandId, int] = {}
+    for strand in trace.strands:
+        if strand.id in lengths:
+            raise ValueError(f"strand {strand.id} is there twice")
+        for seen in strand.sees:
+            if not 0 <= seen.length <= lengths.get(seen.strand, -1):
+                raise ValueError(f"strand {strand.id} sees {seen.length} tokens of {seen.strand}, which has fewer")
+        if not lengths.keys() >= set(strand.after):
+            raise ValueError(f"strand {strand.id} comes after a strand that does not precede it")
+        if strand.logprobs is not None and len(strand.logprobs) != len(strand.sampled):
+            raise ValueError(f"strand {strand.id} has {len(strand.sampled)} tokens and {len(strand.logprobs)} logprobs")
+        lengths[strand.id] = len(strand.ids)
+    if len({thread.id for thread in trace.threads}) != len(trace.threads):
+        raise ValueError("two of its threads have the same id")
+    owned = [strand for thread in trace.threads for strand in thread.strands]
+    if len(owned) != len(lengths) or set(owned) != lengths.keys():
+        raise ValueError("its threads do not hold each strand once")

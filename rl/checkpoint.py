@@ -1,0 +1,51 @@
+"""Checkpoints of an RL run: whole folders `checkpoints/step_N`, written beside and moved into place.
+
+Everything that is not in the weights or the optimiser derives from the seed and the step, so a step number is all the
+state there is: which problems come next, which seeds sample them, which version the weights are.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from apr.errors import CheckpointError
+from apr.runs import whole_folder
+from apr.threads.trace import SCHEMA
+from rl.learner import LearnerApi
+
+STATE_FILE = "state.json"
+
+
+def folder_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:06d}"
+
+
+async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
+    """Write the checkpoint after `step` steps; drop all but the newest `keep`."""
+    final = folder_of(run, step)
+    with whole_folder(final) as folder:
+        await learner.save(folder)
+        (folder / STATE_FILE).write_text(json.dumps({"schema": SCHEMA, "step": step}))
+    for old in sorted(final.parent.glob("step_*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(run: Path) -> tuple[Path, int] | None:
+    """The newest whole checkpoint and its step, or None. Raises `CheckpointError` for one of another schema."""
+    folders = sorted((run / "checkpoints").glob("step_*"))
+    if not folders:
+        return None
+    path = folders[-1] / STATE_FILE
+    try:
+        state = json.loads(path.read_text())
+        schema, step = state["schema"], int(state["step"])
+    except (OSError, json.JSONDecodeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is missing or corrupt ({error!r}): delete that folder to resume before"
+        ) from error
+    if schema != SCHEMA:
+        raise CheckpointError(f"{path} has schema {schema}, this version reads {SCHEMA}: resume with its own version")
+    return folders[-1], step

@@ -1,0 +1,117 @@
+"""`apr rl`: puts the parts of a run together (in one process, or as Ray actors) and drives the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from apr.config import RlConfig
+from apr.data.store import problems_file, read_problems
+from apr.engines.base import Engine
+from apr.engines.build import build_engine, check_checkpoint
+from apr.errors import ConfigError, RunDirectoryError
+from apr.protocols import protocol_by_name
+from apr.runs import file_hash, run_directory, whole_folder
+from apr.tokens.compact import CompactDialect
+from envs.countdown.env import Countdown, CountdownSpec
+from rl import checkpoint, loop
+from rl.checkpoint import STATE_FILE
+from rl.learner import OPTIMIZER_FILE, Learner, LearnerApi
+from rl.monitor import JsonlMonitor, Monitor, Monitors, TensorBoardMonitor
+from rl.weight_sync import FileSync, TensorSync, WeightSync
+
+
+def launch(config: RlConfig, resume: bool) -> Path:
+    """Run to `config.steps`, or to a signal; returns the newest checkpoint. `resume`: go on from the newest one."""
+    source = problems_file(config.data, "train")
+    if config.limits.context > (window := check_checkpoint(config.checkpoint)):
+        raise ConfigError(f"limits.context ({config.limits.context}) exceeds the model's window ({window})")
+    train, validation = read_problems(source), read_problems(problems_file(config.data, "validation"))
+    with run_directory(config.out, config, data_hash=file_hash(source)) as run:
+        found = checkpoint.latest(run)
+        if found and not resume:
+            raise RunDirectoryError(
+                f"{run} holds a run already: `apr rl --resume {run}` goes on, or give another `out`"
+            )
+        if resume and not found:
+            print(f"{run} has no checkpoint yet: starting at step 0", file=sys.stderr)
+        start_from, start = found or (config.checkpoint, 0)
+        if start >= config.steps:
+            return _finished(run, start_from)
+        dialect = CompactDialect()
+        # Validation draws nothing new: problems come from the data set, the environment only spells and verifies.
+        env = Countdown(CountdownSpec(), dialect)
+        protocol = protocol_by_name(config.protocol, dialect.vocabulary.control)
+        monitors: list[Monitor] = [JsonlMonitor(run / "metrics.jsonl", start)]
+        if config.tensorboard:
+            monitors.append(TensorBoardMonitor(run / "tensorboard", start))
+        sync: WeightSync = TensorSync() if config.weight_sync == "tensors" else FileSync(run / "weights")
+        with placed(config, start_from) as (engine, learner):
+            parts = loop.Parts(env, protocol, engine, learner, sync, Monitors(monitors), train, validation)
+            try:
+                reached = asyncio.run(_drive(config, parts, run, start))
+            finally:
+                parts.monitor.close()
+        newest = checkpoint.folder_of(run, reached)
+        if reached == config.steps:
+            return _finished(run, newest)
+    raise KeyboardInterrupt(f"stopped after step {reached}; go on with: apr rl --resume {config.out}")
+
+
+def _finished(run: Path, newest: Path) -> Path:
+    """`final`: the last checkpoint without the optimiser's state, for evaluation and export."""
+    final = run / "final"
+    if not final.is_dir():
+        with whole_folder(final) as folder:
+            shutil.copytree(
+                newest, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(OPTIMIZER_FILE, STATE_FILE)
+            )
+    return final
+
+
+async def _drive(config: RlConfig, parts: loop.Parts, run: Path, start: int) -> int:
+    stopping = _stop_at_signal()
+    try:
+        return await loop.run(config, parts, run, start, stopping)
+    finally:
+        await parts.engine.close()
+
+
+def _stop_at_signal() -> Callable[[], bool]:
+    """After SIGINT or SIGTERM the step in progress is finished and saved; a second signal stops at once."""
+    asked = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print(
+            f"{signal.Signals(number).name}: finishing this step, then saving (again to stop at once)", file=sys.stderr
+        )
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return lambda: asked
+
+
+@contextmanager
+def placed(config: RlConfig, start_from: Path) -> Iterator[tuple[Engine, LearnerApi]]:
+    """Engine and learner in this process, or as Ray actors that end with the block."""
+    if config.cluster.address == "none":
+        engine = build_engine(config.engine, start_from, config.limits.context, config.seed)
+        yield engine, Learner(start_from, config.learner, config.temperature)
+        return
+    from rl.cluster import start
+
+    remote_engine, learner, shutdown = start(config, start_from)
+    try:
+        yield remote_engine, learner
+    finally:
+        shutdown()

@@ -1,0 +1,33 @@
+"""Rewards: success within budgets, each part logged by name (DESIGN section 6).
+
+`correct` is the verifier's verdict, `within` that every hard budget held, `success` both. Soft penalties subtract from
+successful traces only, so no cheap failure is ever preferred to a dearer success, and none to another failure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from apr.config import RewardConfig
+from apr.threads.trace import Trace
+
+
+def rewarded(trace: Trace, config: RewardConfig) -> Trace:
+    """The trace with its reward parts and their `total`. Raises `ValueError` on a trace without verdict or costs."""
+    if trace.outcome is None or trace.costs is None:
+        raise ValueError("only a verified trace with costs can be rewarded")
+    correct = float(trace.outcome.correct)
+    within = float(config.budgets.within(trace.costs))
+    success = correct * within
+    parts = {"correct": correct, "within": within, "success": success}
+    total = success
+    for name, soft in (
+        ("context", config.soft_context),
+        ("span_sampled", config.soft_span),
+        ("work", config.soft_work),
+    ):
+        if soft is not None:
+            excess = max(0.0, getattr(trace.costs, name) / soft.budget - 1.0)
+            parts[f"penalty_{name}"] = success * soft.weight * min(1.0, excess)
+            total -= parts[f"penalty_{name}"]
+    return replace(trace, reward={**parts, "total": total}, budgets=config.budgets.model_dump(exclude_none=True))

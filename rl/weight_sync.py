@@ -1,0 +1,54 @@
+"""How a learner's weights reach the engine. Order of an update: pause, send, finish with a version, clear the prefix
+cache (the engine checks that it was cleared), resume."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import typing
+from pathlib import Path
+
+from apr.engines.base import Engine
+from rl.learner import LearnerApi
+
+MARKER = "COMPLETE"
+
+
+class WeightSync(typing.Protocol):
+    async def push(self, learner: LearnerApi, engine: Engine, version: int) -> float:
+        """Bring `engine` to the learner's weights as `version`; returns seconds."""
+        ...
+
+
+class TensorSync:
+    """Hands the tensors over: by reference in one process, through the object store between Ray actors."""
+
+    async def push(self, learner: LearnerApi, engine: Engine, version: int) -> float:
+        started = time.monotonic()
+        weights = await learner.weights()
+        await engine.pause()
+        await engine.update_weights(weights, version)
+        await engine.resume()
+        return time.monotonic() - started
+
+
+class FileSync:
+    """Through a folder that both can read: safetensors, then a completion marker. The last version is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    async def push(self, learner: LearnerApi, engine: Engine, version: int) -> float:
+        started = time.monotonic()
+        target = self.folder / f"version_{version:06d}"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        await learner.save_weights(target)
+        (target / MARKER).touch()
+        await engine.pause()
+        await engine.update_weights(target, version)
+        await engine.resume()
+        for old in self.folder.glob("version_*"):
+            if old != target:
+                shutil.rmtree(old)
+        return time.monotonic() - started

@@ -1,0 +1,167 @@
+"""Metrics and baselines against numbers worked out by hand."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from apr.evaluation.baselines import majority, pass_at, samples_by_problem
+from apr.evaluation.metrics import (
+    COSTS,
+    METRICS,
+    Attempt,
+    accuracy_by_cost,
+    compare,
+    interval,
+    mcnemar,
+    spread,
+    summarise,
+)
+from apr.threads.trace import Costs, Outcome, StopReason, Thread, Trace
+
+
+def trace(
+    problem: str,
+    correct: bool,
+    answer: str | None = "1+2=3",
+    stop: StopReason = StopReason.ANSWERED,
+    context: int = 50,
+    work: int = 100,
+    span: int = 50,
+) -> Trace:
+    costs = Costs(work, work - 10, span, span - 10, context, 3, 2, 1, 80, 1.5)
+    root = Thread("r", None, 0, (), stop)
+    return Trace(
+        {"id": problem}, "spawn_join", 0, 0, (root,), (), answer, Outcome(stop, correct, "as told"), costs
+    )  # fmt: skip
+
+
+def test_wilson_interval() -> None:
+    # By Wilson's formula with z = 1.959964.
+    assert interval(8, 10) == pytest.approx((0.490162, 0.943317), abs=1e-6)
+    assert interval(0, 10) == pytest.approx((0.0, 0.277533), abs=1e-6)
+    assert interval(10, 10) == pytest.approx((0.722467, 1.0), abs=1e-6)
+    assert interval(0, 0) == (0.0, 1.0)
+
+
+def test_mcnemar_is_exact_and_two_sided() -> None:
+    a = [True] * 9 + [False] + [True, False] * 5
+    b = [False] * 9 + [True] + [True, False] * 5
+    test = mcnemar(a, b)
+    assert (test.n, test.only_a, test.only_b) == (20, 9, 1)
+    assert test.p_value == pytest.approx(2 * 11 / 1024)
+    assert mcnemar(b, a).p_value == test.p_value
+    assert mcnemar([True, False], [True, False]).p_value == 1.0
+    with pytest.raises(ValueError, match="same problems"):
+        mcnemar([True], [])
+
+
+def test_compare_pairs_by_problem_and_leaves_lost_ones_out() -> None:
+    a = [trace("p1", True), trace("p2", True), trace("p3", False), trace("p4", True)]
+    b = [trace("p3", True), trace("p2", False), trace("p1", True), trace("p5", True)]
+    test = compare(a, b)
+    assert (test.n, test.only_a, test.only_b) == (3, 1, 1)
+    b[1] = trace("p2", False, stop=StopReason.ENGINE_LOST)
+    assert compare(a, b).n == 2
+    with pytest.raises(ValueError, match="several attempts"):
+        compare([*a, a[0]], b)
+    with pytest.raises(ValueError, match="share no problem"):
+        compare(a[3:], b)
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    hundred = spread(list(range(100, 0, -1)))
+    assert (hundred.p50, hundred.p90, hundred.p99, hundred.max) == (50, 90, 99, 100)
+    assert hundred.mean == 50.5
+    assert asdict(spread([7.0])) == dict.fromkeys(("mean", "p50", "p90", "p99", "max"), 7.0)
+    assert spread([1.0, 2.0]).p50 == 1.0
+
+
+def test_summary() -> None:
+    tries = [
+        trace("p1", True, context=40),
+        trace("p2", False, None, StopReason.CONTEXT, context=160),
+        trace("p3", False, None, StopReason.NO_ANSWER),
+        trace("p4", True, work=400),
+        trace("p5", True, stop=StopReason.ENGINE_LOST, work=9_999),
+    ]
+    summary = summarise("model", tries, "greedy")
+    assert (summary.n, summary.lost, summary.correct, summary.accuracy) == (4, 1, 2, 0.5)
+    assert summary.stops == {"answered": 2, "no_answer": 1, "context": 1}
+    assert summary.costs.keys() == set(COSTS)
+    assert summary.costs["context"].mean == (40 + 160 + 50 + 50) / 4
+    assert summary.costs["work"].max == 400  # the lost attempt costs nothing
+    assert summary.costs["parallelism"].max == 8.0
+    assert summary.costs["parallelism_sampled"].p50 == 90 / 40
+    assert json.loads(json.dumps(asdict(summary)))["costs"]["seconds"]["mean"] == 1.5
+    with pytest.raises(ValueError, match="can be scored"):
+        summarise("model", tries[4:])
+    with pytest.raises(ValueError, match="p1 has no outcome"):
+        summarise("model", [replace(tries[0], outcome=None)])
+
+
+def test_lost_child_makes_the_trace_lost() -> None:
+    whole = trace("p1", True)
+    child = Thread("r.0", "r", 1, (), StopReason.ENGINE_LOST)
+    assert summarise("model", [whole, replace(whole, threads=(*whole.threads, child))]).lost == 1
+
+
+def test_accuracy_by_cost_counts_all_attempts_below() -> None:
+    tries = [
+        trace("p1", True, context=10),
+        trace("p2", False, context=20),
+        trace("p3", True, context=30),
+        trace("p4", True, context=30),
+    ]
+    assert accuracy_by_cost(tries, "context") == ([10, 20, 30], [0.25, 0.25, 0.75])
+    assert accuracy_by_cost(tries, "span_sampled") == ([40], [0.75])
+    assert accuracy_by_cost([], "work") == ([], [])
+
+
+def test_majority_votes_over_canonical_answers() -> None:
+    wrong, right = "2*5=11", "5*2=10"
+    group = [
+        trace("p", False, None, StopReason.CONTEXT),
+        trace("p", False, wrong),
+        trace("p", True, right, context=70, work=300, span=90),
+        trace("p", False, " 2 * 5 = 11 "),
+    ]
+    vote = majority(group)
+    assert (vote.answer, vote.correct, vote.stop) == (wrong, False, StopReason.ANSWERED)
+    assert majority(group, canonical=lambda answer: "all the same").answer == wrong
+    assert majority(group[1:3]).answer == wrong  # a tie: first seen
+    assert majority(group[2:]).correct
+    none = majority([group[0], trace("p", False, None, StopReason.MALFORMED)])
+    assert (none.answer, none.correct, none.stop) == (None, False, StopReason.CONTEXT)
+    assert pass_at(group).correct
+    assert not pass_at([group[0], group[1]]).correct
+
+
+def test_samples_run_side_by_side() -> None:
+    first = trace("p", False, "a", context=60, work=100, span=50)
+    group = [first, trace("p", True, "b", context=40, work=200, span=90)]
+    for together in (majority(group), pass_at(group)):
+        assert dict(together.costs) == {
+            "work": 300, "work_sampled": 280, "span": 90, "span_sampled": 80, "context": 60, "threads": 6, "width": 4,
+            "seconds": 1.5, "parallelism": 300 / 90, "parallelism_sampled": 280 / 80,
+        }  # fmt: skip
+        assert together.costs.keys() == set(COSTS)
+
+
+def test_votes_need_one_problem_and_no_lost_engine() -> None:
+    with pytest.raises(ValueError, match="of 2"):
+        majority([trace("p", True), trace("q", True)])
+    with pytest.raises(ValueError, match="of 0"):
+        pass_at([])
+    assert pass_at([trace("p", True), trace("p", False, stop=StopReason.ENGINE_LOST)]).lost
+
+
+def test_samples_are_grouped_in_order() -> None:
+    traces = [trace("b", True), trace("a", True), trace("b", False)]
+    assert samples_by_problem(traces) == [[traces[0], traces[2]], [traces[1]]]
+    votes: list[Attempt] = [majority(group) for group in samples_by_problem(traces)]
+    assert summarise("cons@2", votes).n == 2
+
+
+def test_each_cost_is_defined() -> None:
+    assert set(COSTS) <= METRICS.keys()
