@@ -53,6 +53,7 @@ class Roller:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def verified(trace: Trace, env: Env, protocol: ThreadProtocol) -> Trace:

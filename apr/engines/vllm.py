@@ -20,12 +20,15 @@ import itertools
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apr.engines.base import Completion, Request
 from apr.engines.local import WEIGHTS_FILE, Flight, LocalEngine, check_weights, read_weights
 from apr.errors import CheckpointError, EngineError, ResourceError
 from apr.threads.trace import EngineStop
+
+if TYPE_CHECKING:
+    import torch
 
 _SETTLE_TURNS = 8  # event-loop turns from a finished request to the requests that its caller makes of it
 _MIN_TEMPERATURE = 0.01  # vLLM samples at this when asked for less
@@ -57,9 +60,9 @@ class VllmEngine(LocalEngine):
         verbose: bool = False,
     ) -> None:
         super().__init__(max_context, version)
+        _set_environment(verbose)
         self._shapes = _shapes(checkpoint)
         self._check_window(checkpoint)
-        _set_environment(verbose)
         import torch
         from vllm import EngineArgs, LLMEngine
         from vllm.platforms import current_platform
@@ -78,7 +81,7 @@ class VllmEngine(LocalEngine):
             max_model_len=max_context, max_num_seqs=max_num_seqs, max_num_batched_tokens=max(8192, max_context),
             kv_cache_memory_bytes=kv_cache_bytes, block_size=block_size, enable_prefix_caching=True,
             enforce_eager=True, async_scheduling=False, scheduling_policy="priority",
-            logprobs_mode="processed_logprobs", disable_log_stats=True,
+            logprobs_mode="processed_logprobs", disable_log_stats=True, use_tqdm_on_load=verbose,
         )  # fmt: skip
         try:
             self._engine: Any = LLMEngine.from_engine_args(arguments)
@@ -174,6 +177,7 @@ class VllmEngine(LocalEngine):
         chosen = iter([(name, weights[name]) for name in self._shapes])
         try:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": chosen})
+            self._engine.apply_model(_repack_embeddings)
         except Exception as error:  # noqa: BLE001 - half-loaded weights: the engine is beyond use, whatever the cause
             self._lose(error)
             raise EngineError(f"vLLM could not take the weights: {error!r}; start another engine") from error
@@ -191,7 +195,10 @@ class VllmEngine(LocalEngine):
         """A context beyond the trained window would fail inside vLLM with advice that does not fit."""
         from transformers import AutoConfig
 
-        window = AutoConfig.from_pretrained(checkpoint, local_files_only=True).max_position_embeddings
+        try:
+            window = AutoConfig.from_pretrained(checkpoint, local_files_only=True).max_position_embeddings
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{checkpoint}/config.json is of no model served here ({error}): save it again") from error
         if self.max_context > window:
             raise CheckpointError(
                 f"max_context {self.max_context} exceeds the window of {window} that {checkpoint} was trained with: "
@@ -227,9 +234,22 @@ def _explain(error: Exception, checkpoint: Path, kv_cache_bytes: int) -> Excepti
     return CheckpointError(f"vLLM cannot serve {checkpoint}: {error}. Check its config.json, or export it again")
 
 
+def _repack_embeddings(model: torch.nn.Module) -> None:
+    """Renew what vLLM derives from embeddings. On CPU an output layer tied to them multiplies by a packed copy, which
+    a reload leaves as it was: the old weights (seen in 0.32)."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if isinstance(method, UnquantizedEmbeddingMethod):
+            method.process_weights_after_loading(layer)
+
+
 def _set_environment(verbose: bool) -> None:
-    """vLLM reads these when it is imported: one process, nothing sent anywhere, warnings only when asked."""
+    """Read when vLLM and torch are imported: one process, nothing sent anywhere, and only errors unless asked."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["VLLM_LOGGING_LEVEL"] = "INFO" if verbose else "ERROR"
+    # Where other processes want the cores too, OpenMP threads that spin while they wait cost nine tenths of the speed.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

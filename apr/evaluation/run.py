@@ -27,6 +27,7 @@ from envs.countdown.env import Countdown, CountdownSpec
 
 TRACES = "traces.jsonl.gz"
 SUMMARY = "summary.json"
+FLUSH_EVERY = 50  # traces; a kill loses no more
 
 
 def evaluate(config: EvalConfig) -> list[Trace]:
@@ -36,7 +37,8 @@ def evaluate(config: EvalConfig) -> list[Trace]:
     jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
     facts = {"data_hash": file_hash(source), "checkpoint_hash": file_hash(config.checkpoint / "model.safetensors")}
     with run_directory(config.out, config, **facts) as run:
-        done = list(read_traces(run / TRACES)) if (run / TRACES).is_file() else []
+        TraceWriter(run / TRACES).close()  # drops what a kill left unfinished
+        done = list(read_traces(run / TRACES))
         missing = jobs[len(done) :]
         _check_same(done, jobs, run)
         if missing:
@@ -59,6 +61,8 @@ async def _attempts(config: EvalConfig, engine: Engine, jobs: Sequence[Job], pat
                 traces.append(replace(trace, budgets=config.budgets.model_dump(exclude_none=True)))
                 writer.append(traces[-1])
                 progress.advance()
+                if len(traces) % FLUSH_EVERY == 0:
+                    writer.flush()
     finally:
         await engine.close()
     return traces

@@ -16,7 +16,7 @@ from apr.data.generate import CONFIG, demonstrate
 from apr.data.store import problems_file, read_problems
 from apr.errors import DataError
 from apr.evaluation.baselines import majority, pass_at, samples_by_problem
-from apr.evaluation.metrics import mcnemar
+from apr.evaluation.metrics import compare
 from apr.evaluation.run import TRACES
 from apr.report.html import Comparison, Report, Row, RunFacts, Teacher, write_report
 from apr.runs import commit, hardware, manifest
@@ -60,6 +60,9 @@ def build_report(folders: Sequence[Path], rl: Path | None, data: Path | None, ou
             raise DataError(
                 f"{one.name} was evaluated on other problems than {greedy[0].name}: evaluate both on the same"
             )
+    labels = [one.label for one in greedy]
+    if len(set(labels)) < len(labels):
+        raise DataError(f"two evaluations are of the same kind ({', '.join(labels)}): a report compares one of each")
     data = data or greedy[0].config.data
     rows = [row for one in evaluations for row in _rows(one, data)]
     curves = _lines(rl / "metrics.jsonl") if rl else []
@@ -73,7 +76,7 @@ def build_report(folders: Sequence[Path], rl: Path | None, data: Path | None, ou
             facts["command"], commit(), time.strftime("%Y-%m-%d"), hardware(), facts["versions"],
             {"evaluation": greedy[0].config.seed}, json.loads(stages.read_text()) if stages.is_file() else {},
         ),
-        curves=curves, traces=_chosen(greedy), lead=_lead(greedy),
+        curves=curves, traces=_chosen(greedy), lead=_lead(greedy, rows),
     )  # fmt: skip
     write_report(out, report, CompactDialect().vocabulary.text)
     return f"report: {out.resolve()}"
@@ -114,24 +117,22 @@ def _teacher(one: Evaluation, data: Path) -> Teacher | None:
 
 
 def _comparisons(greedy: Sequence[Evaluation]) -> list[Comparison]:
-    """Each evaluation against the one before it: serial against spawned, then before against after RL."""
+    """Each evaluation against the one before it: spawned against serial, then after against before RL."""
     result = []
     for before, after in zip(greedy, greedy[1:]):
-        test = mcnemar([t.correct for t in before.traces], [t.correct for t in after.traces])
-        gain = (test.only_b - test.only_a) / test.n * 100
+        test = compare(after.traces, before.traces)
+        gain = (test.only_a - test.only_b) / test.n * 100
         sentence = (
             f"{after.label} solves {abs(gain):.1f} points {'more' if gain >= 0 else 'fewer'} of the same {test.n} problems "
-            f"than {before.label}: {test.only_b} that only it solves against {test.only_a}."
+            f"than {before.label}: {test.only_a} that only it solves, against {test.only_b}."
         )
-        result.append(Comparison(before.label, after.label, test, sentence))
+        result.append(Comparison(after.label, before.label, test, sentence))
     return result
 
 
-def _lead(greedy: Sequence[Evaluation]) -> str:
-    parts = []
-    for one in greedy:
-        accuracy = sum(trace.correct for trace in one.traces) / len(one.traces)
-        parts.append(f"{one.label} {accuracy:.1%}")
+def _lead(greedy: Sequence[Evaluation], rows: Sequence[Row]) -> str:
+    accuracy = {row.summary.name: row.summary.accuracy for row in rows}
+    parts = [f"{one.label} {accuracy[one.label]:.1%}" for one in greedy]
     return f"Greedy accuracy on {len(greedy[0].traces)} held-out problems at one context window: {', '.join(parts)}."
 
 

@@ -105,7 +105,7 @@ def accuracy_panel(rows: Sequence[tuple[str, Sequence[Attempt]]], cost: str, bud
         if budget is not None:
             axes.axvline(budget, color=_MUTED, linewidth=1, linestyle=(0, (2, 2)))
             top = axes.get_xaxis_transform()  # x in tokens, y as a share of the height
-            axes.text(budget, 0.98, " budget", transform=top, color=_MUTED, fontsize=8, va="top")
+            axes.annotate("budget", (budget, 0.98), (3, 0), top, "offset points", color=_MUTED, fontsize=8, va="top")
         if highest > 20 * max(lowest, 1.0):
             axes.set_xscale("log")
         _share(axes)

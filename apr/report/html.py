@@ -97,12 +97,12 @@ class Report:
 def write_report(path: Path, report: Report, text: Text) -> None:
     """Write `report` to `path`, whole or not at all. `text`: token ids to text, for the trace view.
 
-    Raises `ValueError` if a comparison names a row that is not there.
+    Raises `ValueError` if a comparison names a row that is not there, or one of several of that name.
     """
-    names = {row.summary.name for row in report.rows}
+    names = [row.summary.name for row in report.rows]
     for comparison in report.comparisons:
-        if not {comparison.a, comparison.b} <= names:
-            raise ValueError(f"the comparison of {comparison.a!r} and {comparison.b!r} needs a row of each name")
+        if names.count(comparison.a) != 1 or names.count(comparison.b) != 1:
+            raise ValueError(f"the comparison of {comparison.a!r} and {comparison.b!r} needs one row of each name")
     sections = [
         _header(report),
         _comparisons(report),
@@ -133,6 +133,7 @@ def _comparisons(report: Report) -> str:
     if not report.comparisons:
         return ""
     rows = {row.summary.name: row.summary for row in report.rows}
+    swatches = {row.summary.name: swatch(index) for index, row in enumerate(report.rows)}
     cards = []
     for comparison in report.comparisons:
         a, b, test = rows[comparison.a], rows[comparison.b], comparison.test
@@ -143,10 +144,10 @@ def _comparisons(report: Report) -> str:
         )
         tone = "clear" if test.p_value < 0.01 else "unclear"
         cards.append(
-            f'<article class="card {tone}">\n<h3>{_swatch(report, a.name)}{escape(a.name)} <small>against</small> '
-            f"{_swatch(report, b.name)}{escape(b.name)}</h3>\n"
-            f'<p class="gain">{_signed(points)} <small>points on {test.n:,} problems; p {_p_value(test.p_value)}</small>'
-            f"</p>\n<p>{escape(comparison.sentence)}</p>\n"
+            f'<article class="card {tone}">\n<h3>{swatches[a.name]}{escape(a.name)} <small>against</small> '
+            f"{swatches[b.name]}{escape(b.name)}</h3>\n"
+            f'<p class="gain">{_signed(points)} <small>points on {test.n:,} problems; '
+            f"p {_p_value(test.p_value)}</small></p>\n<p>{escape(comparison.sentence)}</p>\n"
             f'<p class="price"><em>price</em>{prices}</p>\n'
             f'<p class="note">solved by it alone {test.only_a:,}, by the other alone {test.only_b:,}</p>\n</article>'
         )
@@ -160,7 +161,7 @@ def _results(report: Report) -> str:
     heads = "".join(f'<th scope="col">{escape(label)}</th>' for label in TABLE_COSTS.values())
     taught = any(row.teacher for row in report.rows)
     body = []
-    for row in report.rows:
+    for index, row in enumerate(report.rows):
         s = row.summary
         low, high = s.interval
         lost = f"<br><small>{s.lost} lost</small>" if s.lost else ""
@@ -169,7 +170,7 @@ def _results(report: Report) -> str:
             for cost in TABLE_COSTS
         )
         body.append(
-            f'<tr><th scope="row">{_swatch(report, s.name)}{escape(s.name)}<br><small>{escape(s.description)}</small>'
+            f'<tr><th scope="row">{swatch(index)}{escape(s.name)}<br><small>{escape(s.description)}</small>'
             f"</th><td>{s.n:,}{lost}</td>"
             f'<td class="accuracy"><b>{s.accuracy:.1%}</b> <small>{low:.1%} to {high:.1%}</small>{_whisker(row)}</td>'
             f"{_teacher(row.teacher) if taught else ''}{costs}</tr>"
@@ -185,9 +186,7 @@ def _results(report: Report) -> str:
         for cost in AXES
         for budget in [report.budgets.get(cost)]
     )
-    legend = "".join(
-        f"<span>{_swatch(report, row.summary.name)}{escape(row.summary.name)}</span>" for row in report.rows
-    )
+    legend = "".join(f"<span>{swatch(index)}{escape(row.summary.name)}</span>" for index, row in enumerate(report.rows))
     note = "Mean costs, with the 90th percentile below. Bars run from 0 to 100%; the band is the 95% interval."
     if taught:
         note += " A solver's own success (hollow mark) is its demonstrations', not its student's."
@@ -201,13 +200,11 @@ def _results(report: Report) -> str:
 
 def _whisker(row: Row) -> str:
     low, high = row.summary.interval
-    own = ""
+    marks = f'<i class="band" style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
+    marks += f'<i class="mean" style="left:{100 * row.summary.accuracy:.2f}%"></i>'
     if row.teacher and row.teacher.n:
-        own = f'<i class="own" style="left:{100 * row.teacher.solved / row.teacher.n:.2f}%"></i>'
-    return (
-        f'<div class="whisker" aria-hidden="true"><i class="band" style="left:{100 * low:.2f}%;'
-        f'width:{100 * (high - low):.2f}%"></i><i class="mean" style="left:{100 * row.summary.accuracy:.2f}%"></i>{own}</div>'
-    )
+        marks += f'<i class="own" style="left:{100 * row.teacher.solved / row.teacher.n:.2f}%"></i>'
+    return f'<div class="whisker" aria-hidden="true">{marks}</div>'
 
 
 def _teacher(teacher: Teacher | None) -> str:
@@ -234,7 +231,7 @@ def _curves(report: Report) -> str:
 
 def _percentiles(report: Report) -> str:
     blocks = []
-    for row in report.rows:
+    for index, row in enumerate(report.rows):
         s = row.summary
         lines = "".join(
             f'<tr><th scope="row">{escape(cost)}</th>'
@@ -247,10 +244,10 @@ def _percentiles(report: Report) -> str:
             f"<span>{escape(stop.replace('_', ' '))} <b>{count:,}</b> ({count / s.n:.1%})</span>"
             for stop, count in s.stops.items()
         )
+        heads = "".join(f'<th scope="col">{head}</th>' for head in ("cost", "mean", "p50", "p90", "p99", "max"))
         blocks.append(
-            f'<article><h3>{_swatch(report, s.name)}{escape(s.name)}</h3><p class="chips">{stops}</p><table>'
-            '<thead><tr><th scope="col">cost</th><th scope="col">mean</th><th scope="col">p50</th><th scope="col">p90</th>'
-            f'<th scope="col">p99</th><th scope="col">max</th></tr></thead><tbody>{lines}</tbody></table></article>'
+            f'<article><h3>{swatch(index)}{escape(s.name)}</h3><p class="chips">{stops}</p><table>'
+            f"<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></article>"
         )
     return _section(
         "All costs, and how attempts ended", f'<div class="grid">{"".join(blocks)}</div>',
@@ -289,11 +286,6 @@ def _pairs(values: Mapping[str, Any]) -> str:
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(v))}</td></tr>' for name, v in values.items()
     )
     return f'<table class="pairs"><tbody>{lines}</tbody></table>' if lines else ""
-
-
-def _swatch(report: Report, name: str) -> str:
-    index = next(number for number, row in enumerate(report.rows) if row.summary.name == name)
-    return swatch(index)
 
 
 def _number(value: float) -> str:

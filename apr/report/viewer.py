@@ -74,7 +74,7 @@ def trace_data(trace: Trace) -> dict[str, Any]:
     outcome = trace.outcome
     return {
         "title": _title(trace),
-        "correct": trace.correct,
+        "correct": None if outcome is None else outcome.correct,
         "verdict": "not verified" if outcome is None else outcome.reason,
         "stop": (trace.root.stop if outcome is None else outcome.stop).value,
         "answer": trace.answer,

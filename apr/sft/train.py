@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from apr.config import ModelConfig, SftConfig
 from apr.data.store import demonstrations_file, read_demonstrations
 from apr.errors import CheckpointError, DataError
+from apr.memory import keep_freed_memory
 from apr.runs import commit, file_hash, run_directory, whole_folder
 from apr.seeds import derive_seed
 from apr.sft.rows import IGNORED, rows
@@ -21,46 +25,76 @@ CARD = "apr_card.json"
 
 def train(config: SftConfig) -> Path:
     """Train, or go on from the last checkpoint of an interrupted run; returns the finished checkpoint's folder."""
-    import torch
-    from datasets import Dataset
-    from transformers.trainer_utils import get_last_checkpoint
-    from trl import SFTConfig, SFTTrainer
-
     finished = config.out / CHECKPOINT
     if finished.is_dir():
         return finished
     source = demonstrations_file(config.data, config.solver)
-    examples, skipped = examples_of(config, source)
     with run_directory(config.out, config, data_hash=file_hash(source)) as run:
-        torch.set_num_threads(config.threads)
-        vocabulary = CompactDialect().vocabulary
-        model = new_model(config.model, len(vocabulary), vocabulary.control.pad, derive_seed(config.seed, "init"))
+        examples, over = examples_of(config, source)
         tokens = sum(len(example["input_ids"]) for example in examples)
+        cut = {"head": "cut to their head", "drop": "dropped"}[config.overlong]
         print(
-            f"sft {config.solver}: {len(examples)} rows, {tokens:,} tokens ({skipped} over-long rows {config.overlong})"
+            f"sft {config.solver}: {len(examples)} rows, {tokens:,} tokens an epoch; {over} over-long rows {cut}",
+            flush=True,
         )
-        arguments = SFTConfig(
-            output_dir=str(run / "trainer"), num_train_epochs=config.epochs, use_cpu=not torch.cuda.is_available(),
-            per_device_train_batch_size=config.batch_rows, learning_rate=config.lr, lr_scheduler_type="cosine",
-            warmup_steps=config.warmup_steps, weight_decay=config.weight_decay, max_grad_norm=1.0,
-            adam_beta2=0.95, logging_steps=config.log_every, save_steps=config.checkpoint_every, save_total_limit=1,
-            bf16=torch.cuda.is_available(), gradient_checkpointing=False, max_length=config.model.window,
-            train_sampling_strategy="group_by_length", seed=derive_seed(config.seed, "sft") % 2**31,
-            report_to="none", dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
-            disable_tqdm=None, dataloader_num_workers=0,
-        )  # fmt: skip
-        trainer = SFTTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_list(examples),
-            processing_class=_processing_class(run),
-        )
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir))
+        trainer = _trainer(config, run, examples)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(run))
         with whole_folder(finished) as folder:
             card = {"solver": config.solver, "trained": ["sft"], "data_hash": file_hash(source), "commit": commit()}
             save_checkpoint(folder, trainer.model, card)
             (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     return finished
+
+
+def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]]) -> Any:
+    """TRL's trainer over batches of similar length and bounded size."""
+    import torch
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+    from trl import SFTConfig, SFTTrainer
+
+    from apr.sft.optimizer import MuonWithAdamW
+
+    keep_freed_memory()
+    torch.set_num_threads(config.threads)
+    vocabulary = CompactDialect().vocabulary
+    batches = token_batches([len(one["input_ids"]) for one in examples], config.batch_tokens, config.seed)
+    cuda = torch.cuda.is_available()
+
+    class Trainer(SFTTrainer):  # type: ignore[misc]
+        def get_train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
+
+    model = new_model(config.model, len(vocabulary), vocabulary.control.pad, derive_seed(config.seed, "init"))
+    return Trainer(
+        model=model,
+        optimizers=(MuonWithAdamW(model, config.lr, config.muon_lr, config.weight_decay), None),
+        args=SFTConfig(
+            output_dir=str(run / "trainer"), num_train_epochs=config.epochs, use_cpu=not cuda, bf16=cuda,
+            learning_rate=config.lr, lr_scheduler_type="cosine", warmup_steps=config.warmup_steps,
+            max_grad_norm=1.0, gradient_checkpointing=False,
+            logging_steps=config.log_every, save_steps=config.checkpoint_every, save_total_limit=1,
+            max_length=config.model.window, dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False, seed=derive_seed(config.seed, "sft") % 2**31, report_to="none",
+            disable_tqdm=not sys.stderr.isatty(),
+        ),
+        train_dataset=Dataset.from_list(examples),
+        processing_class=_processing_class(run),
+    )  # fmt: skip
+
+
+def token_batches(lengths: Sequence[int], budget: int, seed: int) -> list[list[int]]:
+    """Row indices in batches of at most `budget` padded tokens, rows of similar length together, batches shuffled."""
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[i] > budget:
+            batches.append(batch)
+            batch = []
+        batch.append(i)
+    batches.append(batch)
+    random.Random(derive_seed(seed, "batches")).shuffle(batches)
+    return batches
 
 
 def examples_of(config: SftConfig, source: Path) -> tuple[list[dict[str, Any]], int]:
@@ -80,6 +114,9 @@ def examples_of(config: SftConfig, source: Path) -> tuple[list[dict[str, Any]], 
     if not examples:
         raise DataError(f"{source} holds no row to train on: loosen only_solved or overlong, or make more data")
     random.Random(derive_seed(config.seed, "rows")).shuffle(examples)
+    if config.max_tokens is not None:
+        totals = itertools.accumulate(len(example["input_ids"]) for example in examples)
+        examples = [example for example, total in zip(examples, totals) if total <= config.max_tokens]
     return examples, over
 
 
@@ -124,3 +161,11 @@ def _processing_class(run: Path) -> Any:
     folder.mkdir(exist_ok=True)
     CompactDialect().vocabulary.save(folder)
     return AutoTokenizer.from_pretrained(folder)
+
+
+def _last_checkpoint(run: Path) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder = run / "trainer"
+    found: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    return found

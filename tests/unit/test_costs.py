@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apr.threads.costs import costs, critical_path
@@ -14,6 +14,8 @@ from apr.tokens.compact import CompactDialect
 from apr.tokens.encode import encode
 from apr.tokens.log import Node
 from solvers.search import SearchOptions, search
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 
 
 def sid(name: str) -> StrandId:
@@ -150,7 +152,7 @@ def test_a_thread_that_could_not_start_costs_nothing() -> None:
     assert found.parallelism == found.parallelism_sampled == 1.0
 
 
-@settings(max_examples=20)
+@settings(PATIENT, max_examples=20)
 @given(st.lists(st.integers(1, 20), min_size=2, max_size=4), st.integers(1, 60), st.integers(0, 9))
 def test_a_serial_trace_has_one_number_for_work_span_and_context(numbers: list[int], target: int, seed: int) -> None:
     dialect = CompactDialect()

@@ -1,12 +1,14 @@
 """Limits and allowances: refusals in documented order, shares in spawn order, and all that is unused comes back."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from apr.threads.limits import Allowance, Limits
 from apr.threads.trace import StopReason
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 
 AMOUNT = st.none() | st.integers(0, 50)
 
@@ -49,6 +51,7 @@ def test_a_parent_that_goes_on_keeps_the_last_share() -> None:
     assert parent == Allowance(3, 1, None)
 
 
+@PATIENT
 @given(AMOUNT, AMOUNT, AMOUNT, st.integers(1, 9), st.booleans())
 def test_nothing_is_lost_or_made(
     work: int | None, threads: int | None, width: int | None, children: int, goes_on: bool

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apr.tokens.log import Event, Node, Queued, SearchLog, Spawned, Step, Visited
@@ -14,6 +14,8 @@ from apr.tokens.log import Tested as Leaf  # pytest takes names in Test for its 
 from envs.countdown.verify import verify
 from solvers.exhaustive import reachable
 from solvers.search import SearchOptions, children, distance, factors, search, steps
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 
 WIDE = 10_000  # a beam that keeps all
 NUMBERS = st.lists(st.integers(0, 20), min_size=2, max_size=4).map(lambda ns: tuple(sorted(ns)))
@@ -104,6 +106,7 @@ def test_heuristics_on_the_smallest_targets(heuristic: str) -> None:
 # --- what a search finds
 
 
+@PATIENT
 @given(NUMBERS, st.integers(0, 200), OPTIONS, st.integers(0, 99))
 def test_solutions_verify_and_logs_keep_their_form(
     numbers: tuple[int, ...], target: int, options: SearchOptions, seed: int
@@ -136,7 +139,7 @@ def test_solutions_verify_and_logs_keep_their_form(
         assert all(step.result != target for step in leaves(log))
 
 
-@settings(max_examples=25)
+@settings(PATIENT, max_examples=25)
 @given(NUMBERS, st.integers(0, 60), OPTIONS)
 def test_a_beam_that_keeps_all_solves_all_that_is_solvable(
     numbers: tuple[int, ...], target: int, options: SearchOptions
@@ -146,6 +149,7 @@ def test_a_beam_that_keeps_all_solves_all_that_is_solvable(
     assert (solver(numbers, target, wide).solution is not None) == (target in reachable(numbers))
 
 
+@PATIENT
 @given(NUMBERS, OPTIONS, st.integers(0, 99))
 def test_spawned_and_serial_searches_look_at_the_same_where_nothing_is_solved(
     numbers: tuple[int, ...], options: SearchOptions, seed: int

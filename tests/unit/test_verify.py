@@ -4,7 +4,7 @@ import random
 from itertools import combinations, permutations, product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import envs.countdown
@@ -12,7 +12,9 @@ from apr.tokens.log import Step
 from envs.countdown.verify import MAX_ANSWER, Verdict, verify
 from solvers.exhaustive import reachable, solve
 
-NUMBERS = st.lists(st.integers(0, 99), min_size=2, max_size=5).map(lambda ns: tuple(sorted(ns)))
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
+
+NUMBERS = st.lists(st.integers(0, 99), min_size=2, max_size=4).map(lambda ns: tuple(sorted(ns)))
 
 
 def spell(steps: tuple[Step, ...] | list[Step]) -> str:
@@ -33,6 +35,7 @@ def fails(numbers: tuple[int, ...], target: int, answer: str | None, because: st
     assert verdict.reason and because in verdict.reason
 
 
+@PATIENT
 @given(solved())
 def test_every_solution_of_the_exhaustive_solver_passes(problem: tuple[tuple[int, ...], int, list[Step]]) -> None:
     numbers, target, steps = problem
@@ -41,6 +44,7 @@ def test_every_solution_of_the_exhaustive_solver_passes(problem: tuple[tuple[int
     assert verify(tuple(reversed(numbers)), target, spaced).ok
 
 
+@PATIENT
 @given(solved(), st.integers(1, 1000))
 def test_a_wrong_result_fails(problem: tuple[tuple[int, ...], int, list[Step]], off: int) -> None:
     numbers, target, steps = problem
@@ -50,6 +54,7 @@ def test_a_wrong_result_fails(problem: tuple[tuple[int, ...], int, list[Step]], 
     fails(numbers, target + off, spell(steps), f"ends at {target}")
 
 
+@PATIENT
 @given(solved(), st.integers(0, 99))
 def test_an_unused_number_or_a_missing_step_fails(
     problem: tuple[tuple[int, ...], int, list[Step]], extra: int
@@ -59,6 +64,7 @@ def test_an_unused_number_or_a_missing_step_fails(
     fails(numbers, target, spell(steps[:-1]), "unused" if len(steps) > 1 else "no answer")
 
 
+@PATIENT
 @given(solved())
 def test_a_number_used_twice_fails(problem: tuple[tuple[int, ...], int, list[Step]]) -> None:
     numbers, target, steps = problem
@@ -101,12 +107,14 @@ def test_answers_that_break_a_rule(numbers: tuple[int, ...], target: int, answer
     fails(numbers, target, answer, because)
 
 
+@PATIENT
 @given(NUMBERS, st.integers(0, 999), st.text(max_size=60) | st.text("0123456789+-*/=, ²٣", max_size=60))
 def test_garbage_fails_with_a_reason(numbers: tuple[int, ...], target: int, answer: str) -> None:
     if not checked(numbers, target, answer):
         fails(numbers, target, answer)
 
 
+@PATIENT
 @given(solved(), st.data())
 def test_an_edited_answer_passes_only_if_it_is_a_proof(
     problem: tuple[tuple[int, ...], int, list[Step]], data: st.DataObject
@@ -194,10 +202,17 @@ def _postfix(order: tuple[int, ...], shape: list[bool], operators: tuple[str, ..
     return stack[0]
 
 
-@settings(max_examples=12)
+@settings(PATIENT, max_examples=12)
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=4).map(lambda ns: tuple(sorted(ns))))
 def test_the_exhaustive_solver_reaches_what_brute_force_reaches(numbers: tuple[int, ...]) -> None:
     assert reachable(numbers) == postfix_values(numbers)
+
+
+def test_solutions_of_five_numbers_pass() -> None:
+    rng = random.Random(0)
+    numbers = tuple(sorted(rng.randint(1, 99) for _ in range(5)))
+    for target in rng.sample(sorted(reachable(numbers)), 20):
+        assert verify(numbers, target, spell(solve(numbers, target) or ())).ok
 
 
 def test_the_exhaustive_solver_on_five_numbers() -> None:

@@ -23,7 +23,8 @@
   const words = (name) => name.replace(/_/g, " ");
 
   // ---- which trace -------------------------------------------------------------------------------------------------
-  const KINDS = { all: () => true, correct: (t) => t.correct, wrong: (t) => !t.correct };
+  const KINDS = { all: () => true, correct: (t) => t.correct === true, wrong: (t) => t.correct === false };
+  const VERDICTS = new Map([[true, ["good", "\u2713", "correct"]], [false, ["bad", "\u2717", "wrong"]], [null, ["", "?", "not verified"]]]);
 
   function setFilter(kind) {
     filter = kind;
@@ -60,17 +61,19 @@
     const trace = shown[current];
     at("v-place").textContent = shown.length ? `trace ${current + 1} of ${shown.length}` : "no such trace";
     at("v-dots").replaceChildren(...shown.map((one, i) => {
+      const [tone, sign, word] = VERDICTS.get(one.correct);
       const dot = make("button", {
-        type: "button", class: `dot ${one.correct ? "good" : "bad"}`, "aria-current": String(i === current),
-        title: `${one.title}: ${one.correct ? "correct" : "wrong"}, ${plural(one.threads.length, "thread")}`,
-      }, one.correct ? "\u2713" : "\u2717");
+        type: "button", class: `dot ${tone}`, "aria-current": String(i === current),
+        title: `${one.title}: ${word}, ${plural(one.threads.length, "thread")}`,
+      }, sign);
       dot.addEventListener("click", () => go(i));
       return dot;
     }));
     for (const id of ["v-timeline", "v-detail", "v-facts", "v-answer", "v-key"]) at(id).replaceChildren();
     at("v-title").textContent = trace ? trace.title : "";
-    at("v-badge").textContent = trace ? (trace.correct ? "\u2713 correct" : "\u2717 wrong") : "";
-    at("v-badge").className = "badge " + (trace ? (trace.correct ? "good" : "bad") : "");
+    const [tone, sign, word] = trace ? VERDICTS.get(trace.correct) : ["", "", ""];
+    at("v-badge").textContent = `${sign} ${word}`;
+    at("v-badge").className = `badge ${tone}`;
     if (!trace) return;
     at("v-answer").append(make("span", {}, trace.answer === null ? "no answer" : trace.answer),
       make("small", {}, ` ${trace.verdict}; root stopped: ${words(trace.stop)}`));
