@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from apr.errors import AprError, ConfigError, UserError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+# Before torch is first imported: OpenMP threads that spin while they wait starve whatever else runs on the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 EPILOG = """configuration: shipped presets are named (`--config tiny_cpu`), files are paths; later files win, then
 `dotted.key=value` overrides. `--print-config` shows the result, `--dry-run` also checks what it needs.

@@ -86,5 +86,10 @@ def start(config: RlConfig, checkpoint: Path) -> tuple[RemoteEngine, RemoteLearn
 
 def _options(cpus: float, gpus: float, threads: int) -> dict[str, Any]:
     """Ray sets OMP_NUM_THREADS from an actor's CPUs, which would halve a learner's speed: set it from `threads`."""
-    quiet = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    quiet = {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": quiet}}

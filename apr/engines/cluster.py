@@ -50,6 +50,8 @@ class EngineActor:
             await self.finished.put(await self.engine.generate(request))
         except EngineError as error:
             await self.finished.put((request.key, error))
+        except Exception as error:  # noqa: BLE001 - a request without an answer would be waited for without end
+            await self.finished.put((request.key, EngineLostError(f"the engine failed: {error!r}")))
 
     async def abort(self, key: StrandKey) -> None:
         await self.engine.abort(key)
@@ -80,6 +82,7 @@ class RemoteEngine:
         self._waiting: dict[StrandKey, asyncio.Future[Completion]] = {}
         self._outbox: list[Request] = []
         self._pump: asyncio.Task[None] | None = None
+        self._sender: asyncio.Task[None] | None = None
 
     @property
     def max_context(self) -> int:
@@ -90,15 +93,22 @@ class RemoteEngine:
         return self._version
 
     async def generate(self, request: Request) -> Completion:
+        if request.key in self._waiting:
+            raise EngineError(f"{request.key} is in flight already; a key names one request at a time")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Completion] = loop.create_future()
-        self._waiting[request.key] = future
+        future = self._waiting[request.key] = loop.create_future()
         self._outbox.append(request)
         if self._pump is None or self._pump.done():
             self._pump = loop.create_task(self._run())
         elif len(self._outbox) == 1:
-            loop.call_soon(lambda: asyncio.ensure_future(self._flush()))
-        return await future
+            self._sender = loop.create_task(self._flush())
+        try:
+            return await future
+        except asyncio.CancelledError:
+            await self.abort(request.key)
+            raise
+        finally:
+            self._waiting.pop(request.key, None)
 
     async def _run(self) -> None:
         """Send what waits, collect what is ready, until nothing is in flight."""
@@ -114,7 +124,7 @@ class RemoteEngine:
                         future.set_result(result)
                     else:
                         future.set_exception(error)
-        except RayActorError as error:
+        except (RayActorError, RayTaskError) as error:
             self._lose(error)
 
     async def _flush(self) -> None:
@@ -122,7 +132,7 @@ class RemoteEngine:
         if requests:
             try:
                 await self._actor.submit.remote(requests)
-            except RayActorError as error:
+            except (RayActorError, RayTaskError) as error:
                 self._lose(error)
 
     def _lose(self, error: Exception) -> None:
@@ -150,9 +160,22 @@ class RemoteEngine:
         return metrics
 
     async def close(self) -> None:
-        await self._call("close")
+        """End the actor's engine, then the actor; what is still in flight is lost. Closing twice does nothing."""
+        if self._actor is None:
+            return
+        actor, self._actor = self._actor, None
+        try:
+            await actor.close.remote()
+        except (RayActorError, RayTaskError) as error:
+            self._lose(error)
+        ray.kill(actor)
+        self._lose(EngineError("closed"))
 
     async def _call(self, method: str, *arguments: Any) -> Any:
+        """A call of the actor, after all requests made before it."""
+        if self._actor is None:
+            raise EngineLostError("the engine is closed")
+        await self._flush()
         try:
             return await getattr(self._actor, method).remote(*arguments)
         except RayActorError as error:
