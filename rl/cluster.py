@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from apr.config import RlConfig
-from apr.engines.cluster import RemoteEngine, start_engine
+from apr.config import ClusterConfig, RlConfig
+from apr.engines.cluster import RemoteEngine, cause_of, start_engine
 from apr.errors import ResourceError
 from rl.learner import Learner
 from rl.samples import Sample
@@ -16,7 +17,7 @@ from rl.samples import Sample
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray  # noqa: E402 (reads the variables above when imported)
-from ray.exceptions import GetTimeoutError, RayTaskError  # noqa: E402
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # noqa: E402
 
 
 class RemoteLearner:
@@ -42,7 +43,11 @@ class RemoteLearner:
         try:
             return await getattr(self._actor, method).remote(*arguments)
         except RayTaskError as error:
-            raise error.as_instanceof_cause() from error
+            raise cause_of(error) from error
+        except RayActorError as error:
+            raise ResourceError(
+                f"the learner's actor died, perhaps for lack of memory ({error}): see its log; --resume goes on"
+            ) from error
 
 
 def start(config: RlConfig, checkpoint: Path) -> tuple[RemoteEngine, RemoteLearner, Callable[[], None]]:
@@ -52,15 +57,24 @@ def start(config: RlConfig, checkpoint: Path) -> tuple[RemoteEngine, RemoteLearn
     cannot be placed within `cluster.timeout` seconds.
     """
     c = config.cluster
-    if c.address == "local":
-        ray.init(include_dashboard=False, log_to_driver=True, logging_level="warning")
-    else:
-        try:
-            ray.init(address=c.address, logging_level="warning")
-        except ConnectionError as error:
-            raise ResourceError(
-                f"no Ray cluster at {c.address}: start one with `ray start --head`, or use local"
-            ) from error
+    try:
+        own = {"include_dashboard": False} if c.address == "local" else {}
+        ray.init(address=c.address, logging_level="warning", **own)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ResourceError(
+            f"no Ray cluster at cluster.address={c.address} ({error}): start one with `ray start --head`, or use local"
+        ) from error
+    try:
+        return *_placed(config, checkpoint), ray.shutdown
+    except BaseException:
+        ray.shutdown()
+        raise
+
+
+def _placed(config: RlConfig, checkpoint: Path) -> tuple[RemoteEngine, RemoteLearner]:
+    c = config.cluster
+    deadline = time.monotonic() + c.timeout
+    _check_size(c)
     demanded = {"engine": _options(c.engine_cpus, c.gpus, config.engine.threads)}
     demanded["learner"] = _options(c.learner_cpus, c.gpus, config.learner.threads)
     try:
@@ -71,17 +85,28 @@ def start(config: RlConfig, checkpoint: Path) -> tuple[RemoteEngine, RemoteLearn
             config.engine, checkpoint, config.limits.context, config.seed,
             {**demanded["engine"], "max_concurrency": 1000}, c.timeout,
         )  # fmt: skip
+        ray.get(learner.__ray_ready__.remote(), timeout=max(1.0, deadline - time.monotonic()))
     except GetTimeoutError as error:
         free = ray.available_resources()
-        ray.shutdown()
         raise ResourceError(
             f"engine and learner did not start within {c.timeout:.0f} s. Demanded: engine {c.engine_cpus} CPUs, learner "
             f"{c.learner_cpus} CPUs, {c.gpus} GPUs each; free now: {free}. Lower cluster.*_cpus or cluster.gpus"
         ) from error
-    except RayTaskError as error:
-        ray.shutdown()
-        raise error.as_instanceof_cause() from error
-    return engine, RemoteLearner(learner), ray.shutdown
+    except RayActorError as error:
+        raise ResourceError(f"engine or learner died while starting: {error}") from error
+    return engine, RemoteLearner(learner)
+
+
+def _check_size(cluster: ClusterConfig) -> None:
+    """Refuse at once what the whole cluster could never give, instead of waiting for it."""
+    total = ray.cluster_resources()
+    for name, demanded in (("CPU", cluster.engine_cpus + cluster.learner_cpus), ("GPU", 2 * cluster.gpus)):
+        if demanded > total.get(name, 0):
+            ray.shutdown()
+            raise ResourceError(
+                f"engine and learner need {demanded:g} {name}s, the cluster has {total.get(name, 0):g}: "
+                f"lower cluster.{'gpus' if name == 'GPU' else '*_cpus'}, or add nodes"
+            )
 
 
 def _options(cpus: float, gpus: float, threads: int) -> dict[str, Any]:

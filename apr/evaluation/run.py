@@ -11,7 +11,7 @@ from pathlib import Path
 from apr.config import EvalConfig
 from apr.data.store import problems_file, read_problems
 from apr.engines.base import Engine
-from apr.engines.build import build_engine
+from apr.engines.build import build_engine, check_checkpoint
 from apr.errors import RunDirectoryError
 from apr.evaluation.metrics import summarise
 from apr.progress import Progress
@@ -35,6 +35,7 @@ def evaluate(config: EvalConfig) -> list[Trace]:
     source = problems_file(config.data, config.split)
     problems = read_problems(source)[: config.problems]
     jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
+    check_checkpoint(config.checkpoint)
     facts = {"data_hash": file_hash(source), "checkpoint_hash": file_hash(config.checkpoint / "model.safetensors")}
     with run_directory(config.out, config, **facts) as run:
         TraceWriter(run / TRACES).close()  # drops what a kill left unfinished
