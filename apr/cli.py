@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 # Before torch is first imported: OpenMP threads that spin while they wait starve whatever else runs on the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Nothing reaches for a hub or reports usage unless asked, and libraries keep their progress bars to themselves.
+for _name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "VLLM_NO_USAGE_STATS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 EPILOG = """configuration: shipped presets are named (`--config tiny_cpu`), files are paths; later files win, then
 `dotted.key=value` overrides. `--print-config` shows the result, `--dry-run` also checks what it needs.
@@ -85,10 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"apr: failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(
-            f"apr: interrupted{f' ({error})' if str(error) else ''}; call the same command again to go on",
-            file=sys.stderr,
-        )
+        print(f"apr: interrupted: {error or 'call the same command again to go on'}", file=sys.stderr)
         return 130
 
 
@@ -133,7 +135,8 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
         print(c.dump(config), end="")
         return 0
     if arguments.dry_run:
-        print(f"{stage}: the configuration is sound; nothing was run")
+        _check_needs(config)
+        print(f"{stage}: the configuration is sound, and what it needs is there; nothing was run")
         return 0
     match config:
         case c.DataConfig():
@@ -161,12 +164,30 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_needs(config: BaseModel) -> None:
+    """Raise `UserError` if data or a checkpoint that `config` names is missing or unfit."""
+    from apr import config as c
+    from apr.data.store import demonstrations_file, problems_file, read_demonstrations, read_problems
+    from apr.engines.build import check_window
+
+    match config:
+        case c.SftConfig():
+            next(read_demonstrations(demonstrations_file(config.data, config.solver)), None)
+        case c.EvalConfig():
+            read_problems(problems_file(config.data, config.split))
+            check_window(config.checkpoint, config.limits.context)
+        case c.RlConfig():
+            for split in ("train", "validation"):
+                read_problems(problems_file(config.data, split))
+            check_window(config.checkpoint, config.limits.context)
+
+
 def _config_file(stage: str, name: str) -> Path:
     """A path, or the name of a shipped preset of this stage."""
     from apr.config import preset
 
     path = Path(name)
-    return path if path.suffix in (".yaml", ".yml") or path.exists() else preset(stage, name)
+    return path if path.suffix in (".yaml", ".yml") or path.is_file() else preset(stage, name)
 
 
 if __name__ == "__main__":

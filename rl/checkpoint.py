@@ -28,7 +28,8 @@ async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
     with whole_folder(final) as folder:
         await learner.save(folder)
         (folder / STATE_FILE).write_text(json.dumps({"schema": SCHEMA, "step": step}))
-    for old in sorted(final.parent.glob("step_*"))[:-keep]:
+    torn = final.parent.glob(".step_*")  # what a killed process left
+    for old in [*sorted(final.parent.glob("step_*"))[:-keep], *torn]:
         shutil.rmtree(old)
     return final
 
@@ -42,7 +43,7 @@ def latest(run: Path) -> tuple[Path, int] | None:
     try:
         state = json.loads(path.read_text())
         schema, step = state["schema"], int(state["step"])
-    except (OSError, json.JSONDecodeError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is missing or corrupt ({error!r}): delete that folder to resume before"
         ) from error

@@ -102,7 +102,6 @@ def _check_size(cluster: ClusterConfig) -> None:
     total = ray.cluster_resources()
     for name, demanded in (("CPU", cluster.engine_cpus + cluster.learner_cpus), ("GPU", 2 * cluster.gpus)):
         if demanded > total.get(name, 0):
-            ray.shutdown()
             raise ResourceError(
                 f"engine and learner need {demanded:g} {name}s, the cluster has {total.get(name, 0):g}: "
                 f"lower cluster.{'gpus' if name == 'GPU' else '*_cpus'}, or add nodes"
@@ -115,6 +114,7 @@ def _options(cpus: float, gpus: float, threads: int) -> dict[str, Any]:
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "passive",
         "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
     return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": quiet}}

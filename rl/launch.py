@@ -14,8 +14,8 @@ from typing import Any
 from apr.config import RlConfig
 from apr.data.store import problems_file, read_problems
 from apr.engines.base import Engine
-from apr.engines.build import build_engine, check_checkpoint
-from apr.errors import ConfigError, RunDirectoryError
+from apr.engines.build import build_engine, check_window
+from apr.errors import RunDirectoryError
 from apr.protocols import protocol_by_name
 from apr.runs import file_hash, run_directory, whole_folder
 from apr.tokens.compact import CompactDialect
@@ -30,18 +30,18 @@ from rl.weight_sync import FileSync, TensorSync, WeightSync
 def launch(config: RlConfig, resume: bool) -> Path:
     """Run to `config.steps`, or to a signal; returns the newest checkpoint. `resume`: go on from the newest one."""
     source = problems_file(config.data, "train")
-    if config.limits.context > (window := check_checkpoint(config.checkpoint)):
-        raise ConfigError(f"limits.context ({config.limits.context}) exceeds the model's window ({window})")
     train, validation = read_problems(source), read_problems(problems_file(config.data, "validation"))
+    # Looked up before the run directory is entered, which replaces the configuration of the run that is there.
+    found = checkpoint.latest(config.out)
+    if found and not resume:
+        raise RunDirectoryError(
+            f"{config.out} holds a run already: `apr rl --resume {config.out}` goes on, or give another `out`"
+        )
+    start_from, start = found or (config.checkpoint, 0)
+    check_window(start_from, config.limits.context)
     with run_directory(config.out, config, data_hash=file_hash(source)) as run:
-        found = checkpoint.latest(run)
-        if found and not resume:
-            raise RunDirectoryError(
-                f"{run} holds a run already: `apr rl --resume {run}` goes on, or give another `out`"
-            )
         if resume and not found:
             print(f"{run} has no checkpoint yet: starting at step 0", file=sys.stderr)
-        start_from, start = found or (config.checkpoint, 0)
         if start >= config.steps:
             return _finished(run, start_from)
         dialect = CompactDialect()
@@ -67,23 +67,21 @@ def launch(config: RlConfig, resume: bool) -> Path:
 def _finished(run: Path, newest: Path) -> Path:
     """`final`: the last checkpoint without the optimiser's state, for evaluation and export."""
     final = run / "final"
-    if not final.is_dir():
-        with whole_folder(final) as folder:
-            shutil.copytree(
-                newest, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(OPTIMIZER_FILE, STATE_FILE)
-            )
+    with whole_folder(final) as folder:
+        shutil.copytree(newest, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(OPTIMIZER_FILE, STATE_FILE))
     return final
 
 
 async def _drive(config: RlConfig, parts: loop.Parts, run: Path, start: int) -> int:
-    stopping = _stop_at_signal()
     try:
-        return await loop.run(config, parts, run, start, stopping)
+        with _stop_at_signal() as stopping:
+            return await loop.run(config, parts, run, start, stopping)
     finally:
         await parts.engine.close()
 
 
-def _stop_at_signal() -> Callable[[], bool]:
+@contextmanager
+def _stop_at_signal() -> Iterator[Callable[[], bool]]:
     """After SIGINT or SIGTERM the step in progress is finished and saved; a second signal stops at once."""
     asked = False
 
@@ -96,9 +94,12 @@ def _stop_at_signal() -> Callable[[], bool]:
             f"{signal.Signals(number).name}: finishing this step, then saving (again to stop at once)", file=sys.stderr
         )
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
-    return lambda: asked
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

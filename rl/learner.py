@@ -5,19 +5,23 @@ All methods are coroutines, so that the loop calls a learner in its own process 
 
 from __future__ import annotations
 
+import io
 import math
+import pickle
 import time
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from apr.config import LearnerConfig
-from apr.errors import ParityError
+from apr.errors import AprError, CheckpointError, ParityError
 from apr.memory import keep_freed_memory
+from apr.runs import write_bytes
 from apr.sft.train import read_card, save_checkpoint
 from rl.losses import policy_loss
 from rl.samples import Sample
@@ -46,7 +50,13 @@ class Learner:
         self.config = config
         self.temperature = temperature
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(self.device)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{checkpoint} holds no readable model ({error}): train or export it again"
+            ) from error
+        self.model = model.to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
@@ -54,24 +64,30 @@ class Learner:
         self.card = {**card, "trained": [*(stage for stage in card.get("trained", []) if stage != "rl"), "rl"]}
         optimizer_file = checkpoint / OPTIMIZER_FILE
         if optimizer_file.is_file():
-            self.optimizer.load_state_dict(torch.load(optimizer_file, map_location=self.device, weights_only=True))
+            try:
+                state = torch.load(optimizer_file, map_location=self.device, weights_only=True)
+                self.optimizer.load_state_dict(state)
+            except (RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError) as error:
+                raise CheckpointError(
+                    f"{optimizer_file} is corrupt or of another model ({error}): delete {checkpoint} to resume before it"
+                ) from error
 
     async def update(self, batch: Sequence[Sample], parity: tuple[float, float] | None = None) -> dict[str, float]:
         """`inner_steps` optimiser steps on one batch. Returns metrics. `parity`: (mean, max) absolute gap between the
         sampler's logprobs and ours that is still allowed; beyond it `ParityError`, before any weight has changed."""
         started = time.monotonic()
         passes = list(self._passes(batch))
+        sampler = [one.sampler for one in passes]
+        if parity is not None:
+            check_parity(_mismatch([self._forward(one) for one in passes], sampler), parity)
         old: list[Tensor] = []
         metrics: dict[str, float] = {}
         for inner in range(self.config.inner_steps):
-            if inner == 0 and parity is not None:
-                old = [self._forward(one) for one in passes]
-                check_parity(_mismatch(old, [one.sampler for one in passes]), parity)
             loss, clipped, tokens = 0.0, 0.0, 0
             for i, one in enumerate(passes):
                 with torch.enable_grad():
                     new = self._logprobs(one)
-                if inner == 0 and parity is None:
+                if inner == 0:
                     old.append(new.detach())
                 terms = policy_loss(
                     new, old[i], one.sampler, one.advantages, one.weights,
@@ -83,11 +99,11 @@ class Learner:
                 tokens += len(one.sampler)
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm).item()
             if not math.isfinite(norm):
-                raise FloatingPointError(f"gradient norm is {norm}: lower learner.lr; the last checkpoint is whole")
+                raise AprError(f"the gradient norm is {norm}: lower learner.lr; the last checkpoint is whole")
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             metrics |= {"loss/policy": loss, "loss/grad_norm": norm, "loss/clipped_share": clipped / tokens}
-        gaps = _mismatch(old, [one.sampler for one in passes])
+        gaps = _mismatch(old, sampler)
         forwarded = sum(one.ids.numel() for one in passes)
         unpadded = sum(len(sample.ids) for sample in batch)
         return {
@@ -108,7 +124,9 @@ class Learner:
     async def save(self, folder: Path) -> None:
         """A checkpoint that `Learner` (and `AutoModelForCausalLM`) opens: weights, tokenizer, optimiser state."""
         save_checkpoint(folder, self.model, self.card)
-        torch.save(self.optimizer.state_dict(), folder / OPTIMIZER_FILE)
+        state = io.BytesIO()  # torch's own writer does not say when a disk is full
+        torch.save(self.optimizer.state_dict(), state)
+        write_bytes(folder / OPTIMIZER_FILE, state.getvalue())
 
     def _passes(self, batch: Sequence[Sample]) -> Iterator[_Pass]:
         """Samples of similar length, right-padded, at most `tokens_per_pass` padded tokens together."""

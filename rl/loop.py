@@ -13,9 +13,11 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +60,10 @@ class Parts:
 async def run(config: RlConfig, parts: Parts, folder: Path, start: int, stopping: Callable[[], bool]) -> int:
     """Steps `start` to `config.steps`; returns the step reached, which is earlier only if `stopping()` said so.
 
-    Raises `ParityError` if engine and learner disagree at the first step, `NoSignalError` after
+    Raises `ParityError` if engine and learner disagree at the first update, `NoSignalError` after
     `max_silent_steps` steps without a usable group, `EngineLostError` if too many traces lost their engine.
     """
-    silent = 0
+    silent, checked = 0, False
     await parts.sync.push(parts.learner, parts.engine, version=start)
     for step in range(start, config.steps):
         began = time.monotonic()
@@ -79,10 +81,10 @@ async def run(config: RlConfig, parts: Parts, folder: Path, start: int, stopping
                 f"{silent} steps in a row without a group that has both a success and a difference in reward: the "
                 "problems are too hard or too easy, the budgets too tight, or the checkpoint was not trained"
             )
-        metrics = rollout_metrics(traces) | {"reward/groups_used": len(scored) / len(traces)}
+        metrics = rollout_metrics(traces) | {"reward/groups_used": len(scored) / max(1, len(traces))}
         if batch:
-            parity = (config.parity_mean, config.parity_max) if step == start else None
-            metrics |= await parts.learner.update(batch, parity)
+            metrics |= await parts.learner.update(batch, None if checked else (config.parity_mean, config.parity_max))
+            checked = True
         metrics["time/sync"] = await parts.sync.push(parts.learner, parts.engine, version=step + 1)
 
         last = step + 1 == config.steps
@@ -90,9 +92,10 @@ async def run(config: RlConfig, parts: Parts, folder: Path, start: int, stopping
             metrics |= await validate(config, parts, step + 1)
         metrics |= {"time/rollout": rolled - began, "time/step": time.monotonic() - began}
         record(config, folder, step, traces, metrics, parts.monitor)
-        if last or (step + 1) % config.checkpoint_every == 0 or stopping():
+        stop = stopping()
+        if last or stop or (step + 1) % config.checkpoint_every == 0:
             await checkpoint.save(parts.learner, folder, step + 1, config.keep_checkpoints)
-        if stopping():
+        if stop:
             return step + 1
     return config.steps
 
@@ -100,7 +103,9 @@ async def run(config: RlConfig, parts: Parts, folder: Path, start: int, stopping
 async def roll_out(config: RlConfig, parts: Parts, step: int) -> list[list[Trace]]:
     """One group of rewarded traces per problem of this step; groups with a lost trace are left out."""
     problems = problems_of(config, parts.train, step)
-    jobs = [Job(problem, sample) for problem in problems for sample in range(config.group_size)]
+    # A problem may come twice in a step, at an epoch's edge: its samples are then numbered on, as keys must differ.
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+    jobs = [Job(problem, next(numbers[problem["id"]])) for problem in problems for _ in range(config.group_size)]
     traces = [rewarded(trace, config.reward) async for trace in roller(config, parts).run(jobs, step)]
     lost = [trace.outcome is not None and trace.outcome.stop is StopReason.ENGINE_LOST for trace in traces]
     if sum(lost) > config.max_lost_share * len(traces):

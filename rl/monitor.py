@@ -8,6 +8,8 @@ import sys
 import typing
 from pathlib import Path
 
+from apr.runs import write_text
+
 
 class Monitor(typing.Protocol):
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
@@ -27,7 +29,7 @@ class JsonlMonitor:
                         kept.append(line)
                 except (json.JSONDecodeError, KeyError, TypeError):
                     break  # the line a kill cut short; its step runs again
-        path.write_text("".join(f"{line}\n" for line in kept))
+        write_text(path, "".join(f"{line}\n" for line in kept))
         self.file = path.open("a")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

@@ -36,7 +36,7 @@ class FileSync:
     """Through a folder that both can read: safetensors, then a completion marker. The last version is kept."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()  # an engine elsewhere has another working directory
 
     async def push(self, learner: LearnerApi, engine: Engine, version: int) -> float:
         started = time.monotonic()

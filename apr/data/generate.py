@@ -6,12 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from apr.config import DataConfig, SolverConfig, dump
-from apr.data.store import demonstrations_file, problems_file, read_problems, write_demonstrations, write_problems
+from apr.config import DataConfig, SolverConfig, dump, load
+from apr.data.store import (
+    demonstrations_file,
+    problems_file,
+    read_demonstrations,
+    read_problems,
+    write_demonstrations,
+    write_problems,
+)
 from apr.errors import RunDirectoryError
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
-from apr.runs import file_hash, write_text
+from apr.runs import file_hash, run_directory, write_text
 from apr.seeds import derive_rng
 from apr.threads.trace import Trace
 from apr.tokens.compact import CompactDialect
@@ -24,31 +31,41 @@ CONFIG = "config.yaml"
 
 
 def generate(config: DataConfig) -> None:
-    """Write what is missing of the data set in `config.out`; finished files are kept."""
+    """Write what is missing of the data set in `config.out`; finished files are kept.
+
+    Raises `DataError` if there are fewer problems than asked for (nothing is written then), `RunDirectoryError` if the
+    folder holds other data or is in use.
+    """
+    _refuse_other_data(config)
     env = Countdown(config.problems, CompactDialect())
-    _claim(config)
-    for split, count in (("train", config.train), ("validation", config.validation), ("test", config.test)):
-        path = problems_file(config.out, split)
-        if not path.is_file():
-            write_problems(path, env.problems(split, count, config.seed))
-    problems = read_problems(problems_file(config.out, "train"))
-    statistics = {}
-    for name, solver in config.solvers.items():
-        path = demonstrations_file(config.out, name)
-        if not path.is_file():
-            traces = demonstrate(problems, name, solver, config.seed, config.demonstrations_per_problem)
-            write_demonstrations(path, traces)
+    counts = {"train": config.train, "validation": config.validation, "test": config.test}
+    files = {split: problems_file(config.out, split) for split in counts}
+    made = {split: env.problems(split, counts[split], config.seed) for split in counts if not files[split].is_file()}
+    with run_directory(config.out, config) as out:
+        for split, problems in made.items():
+            write_problems(files[split], problems)
+        card = out / "README.md"
+        if not made and all(path.is_file() for path in (card, *(demonstrations_file(out, s) for s in config.solvers))):
+            return
+        problems = read_problems(files["train"])
+        statistics = {}
+        for name, solver in config.solvers.items():
+            path = demonstrations_file(out, name)
+            if path.is_file():
+                traces = list(read_demonstrations(path))
+            else:
+                traces = demonstrate(problems, name, solver, config.seed, config.demonstrations_per_problem)
+                write_demonstrations(path, traces)
             statistics[name] = _statistics(traces)
-    if statistics:
-        write_text(config.out / "README.md", _card(config, statistics))
+        write_text(card, _card(config, statistics))
 
 
-def _claim(config: DataConfig) -> None:
-    """Say in the folder what it holds. Raises `RunDirectoryError` if it holds other data already."""
-    path, text = config.out / CONFIG, dump(config.model_copy(update={"out": Path()}))
-    if path.is_file() and path.read_text() != text:
+def _refuse_other_data(config: DataConfig) -> None:
+    path = config.out / CONFIG
+    if not path.is_file() or not any(config.out.rglob("*.parquet")):
+        return
+    if load(DataConfig, [path]).model_copy(update={"out": config.out}) != config:
         raise RunDirectoryError(f"{config.out} holds data of another configuration ({path}): give another `out`")
-    write_text(path, text)
 
 
 def demonstrate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apr.errors import DataError
+from apr.runs import disk_error
 from apr.threads.codec import from_json, to_json
 from apr.threads.trace import SCHEMA, Trace
-from envs.countdown.env import check_problem
+from envs.countdown.env import check_problem, problem_of
 
 _META = {b"schema": SCHEMA.encode()}
 
@@ -34,8 +36,15 @@ def write_problems(path: Path, problems: list[dict[str, Any]]) -> None:
 def read_problems(path: Path) -> list[dict[str, Any]]:
     """All problems of a split. Raises `DataError` for a missing or corrupt file and for a malformed problem."""
     rows: list[dict[str, Any]] = _read(path, ["id", "numbers", "target"]).to_pylist()
+    if not rows:
+        raise DataError(f"{path} holds no problem: make it again with `apr data generate`")
     for i, row in enumerate(rows):
         check_problem(row, f"{path}, row {i}")
+        if (right := problem_of(row["numbers"], row["target"])) != row:
+            raise DataError(f"{path}, row {i}: {row!r} is not written as {right!r}: make it again")
+    twice = [id for id, times in Counter(row["id"] for row in rows).items() if times > 1]
+    if twice:
+        raise DataError(f"{path}: problem {twice[0]} is there twice: make it again with `apr data generate`")
     return rows
 
 
@@ -62,11 +71,15 @@ def read_demonstrations(path: Path) -> Iterator[Trace]:
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        pq.write_table(table.replace_schema_metadata(_META), beside, compression="zstd")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.replace_schema_metadata(_META), beside, compression="zstd", write_page_checksum=True)
         beside.replace(path)
+    except OSError as error:
+        if (full := disk_error(path, error)) is error:
+            raise
+        raise full from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -75,7 +88,7 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
     if not path.is_file():
         raise DataError(f"no data file {path}: make it with `apr data generate`, or set `data` to where it is")
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is truncated or corrupt ({error}): make it again with `apr data generate`") from error
     found = (table.schema.metadata or {}).get(b"schema", b"none").decode()

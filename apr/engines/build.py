@@ -13,9 +13,7 @@ from apr.tokens.compact import CompactDialect
 
 def build_engine(config: EngineConfig, checkpoint: Path, max_context: int, seed: int = 0) -> Engine:
     """Start the engine on a checkpoint, after checking that the two fit. Raises `CheckpointError`, `ConfigError`."""
-    window = check_checkpoint(checkpoint)
-    if max_context > window:
-        raise ConfigError(f"limits.context ({max_context}) exceeds the model's window ({window}) of {checkpoint}")
+    check_window(checkpoint, max_context)
     if config.kind == "tiny":
         from apr.engines.tiny import TinyEngine
 
@@ -28,6 +26,14 @@ def build_engine(config: EngineConfig, checkpoint: Path, max_context: int, seed:
     )  # fmt: skip
 
 
+def check_window(checkpoint: Path, max_context: int) -> None:
+    """Raise `CheckpointError` for a checkpoint that is none, `ConfigError` if its window is shorter than needed."""
+    if max_context > (window := check_checkpoint(checkpoint)):
+        raise ConfigError(
+            f"limits.context ({max_context}) exceeds the window ({window}) of the model in {checkpoint}: lower it"
+        )
+
+
 def check_checkpoint(checkpoint: Path) -> int:
     """The window of a checkpoint of this project's vocabulary. Raises `CheckpointError`."""
     if not (checkpoint / "model.safetensors").is_file():
@@ -35,5 +41,5 @@ def check_checkpoint(checkpoint: Path) -> int:
     CompactDialect().vocabulary.check(checkpoint)
     try:
         return int(json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"])
-    except (OSError, json.JSONDecodeError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint}/config.json is missing or corrupt: {error!r}") from error

@@ -17,19 +17,20 @@ from ray.exceptions import RayActorError, RayTaskError
 from apr.config import EngineConfig
 from apr.engines.base import Completion, Request
 from apr.engines.build import build_engine
-from apr.errors import EngineError, EngineLostError
+from apr.errors import AprError, EngineError, EngineLostError
 from apr.threads.trace import StrandKey
 
 
 class EngineActor:
     """Runs in a Ray actor: an in-process engine, fed by `submit` and drained by `collect`."""
 
-    def __init__(self, config: EngineConfig, checkpoint: str, max_context: int, seed: int) -> None:
-        self.engine = build_engine(config, Path(checkpoint), max_context, seed)
+    def __init__(self) -> None:
         self.finished: asyncio.Queue[Completion | tuple[StrandKey, Exception]] = asyncio.Queue()
         self.running: set[asyncio.Task[None]] = set()
 
-    async def ready(self) -> tuple[int, int]:
+    async def start(self, config: EngineConfig, checkpoint: Path, max_context: int, seed: int) -> tuple[int, int]:
+        """Build the engine; here, since what a Ray actor raises when it is made arrives without its type."""
+        self.engine = build_engine(config, checkpoint, max_context, seed)
         return self.engine.max_context, self.engine.version
 
     async def submit(self, requests: Sequence[Request]) -> None:
@@ -96,7 +97,8 @@ class RemoteEngine:
         if request.key in self._waiting:
             raise EngineError(f"{request.key} is in flight already; a key names one request at a time")
         loop = asyncio.get_running_loop()
-        future = self._waiting[request.key] = loop.create_future()
+        future: asyncio.Future[Completion] = loop.create_future()
+        self._waiting[request.key] = future
         self._outbox.append(request)
         if self._pump is None or self._pump.done():
             self._pump = loop.create_task(self._run())
@@ -181,13 +183,23 @@ class RemoteEngine:
         except RayActorError as error:
             raise EngineLostError(f"the engine's actor died: {error}") from error
         except RayTaskError as error:
-            raise error.as_instanceof_cause() from error
+            raise cause_of(error) from error
+
+
+def cause_of(error: RayTaskError) -> Exception:
+    """What was raised in the actor: our own errors as they were, with a message for people, others with Ray's trace."""
+    cause: Exception = error.cause if isinstance(error.cause, AprError) else error.as_instanceof_cause()
+    return cause
 
 
 def start_engine(
     config: EngineConfig, checkpoint: Path, max_context: int, seed: int, options: Mapping[str, Any], timeout: float
 ) -> RemoteEngine:
     """Start an engine actor and wait until it serves. Raises `ray.exceptions.GetTimeoutError` after `timeout` s."""
-    actor = ray.remote(EngineActor).options(**options).remote(config, str(checkpoint.resolve()), max_context, seed)
-    window, version = ray.get(actor.ready.remote(), timeout=timeout)
+    actor = ray.remote(EngineActor).options(**options).remote()
+    started = actor.start.remote(config, checkpoint.resolve(), max_context, seed)
+    try:
+        window, version = ray.get(started, timeout=timeout)
+    except RayTaskError as error:
+        raise cause_of(error) from error
     return RemoteEngine(actor, window, version)

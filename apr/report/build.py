@@ -141,7 +141,7 @@ def _chosen(greedy: Sequence[Evaluation]) -> list[Trace]:
     each = max(1, SHOWN_TRACES // len(greedy))
     total = len(greedy[0].traces)
     places = [i * total // each for i in range(each)]
-    return [one.traces[place] for place in places for one in greedy]
+    return [one.traces[place] for place in places for one in reversed(greedy)]
 
 
 def _budgets(rl: Path | None) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from apr.data.store import demonstrations_file, read_demonstrations
 from apr.errors import CheckpointError, DataError
 from apr.memory import keep_freed_memory
 from apr.runs import commit, file_hash, run_directory, whole_folder
-from apr.seeds import derive_seed
+from apr.seeds import derive_rng, derive_seed
 from apr.sft.rows import IGNORED, rows
 from apr.tokens.compact import CompactDialect
 
@@ -33,10 +33,7 @@ def train(config: SftConfig) -> Path:
         examples, over = examples_of(config, source)
         tokens = sum(len(example["input_ids"]) for example in examples)
         cut = {"head": "cut to their head", "drop": "dropped"}[config.overlong]
-        print(
-            f"sft {config.solver}: {len(examples)} rows, {tokens:,} tokens an epoch; {over} over-long rows {cut}",
-            flush=True,
-        )
+        print(f"sft {config.solver}: {len(examples)} rows, {tokens:,} tokens; {over} over-long ones {cut}", flush=True)
         trainer = _trainer(config, run, examples)
         trainer.train(resume_from_checkpoint=_last_checkpoint(run))
         with whole_folder(finished) as folder:
@@ -49,6 +46,9 @@ def train(config: SftConfig) -> Path:
 def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]]) -> Any:
     """TRL's trainer over batches of similar length and bounded size."""
     import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or deepspeed, which TRL imports, warns that it had to guess
     from datasets import Dataset
     from torch.utils.data import DataLoader
     from trl import SFTConfig, SFTTrainer
@@ -58,7 +58,9 @@ def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]]) -> An
     keep_freed_memory()
     torch.set_num_threads(config.threads)
     vocabulary = CompactDialect().vocabulary
-    batches = token_batches([len(one["input_ids"]) for one in examples], config.batch_tokens, config.seed)
+    batches = token_batches(
+        [len(one["input_ids"]) for one in examples], config.batch_tokens, config.tokens, config.seed
+    )
     cuda = torch.cuda.is_available()
 
     class Trainer(SFTTrainer):  # type: ignore[misc]
@@ -70,7 +72,7 @@ def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]]) -> An
         model=model,
         optimizers=(MuonWithAdamW(model, config.lr, config.muon_lr, config.weight_decay), None),
         args=SFTConfig(
-            output_dir=str(run / "trainer"), num_train_epochs=config.epochs, use_cpu=not cuda, bf16=cuda,
+            output_dir=str(run / "trainer"), num_train_epochs=1, use_cpu=not cuda, bf16=cuda,
             learning_rate=config.lr, lr_scheduler_type="cosine", warmup_steps=config.warmup_steps,
             max_grad_norm=1.0, gradient_checkpointing=False,
             logging_steps=config.log_every, save_steps=config.checkpoint_every, save_total_limit=1,
@@ -83,18 +85,36 @@ def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]]) -> An
     )  # fmt: skip
 
 
-def token_batches(lengths: Sequence[int], budget: int, seed: int) -> list[list[int]]:
-    """Row indices in batches of at most `budget` padded tokens, rows of similar length together, batches shuffled."""
+def token_batches(lengths: Sequence[int], budget: int, total: int, seed: int) -> list[list[int]]:
+    """Row indices in batches of at most `budget` padded tokens, rows of similar length together, until `total` tokens.
+
+    Each pass over the rows has an order of its own; the last one is cut short where `total` is reached.
+    """
+    batches: list[list[int]] = []
+    tokens, epoch = 0, 0
+    while tokens < total:
+        # Rows of equal length meet others in every pass, and batches come in no order of length.
+        rng = derive_rng(seed, "batches", epoch)
+        order = sorted(range(len(lengths)), key=lambda i: (lengths[i], rng.random()))
+        for batch in rng.sample(cut := _cut(order, lengths, budget), len(cut)):
+            batches.append(batch)
+            tokens += sum(lengths[i] for i in batch)
+            if tokens >= total:
+                break
+        epoch += 1
+    return batches
+
+
+def _cut(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """`order`, by ascending length, in batches of at most `budget` padded tokens (a longer row is a batch alone)."""
     batches: list[list[int]] = []
     batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+    for i in order:
         if batch and (len(batch) + 1) * lengths[i] > budget:
             batches.append(batch)
             batch = []
         batch.append(i)
-    batches.append(batch)
-    random.Random(derive_seed(seed, "batches")).shuffle(batches)
-    return batches
+    return [*batches, batch]
 
 
 def examples_of(config: SftConfig, source: Path) -> tuple[list[dict[str, Any]], int]:
@@ -114,9 +134,6 @@ def examples_of(config: SftConfig, source: Path) -> tuple[list[dict[str, Any]], 
     if not examples:
         raise DataError(f"{source} holds no row to train on: loosen only_solved or overlong, or make more data")
     random.Random(derive_seed(config.seed, "rows")).shuffle(examples)
-    if config.max_tokens is not None:
-        totals = itertools.accumulate(len(example["input_ids"]) for example in examples)
-        examples = [example for example, total in zip(examples, totals) if total <= config.max_tokens]
     return examples, over
 
 

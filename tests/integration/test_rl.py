@@ -1,0 +1,381 @@
+"""RL runs with the tiny engine: exact under interruption, learning what it is rewarded for, and loud when it cannot."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from toys import SERIAL, SPAWNING, make_task, metrics, rl_config
+
+from apr.config import dump
+from apr.engines.tiny import TinyEngine
+from apr.errors import CheckpointError, EngineLostError, NoSignalError, ParityError, RunDirectoryError
+from apr.runs import run_directory
+from apr.threads.codec import read_traces
+from rl import checkpoint, loop
+from rl.launch import launch
+
+ROOT = Path(__file__).parents[2]
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def spawning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_task(tmp_path_factory.mktemp("spawning"), SPAWNING, steps=110)
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_task(tmp_path_factory.mktemp("serial"), SERIAL, steps=80)
+
+
+@pytest.fixture(scope="module")
+def whole(spawning: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `STEPS` steps that nothing interrupted. Ten training problems: its epoch ends within step 3."""
+    out = tmp_path_factory.mktemp("rl") / "whole"
+    launch(rl_config(spawning, out), resume=False)
+    return out
+
+
+def weights(run: Path) -> bytes:
+    return (run / "final" / "model.safetensors").read_bytes()
+
+
+def same_run(a: Path, b: Path) -> bool:
+    return weights(a) == weights(b) and metrics(a) == metrics(b)
+
+
+def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
+    """Call `act` once, when the metrics of `step` steps have been recorded."""
+    record = loop.record
+
+    def then(config: Any, folder: Path, at: int, *more: Any) -> None:
+        record(config, folder, at, *more)
+        if at + 1 == step:
+            act()
+
+    monkeypatch.setattr(loop, "record", then)
+
+
+def test_a_run_trains_on_spawned_threads(whole: Path, spawning: Path) -> None:
+    lines = metrics(whole)
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert all(0 < line["reward/success"] < 1 and line["rollout/threads"] > 1.5 for line in lines)
+    assert all(line["mismatch/abs_gap_mean"] < 1e-5 and line["loss/tokens"] > 0 for line in lines)
+    assert [step for step, line in enumerate(lines) if "eval/accuracy" in line] == [1, 3]
+    assert weights(whole) != (spawning / "start" / "model.safetensors").read_bytes()
+    assert json.loads((whole / "final" / "apr_card.json").read_text())["trained"] == ["sft", "rl"]
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step_000004"]
+    traces = list(read_traces(whole / "traces" / "step_000000.jsonl.gz"))
+    assert {span.version for trace in traces for strand in trace.strands for span in strand.versions} == {0}
+    traces = list(read_traces(whole / "traces" / "step_000003.jsonl.gz"))
+    assert {span.version for trace in traces for strand in trace.strands for span in strand.versions} == {3}
+    assert all("total" in trace.reward for trace in traces)
+
+
+@pytest.mark.parametrize("stop_after", range(1, STEPS))
+def test_a_run_stopped_and_resumed_is_the_whole_run_bit_for_bit(
+    stop_after: int, whole: Path, spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = rl_config(spawning, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        after_step(patch, stop_after, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(KeyboardInterrupt, match="--resume"):
+            launch(config, resume=False)
+    assert checkpoint.latest(config.out) == (checkpoint.folder_of(config.out, stop_after), stop_after)
+    assert not (config.out / "final").exists()
+    launch(config, resume=True)
+    assert same_run(config.out, whole)
+
+
+def test_a_crash_between_checkpoints_costs_only_the_steps_since(
+    whole: Path, spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = rl_config(spawning, tmp_path / "run", checkpoint_every=2)
+
+    def crash() -> None:
+        raise OSError("the machine went away")
+
+    with monkeypatch.context() as patch:
+        after_step(patch, 3, crash)
+        with pytest.raises(OSError, match="went away"):
+            launch(config, resume=False)
+    assert len(metrics(config.out)) == 3
+    (config.out / "checkpoints" / ".step_000003.1.tmp").mkdir()  # as a kill while saving leaves it
+    launch(config, resume=True)
+    assert same_run(config.out, whole)
+    assert sorted(path.name for path in (config.out / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
+
+
+def test_a_run_of_more_problems_a_step_than_there_are(spawning: Path, tmp_path: Path) -> None:
+    """Each problem comes several times in a step; its traces have keys, and so seeds, of their own."""
+    config = rl_config(
+        spawning, tmp_path, steps=1, problems_per_step=24, group_size=2, validate_problems=0, traces_per_step=48
+    )
+    launch(config, resume=False)
+    traces = list(read_traces(tmp_path / "traces" / "step_000000.jsonl.gz"))
+    keys = {trace.key(strand) for trace in traces for strand in trace.strands}
+    assert len(traces) == 48 and len(keys) == sum(len(trace.strands) for trace in traces)
+
+
+def test_an_epoch_serves_each_problem_once(spawning: Path) -> None:
+    config = rl_config(spawning, Path("unused"), problems_per_step=4)
+    train = [{"id": str(i)} for i in range(10)]
+    served = [problem["id"] for step in range(5) for problem in loop.problems_of(config, train, step)]
+    assert sorted(served[:10]) == sorted(served[10:]) == sorted(problem["id"] for problem in train)
+    assert served[:10] != served[10:]
+
+
+def test_more_steps_can_be_asked_of_a_finished_run(whole: Path, spawning: Path, tmp_path: Path) -> None:
+    launch(rl_config(spawning, tmp_path / "run", steps=2), resume=False)
+    early = weights(tmp_path / "run")
+    launch(rl_config(spawning, tmp_path / "run", steps=2), resume=True)  # nothing left to do
+    assert weights(tmp_path / "run") == early
+    launch(rl_config(spawning, tmp_path / "run"), resume=True)
+    assert weights(tmp_path / "run") == weights(whole) != early
+
+
+def test_a_run_is_not_overwritten_nor_shared(whole: Path, spawning: Path) -> None:
+    before = (whole / "config.yaml").read_bytes()
+    with pytest.raises(RunDirectoryError, match=f"--resume {whole}"):
+        launch(rl_config(spawning, whole, steps=9), resume=False)
+    with run_directory(whole, rl_config(spawning, whole)), pytest.raises(RunDirectoryError, match="in use by process"):
+        launch(rl_config(spawning, whole, steps=9), resume=True)
+    assert (whole / "config.yaml").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_schema_or_torn_is_refused(spawning: Path, tmp_path: Path) -> None:
+    config = rl_config(spawning, tmp_path / "run", steps=1, validate_problems=0)
+    launch(config, resume=False)
+    folder = checkpoint.folder_of(config.out, 1)
+    good = (folder / "state.json").read_text()
+    for text, said in (
+        (good.replace("apr.trace/1", "apr.trace/9"), "apr.trace/9"), (good[:-5], "corrupt"), ("[]", "corrupt"),
+    ):  # fmt: skip
+        (folder / "state.json").write_text(text)
+        with pytest.raises(CheckpointError, match=said):
+            launch(config.model_copy(update={"steps": 2}), resume=True)
+    (folder / "state.json").write_text(good)
+    (folder / "optimizer.pt").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt is corrupt"):
+        launch(config.model_copy(update={"steps": 2}), resume=True)
+
+
+def rises(task: Path, out: Path, shuffle: bool) -> tuple[float, float]:
+    """Success at the start and at the end of a run with a span budget that half of the demonstrations exceed."""
+    config = rl_config(
+        task, out, steps=12, problems_per_step=8, group_size=8, reward={"budgets": {"span_sampled": 20}},
+        learner={"lr": 2e-4, "threads": 1}, validate_problems=0, shuffle_advantages=shuffle,
+    )  # fmt: skip
+    launch(config, resume=False)
+    success = [line["reward/success"] for line in metrics(out)]
+    return fmean(success[:2]), fmean(success[-4:])
+
+
+def test_reward_rises(serial: Path, tmp_path: Path) -> None:
+    first, last = rises(serial, tmp_path, shuffle=False)
+    assert last > first + 0.3, (first, last)
+
+
+def test_reward_stays_flat_with_the_advantages_shuffled(serial: Path, tmp_path: Path) -> None:
+    first, last = rises(serial, tmp_path, shuffle=True)
+    assert last < first + 0.1, (first, last)  # noise may undo what was learned; it cannot teach
+
+
+def test_a_run_without_signal_ends_with_an_error(spawning: Path, tmp_path: Path) -> None:
+    config = rl_config(
+        spawning, tmp_path, steps=50, max_silent_steps=3, reward={"budgets": {"span_sampled": 1}}, validate_problems=0
+    )
+    with pytest.raises(NoSignalError, match="3 steps in a row"):
+        launch(config, resume=False)
+    assert [line["reward/groups_used"] for line in metrics(tmp_path)] == [0, 0]
+
+
+def test_other_weights_in_the_engine_are_found_out_before_a_step(
+    spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine drops the update that brings it to the learner's weights, and says nothing."""
+    load = TinyEngine._load
+
+    def wrong(engine: TinyEngine, source: dict[str, Any]) -> None:
+        name = "model.layers.0.self_attn.q_proj.weight"
+        load(engine, {**source, name: source[name] * 1.05})
+
+    monkeypatch.setattr(TinyEngine, "_load", wrong)
+    with pytest.raises(ParityError, match="do not hold the same weights"):
+        launch(rl_config(spawning, tmp_path, validate_problems=0), resume=False)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_lost_engine_ends_the_run(spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, calls = TinyEngine._forward, iter(range(1_000_000))
+
+    def dying(engine: TinyEngine, ids: Any, cache: Any) -> Any:
+        if next(calls) == 200:
+            raise RuntimeError("out of memory")
+        return forward(engine, ids, cache)
+
+    monkeypatch.setattr(TinyEngine, "_forward", dying)
+    with pytest.raises(EngineLostError, match="16 of 16 traces lost"):
+        launch(rl_config(spawning, tmp_path), resume=False)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+# In processes of their own.
+
+
+def command(config: Any, *more: str) -> subprocess.Popen[str]:
+    """`apr rl` on `config`, or with `more` in place of a configuration."""
+    given = list(more)
+    if not given:
+        path = config.out.with_suffix(".yaml")
+        path.write_text(dump(config))
+        given = ["--config", str(path)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "apr.cli", "rl", *given], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    while not condition():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.05)
+
+
+def recorded(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def session_members(leader: int) -> list[str]:
+    """Commands of the living processes of the session that `leader` started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_a_terminated_one_ends_cleanly(whole: Path, spawning: Path, tmp_path: Path) -> None:
+    config = rl_config(spawning, tmp_path / "run", checkpoint_every=2)
+    process = command(config)
+    wait_for(process, lambda: recorded(config.out) >= 3 or (config.out / "checkpoints" / "step_000002").is_dir())
+    process.kill()
+    process.communicate()
+    assert not (config.out / "final").exists()
+
+    process = command(None, "--resume", str(config.out), "steps=400", "checkpoint_every=400", "validate_problems=0")
+    wait_for(process, lambda: recorded(config.out) >= 3)
+    process.terminate()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "SIGTERM: finishing this step" in said and f"apr rl --resume {config.out}" in said
+    assert "Traceback" not in said
+    assert session_members(process.pid) == []
+    _, reached = checkpoint.latest(config.out) or (None, 0)
+    assert reached == recorded(config.out) >= 3
+
+
+@pytest.fixture
+def ray_gone() -> Iterator[None]:
+    import ray
+
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("sync", ["tensors", "file"])
+def test_a_run_on_ray_is_the_run_in_one_process(sync: str, whole: Path, spawning: Path, tmp_path: Path) -> None:
+    config = rl_config(
+        spawning, tmp_path / "run", weight_sync=sync,
+        cluster={"address": "local", "engine_cpus": 0.5, "learner_cpus": 0.5, "timeout": 120},
+    )  # fmt: skip
+    process = command(config)
+    wait_for(process, lambda: recorded(config.out) >= 1)
+    during = session_members(process.pid)
+    assert any("raylet" in said for said in during)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert same_run(config.out, whole)
+    deadline = time.monotonic() + 20
+    while (left := session_members(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_killing_the_engines_actor_ends_the_run_within_seconds(
+    spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_gone: None
+) -> None:
+    import ray
+
+    from rl import launch as launching
+
+    engines = []
+    placed = launching.placed
+
+    def noted(*arguments: Any) -> Any:
+        context = placed(*arguments)
+
+        class Noted:
+            def __enter__(self) -> Any:
+                parts = context.__enter__()
+                engines.append(parts[0])
+                return parts
+
+            def __exit__(self, *error: Any) -> Any:
+                return context.__exit__(*error)
+
+        return Noted()
+
+    killed = []
+
+    def kill() -> None:
+        ray.kill(engines[0]._actor)
+        killed.append(time.monotonic())
+
+    monkeypatch.setattr(launching, "placed", noted)
+    after_step(monkeypatch, 2, kill)
+    config = rl_config(
+        spawning, tmp_path, validate_problems=0, steps=50,
+        cluster={"address": "local", "engine_cpus": 0.5, "learner_cpus": 0.5, "timeout": 120},
+    )  # fmt: skip
+    with pytest.raises(EngineLostError):
+        launch(config, resume=False)
+    assert time.monotonic() - killed[0] < 30
+    assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_actors_that_cannot_be_placed_are_an_error_that_says_what_is_free(
+    spawning: Path, tmp_path: Path, ray_gone: None
+) -> None:
+    from apr.errors import ResourceError
+
+    cluster = {"address": "local", "engine_cpus": 0.5, "learner_cpus": 0.5}
+    with pytest.raises(ResourceError, match=r"need 4096\.5 CPUs, the cluster has \d+: lower cluster\.\*_cpus"):
+        launch(rl_config(spawning, tmp_path, cluster={**cluster, "learner_cpus": 4096}), resume=False)
+    config = rl_config(spawning, tmp_path, cluster={**cluster, "timeout": 0.01})
+    with pytest.raises(ResourceError, match=r"learner 0\.5 CPUs.*free now"):
+        launch(config, resume=False)
+    with pytest.raises(ResourceError, match=r"no Ray cluster at cluster\.address=auto"):
+        launch(
+            config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": "auto"})}), resume=False
+        )

@@ -1,0 +1,130 @@
+"""Configurations: checked as a whole, with errors that name the key and what is known there."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from apr.config import DataConfig, EvalConfig, QuickstartConfig, RlConfig, SftConfig, dump, load, preset
+from apr.errors import ConfigError
+
+KINDS: dict[str, type[BaseModel]] = {"data": DataConfig, "sft": SftConfig, "rl": RlConfig, "eval": EvalConfig}
+PRESETS = sorted(Path(str(files("configs"))).rglob("*.yaml"))
+TEACHER = "solvers.sos.protocol=serial"
+
+
+def refusal(kind: type[BaseModel], *overrides: str, paths: Sequence[Path] = ()) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(kind, paths, overrides)
+    return str(caught.value)
+
+
+def test_defaults_are_sound() -> None:
+    for kind in (SftConfig, EvalConfig, RlConfig, QuickstartConfig):
+        assert load(kind, []) == kind()
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_preset_is_sound_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    kind = KINDS[path.parent.name]
+    assert preset(path.parent.name, path.stem) == path
+    config = load(kind, [path])
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert load(kind, [tmp_path / "config.yaml"]) == config
+
+
+def test_presets_of_the_quickstart_are_there() -> None:
+    assert {"tiny_cpu"} <= set.intersection(*({p.stem for p in PRESETS if p.parent.name == kind} for kind in KINDS))
+
+
+def test_later_files_and_overrides_win_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("steps: 7\nlimits: {context: 100, threads: 5}\nlearner: {lr: 1.0e-3}\n")
+    (tmp_path / "b.yaml").write_text("limits: {context: 90}\n")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    paths = [tmp_path / name for name in ("a.yaml", "b.yaml", "empty.yaml")]
+    config = load(RlConfig, paths, ["limits.threads=6", "learner.lr=2e-4", "limits.work=null", "out=runs/x y"])
+    assert (config.steps, config.limits.context, config.limits.threads, config.limits.work) == (7, 90, 6, None)
+    assert (config.learner.lr, config.out) == (2e-4, Path("runs/x y"))
+
+
+def test_an_unknown_key_is_named_with_its_siblings() -> None:
+    said = refusal(RlConfig, "limits.contxt=3")
+    assert "unknown key limits.contxt" in said
+    assert "known here: context, work, span, threads, width, depth, seconds" in said
+    assert "steps" in refusal(RlConfig, "stepz=3").partition("known here")[2]
+
+
+def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
+    assert "known here: budget, weight" in refusal(RlConfig, "reward.soft_span.budgt=3")
+    assert "known here: protocol, beams" in refusal(DataConfig, TEACHER, "solvers.sos.beamz=1")
+    assert "unknown key solvers.sos.a.b" not in refusal(DataConfig, TEACHER, "solvers.sos.a.b=1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "says"),
+    [
+        (RlConfig, ["steps=many"], ["steps: ", "valid integer"]),
+        (RlConfig, ["learner.lr=fast"], ["learner.lr: ", "valid number"]),
+        (RlConfig, ["learner.lr=.inf"], ["learner.lr: ", "finite"]),
+        (RlConfig, ["limits=3"], ["limits: "]),
+        (RlConfig, ["limits.context.more=3"], ["limits.context: ", "integer"]),
+        (RlConfig, ["weighting=tokens"], ["weighting: ", "'constant'"]),
+        (RlConfig, ["group_size=1"], ["group_size: ", "1 gives no advantage"]),
+        (RlConfig, ["top_p=0.9"], ["top_p: ", "not its own"]),
+        (RlConfig, ["temperature=0"], ["temperature: ", "greater than 0"]),
+        (RlConfig, ["limits.seconds=3"], ["limits.seconds", "leave it out"]),
+        (RlConfig, ["limits.context=64", "reward.budgets.context=65"], ["reward.budgets.context (65)", "(64)"]),
+        (RlConfig, ["limits.depth=0"], ["limits.depth"]),
+        (RlConfig, ["reward.soft_span={budget: 10, weight: 1.5}"], ["reward.soft_span.weight: ", "less than"]),
+        (EvalConfig, ["samples=4"], ["temperature"]),
+        (SftConfig, ["model.heads=3"], ["hidden (128)", "heads (3)"]),
+        (DataConfig, [], ["solvers: "]),
+        (DataConfig, [TEACHER, "solvers.sos.spawn_depth=1"], ["solvers.sos: ", "spawn_depth"]),
+        (DataConfig, [TEACHER, "problems.low=9", "problems.high=3"], ["problems: ", "low must not exceed high"]),
+        (QuickstartConfig, ["stages.sftt=[a]"], ["stages.sftt"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_by_name(kind: type[BaseModel], overrides: list[str], says: list[str]) -> None:
+    said = refusal(kind, *overrides)
+    assert all(words in said for words in says), said
+
+
+def test_all_faults_are_told_at_once() -> None:
+    said = refusal(RlConfig, "group_size=1", "limits.contxt=3", "learner.lr=fast")
+    assert len(said.splitlines()) == 4
+
+
+def test_soft_budgets_are_optional_and_bounded() -> None:
+    config = load(RlConfig, [], ["reward.soft_span={budget: 10, weight: 0.5}"])
+    assert config.reward.soft_span is not None and config.reward.soft_span.budget == 10
+    assert config.reward.soft_context is None
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "--fast", " =3"])
+def test_an_override_without_key_or_value_is_refused(override: str) -> None:
+    assert "dotted.key=value" in refusal(RlConfig, override)
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    for content, said in ((b"a: [1", "not valid YAML"), (b"- 1\n", "mapping"), (b"\xff\xfe\x00", "not a text file")):
+        path = tmp_path / "config.yaml"
+        path.write_bytes(content)
+        message = refusal(RlConfig, paths=[path])
+        assert said in message and str(path) in message
+    assert "no configuration file" in refusal(RlConfig, paths=[tmp_path / "missing.yaml"])
+    assert "not valid YAML" in refusal(RlConfig, "limits={a")
+
+
+@given(st.dictionaries(st.sampled_from(["steps", "limits", "limits.context", "learner.lr", "out"]), st.text(max_size=8)))
+def test_any_override_is_either_taken_or_refused(given_: dict[str, Any]) -> None:
+    overrides = [f"{key}={value}" for key, value in given_.items()]
+    try:
+        config = load(RlConfig, [], overrides)
+    except ConfigError:
+        return
+    assert config.model_validate(config.model_dump()) == config

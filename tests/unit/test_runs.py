@@ -1,0 +1,148 @@
+"""Run directories: locked while in use, and whatever is written is whole or not there."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from apr.config import RlConfig, load
+from apr.errors import DataError, ResourceError, RunDirectoryError
+from apr.runs import file_hash, run_directory, whole_folder, write_bytes, write_text
+
+CONFIG = RlConfig()
+ROOT = Path(__file__).parents[2]
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".old")))
+
+
+def test_a_run_directory_holds_its_configuration_and_a_manifest(tmp_path: Path) -> None:
+    with run_directory(tmp_path / "a" / "run", CONFIG, data_hash="abc") as run:
+        assert load(RlConfig, [run / "config.yaml"]) == CONFIG
+        manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["data_hash"] == "abc"
+    assert manifest["versions"]["torch"] and manifest["python"] == sys.version.split()[0]
+    assert {"command", "started", "commit", "hardware"} <= manifest.keys()
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == CONFIG.seed
+
+
+def test_a_second_holder_is_told_who_holds_it(tmp_path: Path) -> None:
+    with run_directory(tmp_path, CONFIG):
+        before = (tmp_path / "config.yaml").read_bytes()
+        other = run_directory(tmp_path, CONFIG.model_copy(update={"seed": 5}))
+        with pytest.raises(RunDirectoryError, match=f"in use by process {os.getpid()}"), other:
+            pass
+        assert (tmp_path / "config.yaml").read_bytes() == before
+    with run_directory(tmp_path, CONFIG):
+        pass  # free again
+
+
+def test_a_killed_holder_does_not_keep_the_lock(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from apr.config import RlConfig
+from apr.runs import run_directory
+with run_directory(Path({str(tmp_path)!r}), RlConfig()):
+    print("held", flush=True)
+    input()
+"""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(RunDirectoryError, match=f"process {holder.pid}"), run_directory(tmp_path, CONFIG):
+        pass
+    holder.kill()
+    holder.communicate()
+    with run_directory(tmp_path, CONFIG):
+        pass
+
+
+def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RunDirectoryError, match="another `out`"), run_directory(path, CONFIG):
+            pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def broken(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+@pytest.mark.parametrize(("fault", "raised"), [(full, ResourceError), (broken, OSError)])
+def test_a_write_that_fails_leaves_the_old_file(
+    where: str, fault: Callable[..., None], raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+    monkeypatch.setattr(*((os, "fsync") if where == "fsync" else (Path, "replace")), fault)
+    with pytest.raises(raised) as caught:
+        write_bytes(path, b"new")
+    assert isinstance(caught.value, ResourceError) == (fault is full)
+    assert path.read_text() == "old" and left_over(tmp_path) == []
+    if fault is full:
+        assert str(path) in str(caught.value)
+
+
+def test_files_and_folders_are_replaced_whole(tmp_path: Path) -> None:
+    write_text(tmp_path / "deep" / "file", "one")
+    write_text(tmp_path / "deep" / "file", "two")
+    assert (tmp_path / "deep" / "file").read_text() == "two"
+    for content in ("one", "two"):
+        with whole_folder(tmp_path / "folder") as folder:
+            (folder / content).write_text(content)
+            assert not (tmp_path / "folder" / content).exists()
+        assert [path.name for path in (tmp_path / "folder").iterdir()] == [content]
+    assert left_over(tmp_path) == []
+
+
+class RustError(Exception):
+    """As the writer of safetensors raises it: the system's error in words."""
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.ENOSPC, "full"), ResourceError),
+        (RustError("Error while serializing: I/O error: No space left on device (os error 28)"), ResourceError),
+        (RustError("other"), RustError),
+        (ValueError("other"), ValueError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_folder_that_was_not_finished_leaves_the_old_one(
+    error: BaseException, raised: type[BaseException], tmp_path: Path
+) -> None:
+    with whole_folder(tmp_path / "folder") as folder:
+        (folder / "old").touch()
+    with pytest.raises(raised), whole_folder(tmp_path / "folder") as folder:
+        (folder / "new").touch()
+        raise error
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["old"]
+    assert left_over(tmp_path) == []
+
+
+def test_a_hash_follows_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    first = file_hash(path)
+    path.write_bytes(b"two")
+    assert file_hash(path) != first
+    path.write_bytes(b"one")
+    assert file_hash(path) == first
+    with pytest.raises(DataError, match=str(tmp_path / "missing")):
+        file_hash(tmp_path / "missing")
