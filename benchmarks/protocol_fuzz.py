@@ -141,7 +141,9 @@ def main() -> int:
     for protocol in PROTOCOLS.values():
         tally = fuzz(protocol(CONTROL), args.count, args.seed)
         kinds = ", ".join(f"{name} {number}" for name, number in sorted(tally.decisions.items()))
-        print(f"{tally.protocol}: {args.count} sequences, {tally.micros:.2f} us each, {tally.slowest:.0f} at most ({kinds})")
+        print(
+            f"{tally.protocol}: {args.count} sequences, {tally.micros:.2f} us each, {tally.slowest:.0f} at most ({kinds})"
+        )
         slow = slow or tally.micros >= BAR
     return int(slow)
 

@@ -1,0 +1,41 @@
+"""What only a CUDA machine can show. Skipped elsewhere: a CPU has no second arithmetic to agree with."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from apr.config import LearnerConfig
+from apr.engines.base import Request
+from apr.threads.trace import StrandKey
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def cuda() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU on this machine")
+
+
+def test_engine_and_learner_agree_on_a_gpu(make_checkpoint) -> None:
+    """The parity check of the RL loop passes between vLLM and the learner, both in float32 on the same GPU."""
+    from apr.engines.vllm import VllmEngine
+    from rl.learner import Learner
+    from rl.samples import Sample
+
+    checkpoint: Path = make_checkpoint(0)
+
+    async def run() -> dict[str, float]:
+        engine = VllmEngine(checkpoint, max_context=64, seed=0)
+        learner = Learner(checkpoint, LearnerConfig(), temperature=1.0)
+        prompt = (1, 20, 30, 40)
+        done = await engine.generate(Request(StrandKey(0, "p", 0, "r", 0), prompt, (), 32, 1.0, 7))
+        await engine.close()
+        n = len(done.ids)
+        positions = [len(prompt) + i for i in range(n)]
+        sample = Sample((*prompt, *done.ids), positions, list(done.logprobs), [1.0] * n, [1 / n] * n)
+        return await learner.update([sample], parity=(1e-4, 1e-2))
+
+    assert asyncio.run(run())["mismatch/abs_gap_mean"] < 1e-4
