@@ -14,8 +14,6 @@ from apr.errors import AprError, ConfigError, UserError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-# Before torch is first imported: OpenMP threads that spin while they wait starve whatever else runs on the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Nothing reaches for a hub or reports usage unless asked, and libraries keep their progress bars to themselves.
 for _name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "VLLM_NO_USAGE_STATS"):
     os.environ.setdefault(_name, "1")
