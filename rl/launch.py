@@ -48,11 +48,11 @@ def launch(config: RlConfig, resume: bool) -> Path:
         # Validation draws nothing new: problems come from the data set, the environment only spells and verifies.
         env = Countdown(CountdownSpec(), dialect)
         protocol = protocol_by_name(config.protocol, dialect.vocabulary.control)
-        monitors: list[Monitor] = [JsonlMonitor(run / "metrics.jsonl", start)]
-        if config.tensorboard:
-            monitors.append(TensorBoardMonitor(run / "tensorboard", start))
         sync: WeightSync = TensorSync() if config.weight_sync == "tensors" else FileSync(run / "weights")
         with placed(config, start_from) as (engine, learner):
+            monitors: list[Monitor] = [JsonlMonitor(run / "metrics.jsonl", start)]
+            if config.tensorboard:
+                monitors.append(TensorBoardMonitor(run / "tensorboard", start))
             parts = loop.Parts(env, protocol, engine, learner, sync, Monitors(monitors), train, validation)
             try:
                 reached = asyncio.run(_drive(config, parts, run, start))

@@ -89,12 +89,13 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
         raise DataError(f"no data file {path}: make it with `apr data generate`, or set `data` to where it is")
     try:
         table = pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
+        names = table.column_names
+        found = (table.schema.metadata or {}).get(b"schema", b"none").decode()
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise DataError(f"{path} is truncated or corrupt ({error}): make it again with `apr data generate`") from error
-    found = (table.schema.metadata or {}).get(b"schema", b"none").decode()
     if found != SCHEMA:
         raise DataError(f"{path} has schema {found}, this version reads {SCHEMA}: make it again, or update")
-    missing = [column for column in columns if column not in table.column_names]
+    missing = [column for column in columns if column not in names]
     if missing:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}: make it again with `apr data generate`")
     return table.select(columns)

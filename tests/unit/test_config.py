@@ -120,7 +120,9 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     assert "not valid YAML" in refusal(RlConfig, "limits={a")
 
 
-@given(st.dictionaries(st.sampled_from(["steps", "limits", "limits.context", "learner.lr", "out"]), st.text(max_size=8)))
+@given(
+    st.dictionaries(st.sampled_from(["steps", "limits", "limits.context", "learner.lr", "out"]), st.text(max_size=8))
+)
 def test_any_override_is_either_taken_or_refused(given_: dict[str, Any]) -> None:
     overrides = [f"{key}={value}" for key, value in given_.items()]
     try:

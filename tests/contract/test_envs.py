@@ -1,0 +1,110 @@
+"""What every environment promises (`envs.base.Env`)."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apr.errors import DataError
+from apr.tokens.compact import CompactDialect
+from envs.base import Env
+from envs.countdown.env import SPLITS, Countdown, CountdownSpec
+from envs.countdown.verify import Verdict
+from solvers.exhaustive import solve
+
+DIALECT = CompactDialect()
+CONTROL = DIALECT.vocabulary.control
+
+
+def solution(problem: dict[str, Any]) -> tuple[int, ...]:
+    """A right answer, as a thread would return it."""
+    path = solve(tuple(problem["numbers"]), problem["target"])
+    assert path is not None
+    return DIALECT.solution(path)
+
+
+# Each environment with a way to write a right answer.
+ENVS = {
+    "countdown": (Countdown(CountdownSpec(numbers=3, high=30), DIALECT), solution),
+    "countdown_paper": (Countdown(CountdownSpec(), DIALECT), solution),
+}
+COUNT = 8
+
+
+@pytest.fixture(params=ENVS)
+def env(request: pytest.FixtureRequest) -> Env:
+    return ENVS[request.param][0]
+
+
+@pytest.fixture
+def write(request: pytest.FixtureRequest) -> Any:
+    return ENVS[request.node.callspec.params["env"]][1]
+
+
+def test_problems_are_distinct_plain_and_the_same_from_the_same_seed(env: Env) -> None:
+    for split in SPLITS:
+        problems = env.problems(split, COUNT, 7)
+        assert len({problem["id"] for problem in problems}) == len(problems) == COUNT
+        assert env.problems(split, COUNT, 7) == problems != env.problems(split, COUNT, 8)
+        assert json.loads(json.dumps(problems)) == problems
+        assert all(isinstance(problem["id"], str) for problem in problems)
+
+
+def test_splits_share_nothing_that_a_search_could_be_remembered_from(env: Env) -> None:
+    seen = [{tuple(p["numbers"]) for seed in range(3) for p in env.problems(split, COUNT, seed)} for split in SPLITS]
+    assert len(set.union(*seen)) == sum(map(len, seen))
+
+
+def test_an_unknown_split_is_refused(env: Env) -> None:
+    with pytest.raises(DataError, match="validation"):
+        env.problems("holdout", 1, 0)
+
+
+def test_a_prompt_starts_with_bos_and_has_no_other_control_token(env: Env) -> None:
+    problems = [problem for split in SPLITS for problem in env.problems(split, COUNT, 7)]
+    prompts = [env.prompt(problem) for problem in problems]
+    assert len(set(prompts)) == len(prompts)
+    for prompt in prompts:
+        assert prompt[0] == CONTROL.bos
+        assert not {token for token in prompt[1:] if token <= CONTROL.ret}
+        assert max(prompt) < len(DIALECT.vocabulary)
+
+
+def test_a_right_answer_is_right_for_its_own_problem_only(env: Env, write: Any) -> None:
+    problems = env.problems("test", COUNT, 7)
+    answers = [env.read(write(problem)) for problem in problems]
+    for problem, answer in zip(problems, answers):
+        assert env.verify(problem, answer) == Verdict(True, "reaches the target")
+        assert sum(env.verify(other, answer).ok for other in problems) == 1
+
+
+def test_no_answer_is_wrong_and_says_why(env: Env) -> None:
+    [problem] = env.problems("train", 1, 0)
+    assert env.read(None) is None
+    for answer in (None, "", env.read(())):
+        verdict = env.verify(problem, answer)
+        assert not verdict.ok and verdict.reason
+
+
+TEXTS = st.text(max_size=200) | st.text("0123456789+-*/=, ", max_size=60) | st.from_regex(r"(\d+[-+*/]\d+=\d+, ?)+")
+
+
+@given(TEXTS)
+@pytest.mark.parametrize("name", ENVS)
+def test_whatever_the_answer_says_there_is_a_verdict(name: str, answer: str) -> None:
+    env = ENVS[name][0]
+    [problem] = env.problems("train", 1, 0)
+    verdict = env.verify(problem, answer)
+    assert isinstance(verdict.ok, bool) and verdict.reason and len(verdict.reason) < 500
+
+
+@given(st.lists(st.integers(0, len(DIALECT.vocabulary) - 1), max_size=80))
+@pytest.mark.parametrize("name", ENVS)
+def test_whatever_a_thread_returns_can_be_read_and_judged(name: str, ids: list[int]) -> None:
+    env = ENVS[name][0]
+    [problem] = env.problems("train", 1, 0)
+    answer = env.read(tuple(ids))
+    assert isinstance(answer, str)
+    assert isinstance(env.verify(problem, answer).ok, bool)

@@ -1,0 +1,124 @@
+"""What every weight sync promises (`rl.weight_sync.WeightSync`): the engine samples from the learner's weights."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from apr.config import LearnerConfig
+from apr.engines.base import Completion, Request
+from apr.engines.tiny import TinyEngine
+from apr.errors import EngineError
+from apr.threads.trace import StrandKey, VersionSpan
+from rl.learner import Learner
+from rl.weight_sync import MARKER, FileSync, TensorSync, WeightSync
+
+PROMPT = (1, 20, 21, 22)
+
+
+@pytest.fixture(params=["tensors", "file"])
+def sync(request: pytest.FixtureRequest, tmp_path: Path) -> WeightSync:
+    return TensorSync() if request.param == "tensors" else FileSync(tmp_path / "weights")
+
+
+@pytest.fixture
+def learner(make_checkpoint: Callable[[int], Path]) -> Learner:
+    return Learner(make_checkpoint(1), LearnerConfig(threads=1), temperature=1.0)
+
+
+@pytest.fixture
+def engine(make_checkpoint: Callable[[int], Path]) -> TinyEngine:
+    return TinyEngine.from_checkpoint(make_checkpoint(0), max_context=64)
+
+
+def request(name: str = "p") -> Request:
+    return Request(StrandKey(0, name, 0, "r", 0), PROMPT, (), 16, 0.0, 1)
+
+
+def change(learner: Learner) -> None:
+    with torch.no_grad():
+        for parameter in learner.model.parameters():
+            parameter.mul_(1.01)
+
+
+def agree(learner: Learner, completion: Completion) -> None:
+    """The completion is the learner's own greedy one, with its logprobs."""
+    ids = torch.tensor([PROMPT + completion.ids])
+    with torch.no_grad():
+        logprobs = torch.log_softmax(learner.model(input_ids=ids).logits[0, len(PROMPT) - 1 : -1], dim=-1)
+    assert logprobs.argmax(dim=-1).tolist() == list(completion.ids)
+    torch.testing.assert_close(logprobs.max(dim=-1).values, torch.tensor(completion.logprobs), atol=1e-5, rtol=0)
+
+
+def test_the_engine_has_the_learners_weights_after_a_push(
+    sync: WeightSync, learner: Learner, engine: TinyEngine
+) -> None:
+    async def body() -> None:
+        before = await engine.generate(request())
+        for version in (3, 4, 5):
+            assert await sync.push(learner, engine, version) >= 0
+            assert engine.version == version
+            completion = await engine.generate(request())
+            assert completion.versions == (VersionSpan(version, 0, 16),)
+            assert completion.logprobs != before.logprobs
+            agree(learner, completion)
+            before = completion
+            change(learner)
+        again = await engine.generate(request())
+        assert (again.ids, again.logprobs) == (before.ids, before.logprobs)  # a change is not seen before its push
+
+    asyncio.run(body())
+
+
+def test_a_push_waits_for_what_is_in_flight_and_requests_wait_for_it(
+    sync: WeightSync, learner: Learner, engine: TinyEngine
+) -> None:
+    async def body() -> None:
+        early = asyncio.create_task(engine.generate(request("early")))
+        await asyncio.sleep(0)
+        pushing = asyncio.create_task(sync.push(learner, engine, 9))
+        async with asyncio.timeout(30):
+            while not engine._paused:
+                await asyncio.sleep(0)
+        late = asyncio.create_task(engine.generate(request("late")))
+        await pushing
+        assert {span.version for span in (await early).versions} == {0}
+        assert {span.version for span in (await late).versions} == {9}
+        agree(learner, await late)
+
+    asyncio.run(body())
+
+
+def test_weights_of_another_model_are_refused(sync: WeightSync, learner: Learner, engine: TinyEngine) -> None:
+    learner.model.model.norm.weight = torch.nn.Parameter(torch.ones(32))
+    with pytest.raises(EngineError, match=r"model\.norm\.weight"):
+        asyncio.run(sync.push(learner, engine, 1))
+    assert engine.version == 0
+
+
+def test_a_folder_is_complete_and_the_only_one(
+    learner: Learner, engine: TinyEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sync = FileSync(Path("weights"))
+    torn = tmp_path / "weights" / "version_000002"
+    torn.mkdir(parents=True)
+    (torn / "model.safetensors").write_bytes(b"half a file")  # as a killed run leaves it
+    for version in (1, 2, 3):
+        asyncio.run(sync.push(learner, engine, version))
+        assert [path.name for path in (tmp_path / "weights").iterdir()] == [f"version_{version:06d}"]
+        folder = tmp_path / "weights" / f"version_{version:06d}"
+        assert (folder / MARKER).is_file()
+        saved = load_file(folder / "model.safetensors")
+        for name, tensor in asyncio.run(learner.weights()).items():
+            assert torch.equal(saved[name], tensor)
+        change(learner)
+
+
+def test_weights_handed_over_are_not_the_learners_own(learner: Learner) -> None:
+    handed = asyncio.run(learner.weights())
+    change(learner)
+    assert not torch.equal(handed["model.norm.weight"], learner.model.model.norm.weight)

@@ -1,0 +1,150 @@
+"""Supervised fine-tuning with TRL: on a handful of rows, interrupted and resumed, to a checkpoint that others open."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toys import SPAWNING
+
+from apr.config import DataConfig, SftConfig, check
+from apr.data.generate import generate
+from apr.data.store import demonstrations_file, read_demonstrations, write_demonstrations
+from apr.engines.build import check_checkpoint
+from apr.errors import DataError
+from apr.sft import train as sft
+from apr.sft.rows import IGNORED, rows
+from apr.sft.train import examples_of, read_card, token_batches, train
+from apr.tokens.compact import CompactDialect
+
+VOCABULARY = CompactDialect().vocabulary
+MODEL = {"layers": 1, "hidden": 64, "heads": 2, "intermediate": 128, "window": 64}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sft") / "data"
+    generate(check(DataConfig, {**SPAWNING, "out": out}, "toy"))
+    return out
+
+
+def config(data: Path, out: Path, **more: Any) -> SftConfig:
+    content = {
+        "data": data, "solver": "toy", "model": MODEL, "tokens": 30_000, "batch_tokens": 256, "warmup_steps": 5,
+        "log_every": 5, "checkpoint_every": 20, "threads": 1, "out": out,
+    }  # fmt: skip
+    return check(SftConfig, {**content, **more}, "toy")
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(config(data, tmp_path_factory.mktemp("trained") / "run"))
+
+
+def losses(checkpoint: Path) -> dict[int, float]:
+    log = json.loads((checkpoint / "log.json").read_text())
+    return {line["step"]: line["loss"] for line in log if "loss" in line}
+
+
+def test_the_loss_falls(trained: Path) -> None:
+    logged = losses(trained)
+    assert logged[5] > 3
+    assert logged[max(logged)] < 0.5 * logged[5], logged
+
+
+def test_the_checkpoint_opens_with_the_usual_classes(trained: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(trained)
+    assert (model.config.num_hidden_layers, model.config.max_position_embeddings) == (1, 64)
+    assert model.config.vocab_size == len(VOCABULARY)
+    control = VOCABULARY.control
+    assert (model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id) == (
+        control.pad, control.bos, control.eos,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    for id, token in enumerate(VOCABULARY.tokens):
+        assert tokenizer.convert_ids_to_tokens(id) == token
+        assert tokenizer(token, add_special_tokens=False)["input_ids"] == [id]
+        assert tokenizer.decode([id]) == token
+    prompt = CompactDialect().prompt((3, 5, 8), 24)
+    assert tuple(tokenizer(VOCABULARY.text(prompt), add_special_tokens=False)["input_ids"]) == prompt
+    assert model(torch.tensor([prompt])).logits.shape == (1, len(prompt), len(VOCABULARY))
+
+
+def test_the_checkpoint_says_what_it_is(trained: Path, data: Path) -> None:
+    card = read_card(trained)
+    assert card["solver"] == "toy" and card["trained"] == ["sft"]
+    assert card["data_hash"] and card["commit"]
+    assert check_checkpoint(trained) == 64
+
+
+def test_a_finished_training_is_not_repeated(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft, "_trainer", None)
+    assert train(config(data, trained.parent)) == trained
+
+
+def test_an_interrupted_training_goes_on_where_it_stopped(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(data, tmp_path / "run")
+    make_trainer = sft._trainer
+
+    def interrupted(*arguments: Any) -> Any:
+        from transformers import TrainerCallback
+
+        class Stop(TrainerCallback):  # type: ignore[misc]
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step == 30:
+                    raise KeyboardInterrupt
+
+        trainer = make_trainer(*arguments)
+        trainer.add_callback(Stop())
+        return trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "_trainer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(made)
+    assert [path.name for path in (made.out / "trainer").glob("checkpoint-*")] == ["checkpoint-20"]
+    assert not (made.out / "checkpoint").exists()
+    resumed = train(made)
+    whole = losses(trained)
+    assert losses(resumed).keys() == whole.keys()
+    assert losses(resumed) == pytest.approx(whole, rel=1e-3)
+
+
+def test_rows_are_those_of_the_traces_cut_to_the_window(data: Path, tmp_path: Path) -> None:
+    source = demonstrations_file(data, "toy")
+    expected = [row for trace in read_demonstrations(source) for row in rows(trace)]
+    examples, over = examples_of(config(data, tmp_path), source)
+    assert over == 0 and len(examples) == len(expected)
+    assert sorted((e["input_ids"], e["labels"]) for e in examples) == sorted((list(r.ids), r.labels) for r in expected)
+    short = {**MODEL, "window": 32}
+    examples, over = examples_of(config(data, tmp_path, model=short), source)
+    assert over > 0 and max(len(example["input_ids"]) for example in examples) == 32
+    dropped, over_ = examples_of(config(data, tmp_path, model=short, overlong="drop"), source)
+    assert over_ == over and len(dropped) == len(expected) - over
+    assert all(any(label != IGNORED for label in example["labels"]) for example in examples)
+
+
+def test_nothing_to_train_on_is_an_error_that_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    traces = [trace for trace in read_demonstrations(demonstrations_file(data, "toy")) if not trace.correct]
+    write_demonstrations(demonstrations_file(tmp_path / "data", "toy"), traces)
+    made = config(tmp_path / "data", tmp_path / "run", only_solved=True)
+    with pytest.raises(DataError, match="holds no row to train on"):
+        train(made)
+    assert not (made.out / "checkpoint").exists()
+
+
+def test_batches_hold_every_row_once_a_pass_within_the_budget() -> None:
+    lengths = [3, 50, 7, 7, 9, 31, 64, 3, 12, 40]
+    batches = token_batches(lengths, 64, sum(lengths), 0)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 64 for batch in batches)
+    assert token_batches(lengths, 64, sum(lengths), 0) == batches != token_batches(lengths, 64, sum(lengths), 1)
+    two = token_batches(lengths, 64, 2 * sum(lengths), 0)
+    assert two[: len(batches)] == batches and sorted(i for batch in two for i in batch) == sorted([*range(10)] * 2)
+
+

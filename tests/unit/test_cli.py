@@ -1,0 +1,298 @@
+"""The command line: quick to answer, and what cannot work ends with status 2, one message and nothing half-written."""
+
+import gzip
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from apr.cli import main
+from apr.config import DataConfig, EvalConfig, RlConfig, dump, load
+from apr.data.store import demonstrations_file, problems_file
+from apr.runs import run_directory
+
+ROOT = Path(__file__).parents[2]
+DATA = """
+problems: {numbers: 2, low: 1, high: 9, target_low: 2, target_high: 20}
+train: 8
+validation: 2
+test: 2
+solvers: {sos_plus: {protocol: serial}}
+"""
+
+
+@pytest.fixture(scope="module")
+def good_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "data.yaml").write_text(DATA)
+    assert main(["data", "generate", "--config", str(folder / "data.yaml"), f"out={folder / 'data'}"]) == 0
+    return folder / "data"
+
+
+@pytest.fixture
+def data(good_data: Path, tmp_path: Path) -> Path:
+    """A data set to be spoilt."""
+    return Path(shutil.copytree(good_data, tmp_path / "data"))
+
+
+@pytest.fixture
+def start(make_checkpoint: Callable[[int], Path], tmp_path: Path) -> Path:
+    """A checkpoint to be spoilt; its window is 256."""
+    return Path(shutil.copytree(make_checkpoint(0), tmp_path / "start"))
+
+
+class Cli:
+    """Commands in `folder`, with `data`, `checkpoint` and `out` there."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self.capsys = capsys
+        self.out = folder / "out"
+
+    def refused(self, *arguments: str) -> str:
+        """What the command says as it is refused: status 2, no traceback, nothing half-written."""
+        self.capsys.readouterr()
+        assert main(arguments) == 2
+        said = self.capsys.readouterr().err
+        assert said.count("apr: error: ") == 1 and "Traceback" not in said
+        written = {path.name for path in self.out.rglob("*") if path.is_file() and path.stat().st_size}
+        assert written <= {".lock", "config.yaml", "manifest.json"}
+        assert not list(self.folder.rglob("*.tmp"))
+        return said
+
+    def stage(self, stage: str, *more: str) -> str:
+        """The same for a stage with its usual paths."""
+        given = [f"data={self.folder / 'data'}", f"out={self.out}"]
+        if stage == "sft":
+            given += ["solver=sos_plus"]
+        else:
+            given += [f"checkpoint={self.folder / 'start'}", "engine.kind=tiny", "protocol=serial"]
+        return self.refused(stage, *given, *more)
+
+
+@pytest.fixture
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(tmp_path, capsys)
+
+
+STAGES = ["sft", "rl", "eval"]
+
+
+def apr(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "apr.cli", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_help_answers_in_under_a_second() -> None:
+    """Measured in seconds of the processor: what others do on this machine is not its fault."""
+
+    def used() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return children.ru_utime + children.ru_stime
+
+    seconds = []
+    for _ in range(3):
+        before = used()
+        done = apr("--help")
+        seconds.append(used() - before)
+        assert done.returncode == 0 and "quickstart" in done.stdout
+    assert statistics.median(seconds) < 1.0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["rl", "--help"], ["rl", "--print-config", "--config", "tiny_cpu"]])
+def test_help_and_configurations_load_no_heavy_library(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from apr.cli import main
+try:
+    main({arguments!r})
+except SystemExit as ended:
+    assert ended.code == 0
+loaded = sorted({{name.partition(".")[0] for name in sys.modules}})
+print(*loaded, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "ray", "vllm", "trl", "transformers"} & set(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("stage", "override"), [("rl", "stepz=3"), ("sft", "batch_tokens=many"), ("eval", "samples=2")]
+)
+def test_the_program_itself_ends_with_status_2(stage: str, override: str) -> None:
+    done = apr(stage, override)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("apr: error: configuration (") and "Traceback" not in done.stderr
+
+
+def test_a_command_that_is_none_is_refused() -> None:
+    for arguments in ([], ["fly"], ["data"], ["report"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+
+
+def test_print_config_is_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rl", "--config", "tiny_cpu", "steps=3", f"out={tmp_path / 'out'}", "--print-config"]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    config = load(RlConfig, [tmp_path / "printed.yaml"])
+    assert config.steps == 3 and not (tmp_path / "out").exists()
+    assert main(["rl", "--config", str(tmp_path / "printed.yaml"), "steps=4", "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == {**yaml.safe_load(dump(config)), "steps": 4}
+
+
+def test_a_dry_run_checks_what_is_needed_and_writes_nothing(good_data: Path, start: Path, cli: Cli) -> None:
+    rest = [f"data={good_data}", f"out={cli.out}", "--dry-run"]
+    assert main(["sft", "solver=sos_plus", *rest]) == 0
+    assert main(["rl", f"checkpoint={start}", *rest]) == 0
+    assert main(["eval", f"checkpoint={start}", *rest]) == 0
+    assert main(["data", "generate", "--config", "tiny_cpu", *rest[1:]]) == 0
+    assert "no data file" in cli.refused("sft", "solver=other", *rest)
+    assert "no model" in cli.refused("eval", f"checkpoint={cli.folder}", *rest)
+    assert "exceeds the" in cli.refused("rl", f"checkpoint={start}", "limits.context=9999", *rest)
+    assert not cli.out.exists()
+
+
+def test_unknown_configurations_are_named(cli: Cli) -> None:
+    assert "no configuration file" in cli.refused("sft", "--config", "huge_cpu")
+    said = cli.refused("rl", "--resume", str(cli.out))
+    assert f"{cli.out / 'config.yaml'}" in said
+    assert "leave --config out" in cli.refused("rl", "--resume", str(cli.out), "--config", "tiny_cpu")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_missing_data(stage: str, start: Path, cli: Cli) -> None:
+    said = cli.stage(stage)
+    assert f"{cli.folder / 'data'}" in said and not cli.out.exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_truncated_data_file(stage: str, data: Path, start: Path, cli: Cli) -> None:
+    split = "test" if stage == "eval" else "train"
+    path = demonstrations_file(data, "sos_plus") if stage == "sft" else problems_file(data, split)
+    path.write_bytes(path.read_bytes()[:-20])
+    said = cli.stage(stage)
+    assert f"{path} is truncated or corrupt" in said and "apr data generate" in said
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_data_file_of_a_newer_schema(stage: str, data: Path, start: Path, cli: Cli) -> None:
+    split = "test" if stage == "eval" else "validation"
+    path = demonstrations_file(data, "sos_plus") if stage == "sft" else problems_file(data, split)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"schema": "apr.trace/2"}), path)
+    said = cli.stage(stage)
+    assert f"{path} has schema apr.trace/2" in said
+
+
+@pytest.mark.parametrize("stage", ["rl", "eval"])
+def test_an_unsolvable_problem(stage: str, data: Path, start: Path, cli: Cli) -> None:
+    path = problems_file(data, "test" if stage == "eval" else "train")
+    rows = {"id": ["10:4-6", "99:3-5"], "numbers": [[4, 6], [3, 5]], "target": [10, 99]}
+    pq.write_table(pa.table(rows).replace_schema_metadata({"schema": "apr.trace/1"}), path)
+    assert f"{path}, row 1: problem" in cli.stage(stage) and not cli.out.exists()
+    assert "has no solution" in cli.refused("data", "verify", str(data))
+
+
+@pytest.mark.parametrize("stage", ["rl", "eval"])
+def test_a_missing_checkpoint(stage: str, data: Path, cli: Cli) -> None:
+    assert f"no model in {cli.folder / 'start'}" in cli.stage(stage)
+    assert not cli.out.exists()
+
+
+@pytest.mark.parametrize("stage", ["rl", "eval"])
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        ("apr_vocabulary.json", '"dialect": "compact"', '"dialect": "paper"', "was trained with vocabulary paper/"),
+        ("apr_vocabulary.json", '"dialect"', "", "is corrupt"),
+        ("apr_vocabulary.json", None, None, "apr_vocabulary.json is missing"),
+        ("config.json", None, None, "config.json is missing or corrupt"),
+        ("config.json", '"max_position_embeddings": 256', '"max_position_embeddings": null', "missing or corrupt"),
+        ("config.json", '"max_position_embeddings": 256', '"max_position_embeddings": 64', "exceeds the window (64)"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(
+    stage: str, file: str, old: str | None, new: str, says: str, data: Path, start: Path, cli: Cli
+) -> None:
+    if old is None:
+        (start / file).unlink()
+    else:
+        text = (start / file).read_text()
+        assert old in text
+        (start / file).write_text(text.replace(old, new, 1))
+    said = cli.stage(stage, "limits.context=100")
+    assert says in said and str(start) in said
+
+
+@pytest.mark.parametrize("stage", ["rl", "eval"])
+def test_a_truncated_model(stage: str, data: Path, start: Path, cli: Cli) -> None:
+    path = start / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    assert f"{start} holds no readable model" in cli.stage(stage, "limits.context=100")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_directory_in_use(stage: str, data: Path, start: Path, cli: Cli) -> None:
+    with run_directory(cli.out, RlConfig()):
+        before = (cli.out / "config.yaml").read_bytes()
+        assert f"{cli.out} is in use by process" in cli.stage(stage)
+        assert (cli.out / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("stage", ["data", *STAGES])
+def test_an_out_that_is_a_file(stage: str, data: Path, start: Path, cli: Cli) -> None:
+    cli.out.write_text("mine")
+    if stage == "data":
+        said = cli.refused(
+            "data", "generate", "--config", "tiny_cpu", "train=1", "validation=1", "test=1", f"out={cli.out}"
+        )
+    else:
+        said = cli.stage(stage)
+    assert f"{cli.out} is a file" in said
+    assert cli.out.read_text() == "mine"
+
+
+def test_data_of_another_configuration(data: Path, cli: Cli) -> None:
+    (cli.folder / "data.yaml").write_text(DATA)
+    arguments = ["data", "generate", "--config", str(cli.folder / "data.yaml"), f"out={data}"]
+    assert main(arguments) == 0
+    assert "another configuration" in cli.refused(*arguments, "seed=9")
+    said = cli.refused(*arguments[:-1], f"out={cli.out}", "test=500")
+    assert "of 500 distinct solvable test problems" in said and not cli.out.exists()
+
+
+def test_truncated_traces(data: Path, start: Path, cli: Cli) -> None:
+    evaluation = cli.folder / "evaluation"
+    evaluation.mkdir()
+    config = EvalConfig(data=data, checkpoint=start, out=evaluation)
+    (evaluation / "config.yaml").write_text(dump(config))
+    traces = evaluation / "traces.jsonl.gz"
+    for content, says in (
+        (gzip.compress(b'{"schema": "apr.trace/1"}\n')[:15], "cut off"),
+        (b"not gzip at all", "corrupt"),
+        (gzip.compress(b'{"schema": "apr.trace/2"}\n'), "apr.trace/2"),
+    ):
+        traces.write_bytes(content)
+        said = cli.refused("report", str(evaluation), "--out", str(cli.out))
+        assert f"{traces}, line 1: " in said and says in said and not cli.out.exists()
+
+
+def test_a_folder_without_an_evaluation(cli: Cli) -> None:
+    said = cli.refused("report", str(cli.folder / "nothing"), "--out", str(cli.out))
+    assert str(cli.folder / "nothing") in said and not cli.out.exists()
+
+
+def test_presets_are_found_by_name_whatever_lies_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny_cpu").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "generate", "--config", "tiny_cpu", "--print-config"]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert load(DataConfig, [tmp_path / "printed.yaml"]).problems.numbers == 3
