@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,9 +59,10 @@ def start(config: RlConfig, checkpoint: Path) -> tuple[RemoteEngine, RemoteLearn
     """
     c = config.cluster
     try:
+        _check_reachable(c.address)
         own = {"include_dashboard": False} if c.address == "local" else {}
         ray.init(address=c.address, logging_level="warning", **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ResourceError(
             f"no Ray cluster at cluster.address={c.address} ({error}): start one with `ray start --head`, or use local"
         ) from error
@@ -69,6 +71,13 @@ def start(config: RlConfig, checkpoint: Path) -> tuple[RemoteEngine, RemoteLearn
     except BaseException:
         ray.shutdown()
         raise
+
+
+def _check_reachable(address: str) -> None:
+    """Raise `OSError` if nobody listens at `host:port`: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _placed(config: RlConfig, checkpoint: Path) -> tuple[RemoteEngine, RemoteLearner]:

@@ -375,7 +375,6 @@ def test_actors_that_cannot_be_placed_are_an_error_that_says_what_is_free(
     config = rl_config(spawning, tmp_path, cluster={**cluster, "timeout": 0.01})
     with pytest.raises(ResourceError, match=r"learner 0\.5 CPUs.*free now"):
         launch(config, resume=False)
-    with pytest.raises(ResourceError, match=r"no Ray cluster at cluster\.address=auto"):
-        launch(
-            config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": "auto"})}), resume=False
-        )
+    nobody = {**cluster, "address": "127.0.0.1:1"}
+    with pytest.raises(ResourceError, match=r"no Ray cluster at cluster\.address=127\.0\.0\.1:1 .*refused"):
+        launch(rl_config(spawning, tmp_path, cluster=nobody), resume=False)
