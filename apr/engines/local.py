@@ -7,6 +7,7 @@ are taken (`_load`) and how the engine is let go (`_release`). Everything runs i
 from __future__ import annotations
 
 import asyncio
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -161,6 +162,7 @@ class LocalEngine(ABC):
     def _lose(self, error: Exception) -> None:
         """The engine is beyond use: fail every request, now and later."""
         self._lost = error
+        print(f"{type(self).__name__} died: {error!r}", file=sys.stderr, flush=True)
         self._fail_flights(f"the engine died: {error!r}")
 
     def _launch(self, flight: Flight) -> None:

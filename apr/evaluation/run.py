@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import yaml
+
 from apr.config import EvalConfig
 from apr.data.store import problems_file, read_problems
 from apr.engines.base import Engine
-from apr.engines.build import build_engine, check_checkpoint
+from apr.engines.build import build_engine, check_window
 from apr.errors import RunDirectoryError
 from apr.evaluation.metrics import summarise
 from apr.progress import Progress
@@ -35,8 +37,9 @@ def evaluate(config: EvalConfig) -> list[Trace]:
     source = problems_file(config.data, config.split)
     problems = read_problems(source)[: config.problems]
     jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
-    check_checkpoint(config.checkpoint)
+    check_window(config.checkpoint, config.limits.context)
     facts = {"data_hash": file_hash(source), "checkpoint_hash": file_hash(config.checkpoint / "model.safetensors")}
+    _check_config(config, facts["checkpoint_hash"])
     with run_directory(config.out, config, **facts) as run:
         TraceWriter(run / TRACES).close()  # drops what a kill left unfinished
         done = list(read_traces(run / TRACES))
@@ -67,6 +70,23 @@ async def _attempts(config: EvalConfig, engine: Engine, jobs: Sequence[Job], pat
     finally:
         await engine.close()
     return traces
+
+
+def _check_config(config: EvalConfig, checkpoint_hash: str) -> None:
+    """Refuse to add traces of another model, or made under other limits, to those that `config.out` holds."""
+    if not (config.out / TRACES).is_file():
+        return
+    before = yaml.safe_load((config.out / "config.yaml").read_text())
+    now = config.model_dump(mode="json")
+    changed = [
+        key for key in ("seed", "samples", "temperature", "protocol", "limits", "split") if before[key] != now[key]
+    ]
+    if json.loads((config.out / "manifest.json").read_text())["checkpoint_hash"] != checkpoint_hash:
+        changed.append("checkpoint")
+    if changed:
+        raise RunDirectoryError(
+            f"{config.out} holds an evaluation with another {', '.join(changed)}: give another `out`"
+        )
 
 
 def _check_same(done: Sequence[Trace], jobs: Sequence[Job], run: Path) -> None:

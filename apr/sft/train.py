@@ -29,8 +29,8 @@ def train(config: SftConfig) -> Path:
     if finished.is_dir():
         return finished
     source = demonstrations_file(config.data, config.solver)
+    examples, over = examples_of(config, source)
     with run_directory(config.out, config, data_hash=file_hash(source)) as run:
-        examples, over = examples_of(config, source)
         tokens = sum(len(example["input_ids"]) for example in examples)
         cut = {"head": "cut to their head", "drop": "dropped"}[config.overlong]
         print(f"sft {config.solver}: {len(examples)} rows, {tokens:,} tokens; {over} over-long ones {cut}", flush=True)
@@ -181,8 +181,6 @@ def _processing_class(run: Path) -> Any:
 
 
 def _last_checkpoint(run: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    folder = run / "trainer"
-    found: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    return found
+    """The newest whole checkpoint of the trainer: `trainer_state.json` is what it writes last."""
+    whole = [state.parent for state in (run / "trainer").glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))) if whole else None
