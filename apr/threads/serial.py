@@ -19,8 +19,6 @@ class Serial:
         return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, (self.control.eos,))
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
-        if set(strand.sampled) & self.control.spawning:
-            return Fail(StopReason.MALFORMED)
         message = self.control.join_message(strand.sampled)
         return Fail(StopReason.MALFORMED) if message is None else Finish(message)
 

@@ -31,7 +31,7 @@ class SpawnJoin:
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
         if strand.sampled[-1:] == (self.control.eos,):
-            message = None if set(strand.sampled) & self.control.spawning else self.control.join_message(strand.sampled)
+            message = self.control.join_message(strand.sampled)
             return Fail(StopReason.MALFORMED) if message is None else Finish(message)
         messages = self._messages(strand.sampled)
         if messages is None:

@@ -26,7 +26,10 @@ class ControlTokens:
         return frozenset((self.spawn, self.msg, self.spawn_end, self.ret, self.bos, self.pad))
 
     def join_message(self, sampled: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The message of `... <join> message <eos>`; None unless there is exactly one join, and EOS ends it."""
+        """The message of `... <join> message <eos>`; None unless there is exactly one join, EOS ends it, and no token
+        of `spawning` is anywhere."""
+        if self.spawning.intersection(sampled):
+            return None
         if not sampled or sampled[-1] != self.eos or sampled.count(self.join) != 1 or sampled.count(self.eos) != 1:
             return None
         return sampled[sampled.index(self.join) + 1 : -1]
