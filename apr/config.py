@@ -27,23 +27,44 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Rejection(Strict):
+    """Rejection sampling: draw again (beams and all) until a demonstration is solved within `context` tokens; after
+    `tries` without one the problem is left out."""
+
+    tries: int = Field(default=10, ge=1)
+    context: int = Field(default=4096, ge=1)
+
+
 class SolverConfig(Strict):
-    """A teacher: a solver and its options (see `solvers.search`)."""
+    """A teacher: a solver and its options (see `solvers.search`), and what its demonstrations are conditioned on."""
 
     protocol: ProtocolName
     beams: list[int] = Field(default=[5], min_length=1, description="root beams, one drawn for each demonstration")
     child_beam_max: int = Field(default=15, ge=1, description="child beams are drawn from root beam to this")
     promising_share: float = Field(default=1.0, ge=0, le=1)
     promising: Literal["per_child", "per_node"] = "per_child"
+    child_promising_share: float | None = Field(default=None, ge=0, le=1, description="as promising_share if not given")
     heuristic: Heuristic = "numbers_to_factors"
     order: Order = "canonical"
+    prune: Literal["beam", "target"] = Field(default="beam", description="target: keep what is no farther than it")
+    duplicates: bool = Field(default=False, description="keep children that differ only in their step, as the code does")
     spawn_depth: int = Field(default=0, ge=0)
+    unfold: bool = Field(default=False, description="child threads' searches written serially: the equal teacher")
     value_cap: int | None = Field(default=None, ge=1)
+    condition: Literal["none", "context", "children"] = "none"
+    context_bin: int = Field(default=512, ge=1, description="context conditions are multiples of it")
+    rejection: Rejection | None = None
 
     @model_validator(mode="after")
     def _spawns(self) -> SolverConfig:
-        if (self.protocol == "serial") != (self.spawn_depth == 0):
-            raise ValueError("spawn_depth must be 0 for the serial protocol and at least 1 for spawn_join")
+        if (self.protocol == "serial") != (self.spawn_depth == 0 or self.unfold):
+            raise ValueError(
+                "spawn_depth must be at least 1 for spawn_join, and 0 for the serial protocol unless unfold is set"
+            )
+        if self.unfold and not self.spawn_depth:
+            raise ValueError("unfold writes child threads serially: it needs spawn_depth of at least 1")
+        if self.condition == "children" and self.protocol == "serial":
+            raise ValueError("condition children needs a protocol that spawns")
         if min(self.beams) < 1:
             raise ValueError("beams must be at least 1")
         return self
@@ -153,6 +174,7 @@ class LearnerConfig(Strict):
     """The optimiser's side of RL. `tokens_per_pass` bounds a padded forward pass; it changes no result."""
 
     lr: float = Field(default=2e-4, gt=0)
+    lr_schedule: Literal["constant", "linear"] = Field(default="constant", description="linear: down to 0 at the end")
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     inner_steps: int = Field(default=1, ge=1, description="optimiser steps on each batch of traces")

@@ -27,8 +27,10 @@ class RemoteLearner:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    async def update(self, batch: Sequence[Sample], parity: tuple[float, float] | None = None) -> dict[str, float]:
-        metrics: dict[str, float] = await self._call("update", batch, parity)
+    async def update(
+        self, batch: Sequence[Sample], lr: float, parity: tuple[float, float] | None = None
+    ) -> dict[str, float]:
+        metrics: dict[str, float] = await self._call("update", batch, lr, parity)
         return metrics
 
     async def weights(self) -> Any:

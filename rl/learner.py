@@ -32,7 +32,9 @@ OPTIMIZER_FILE = "optimizer.pt"
 class LearnerApi(typing.Protocol):
     """What the loop asks of a learner, here or in a Ray actor (`rl.cluster.RemoteLearner`)."""
 
-    async def update(self, batch: Sequence[Sample], parity: tuple[float, float] | None = None) -> dict[str, float]: ...
+    async def update(
+        self, batch: Sequence[Sample], lr: float, parity: tuple[float, float] | None = None
+    ) -> dict[str, float]: ...
 
     async def weights(self) -> dict[str, Tensor]: ...
 
@@ -72,10 +74,15 @@ class Learner:
                     f"{optimizer_file} is corrupt or of another model ({error}): delete {checkpoint} to resume before it"
                 ) from error
 
-    async def update(self, batch: Sequence[Sample], parity: tuple[float, float] | None = None) -> dict[str, float]:
-        """`inner_steps` optimiser steps on one batch. Returns metrics. `parity`: (mean, max) absolute gap between the
-        sampler's logprobs and ours that is still allowed; beyond it `ParityError`, before any weight has changed."""
+    async def update(
+        self, batch: Sequence[Sample], lr: float, parity: tuple[float, float] | None = None
+    ) -> dict[str, float]:
+        """`inner_steps` optimiser steps on one batch at learning rate `lr`. Returns metrics. `parity`: (mean, max)
+        absolute gap between the sampler's logprobs and ours that is still allowed; beyond it `ParityError`, before any
+        weight has changed."""
         started = time.monotonic()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         passes = list(self._passes(batch))
         sampler = [one.sampler for one in passes]
         if parity is not None:
@@ -108,6 +115,7 @@ class Learner:
         unpadded = sum(len(sample.ids) for sample in batch)
         return {
             **metrics, **gaps,
+            "loss/lr": lr,
             "loss/tokens": float(sum(len(one.sampler) for one in passes)),
             "loss/padding_share": 1.0 - unpadded / forwarded,
             "time/learn": time.monotonic() - started,

@@ -83,7 +83,8 @@ async def run(config: RlConfig, parts: Parts, folder: Path, start: int, stopping
             )
         metrics = rollout_metrics(traces) | {"reward/groups_used": len(scored) / max(1, len(traces))}
         if batch:
-            metrics |= await parts.learner.update(batch, None if checked else (config.parity_mean, config.parity_max))
+            parity = None if checked else (config.parity_mean, config.parity_max)
+            metrics |= await parts.learner.update(batch, learning_rate(config, step), parity)
             checked = True
         metrics["time/sync"] = await parts.sync.push(parts.learner, parts.engine, version=step + 1)
 
@@ -125,6 +126,12 @@ def problems_of(config: RlConfig, train: Problems, step: int) -> list[dict[str, 
             derive_rng(config.seed, "epoch", epoch).shuffle(orders[epoch])
         chosen.append(train[orders[epoch][index]])
     return chosen
+
+
+def learning_rate(config: RlConfig, step: int) -> float:
+    """Of this step. `linear` ends small: what the last noisy steps did to a greedy policy is not averaged out later."""
+    remaining = 1.0 if config.learner.lr_schedule == "constant" else 1.0 - step / config.steps
+    return config.learner.lr * remaining
 
 
 def roller(config: RlConfig, parts: Parts, temperature: float | None = None) -> Roller:

@@ -8,23 +8,29 @@ The published paper and code of APR (arXiv 2504.15466) differ in several choices
 bugs of the code are in none of them:
 
 * `promising`: `per_child` decides for each child (the paper's algorithms), `per_node` for all children of a node at
-  once (the code); `promising_share` is 0.1 in the paper, 0.9 (APR) or 0.5 (SoS+) in the code.
+  once (the code); `promising_share` is 0.1 in the paper, 0.9 (APR) or 0.5 (SoS+) in the code, whose child threads know
+  no promising nodes (`child_promising_share: 0`).
 * `heuristic`: `sum_to_factors` is the paper's, `numbers_to_factors` the code's.
-* `order`: of the kept children. The code shuffles; a fixed order is far easier to learn for a greedy student.
+* `order`: of the kept children. The code lists them shuffled, then searches them best first; a fixed order is far
+  easier to learn for a greedy student.
+* `duplicates`: the code keeps children that differ only in the step that made them; they take places in the beam.
+
+The original Stream of Search (arXiv 2404.03683) is in it too: its breadth-first solver has no promising nodes, its
+depth-first solver only such, pruned by `prune: target` (heuristic above the target) instead of a beam, best first.
 """
 
 from __future__ import annotations
 
 import heapq
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from apr.tokens.log import Event, Node, Queued, SearchLog, Spawned, Step, Tested, Visited
+from apr.seeds import SplitMix64
+from apr.tokens.log import Event, Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
 
-Heuristic = Literal["sum_to_factors", "numbers_to_factors"]
+Heuristic = Literal["sum_to_factors", "numbers_to_factors", "numbers_to_target"]
 Order = Literal["canonical", "heuristic", "shuffled"]
 
 
@@ -38,6 +44,9 @@ class SearchOptions:
     promising: Literal["per_child", "per_node"] = "per_child"
     heuristic: Heuristic = "numbers_to_factors"
     order: Order = "canonical"
+    child_promising_share: float | None = None  # of child threads; None: as the root's
+    prune: Literal["beam", "target"] = "beam"
+    duplicates: bool = False
     spawn_depth: int = 0  # levels at which promising children go to child threads; 0 is serial search
     value_cap: int | None = None
 
@@ -52,16 +61,19 @@ def steps(x: int, y: int) -> Iterator[Step]:
         yield Step(a, "/", b, a // b)
 
 
-def children(node: Node, value_cap: int | None = None) -> list[Node]:
-    """All distinct nodes one step on, in canonical order (pairs of the ascending numbers, then + - * /)."""
-    found: dict[tuple[int, ...], Node] = {}
+def children(node: Node, value_cap: int | None = None, duplicates: bool = False) -> list[Node]:
+    """The nodes one step on, in canonical order (pairs of the ascending numbers, then + - * /); of nodes with equal
+    numbers only the first, unless `duplicates`."""
+    found: list[Node] = []
+    seen: set[tuple[int, ...]] = set()
     for i, j in combinations(range(len(node.numbers)), 2):
         rest = node.numbers[:i] + node.numbers[i + 1 : j] + node.numbers[j + 1 :]
         for step in steps(node.numbers[i], node.numbers[j]):
             numbers = tuple(sorted((*rest, step.result)))
-            if (value_cap is None or step.result <= value_cap) and numbers not in found:
-                found[numbers] = Node(numbers, (*node.path, step))
-    return list(found.values())
+            if (value_cap is None or step.result <= value_cap) and (duplicates or numbers not in seen):
+                seen.add(numbers)
+                found.append(Node(numbers, (*node.path, step)))
+    return found
 
 
 def factors(n: int) -> list[int]:
@@ -71,9 +83,12 @@ def factors(n: int) -> list[int]:
 
 def distance(numbers: tuple[int, ...], target: int, heuristic: Heuristic) -> float:
     """How far numbers look from the target. Paper: min over factors f of |sum - f|; code: sum over numbers of the
-    distance to the nearest factor, 1 left out. A single number is as far as it is from the target."""
+    distance to the nearest factor, 1 left out; `numbers_to_target`: mean distance of the numbers from the target (the
+    other heuristic of Stream of Search). A single number is as far as it is from the target."""
     if len(numbers) == 1:
         return abs(numbers[0] - target)
+    if heuristic == "numbers_to_target":
+        return sum(abs(n - target) for n in numbers) / len(numbers)
     if heuristic == "sum_to_factors":
         return min(abs(sum(numbers) - f) for f in factors(target))
     beyond_one = [f for f in factors(target) if f != 1] or [target]
@@ -81,7 +96,7 @@ def distance(numbers: tuple[int, ...], target: int, heuristic: Heuristic) -> flo
 
 
 def search(
-    target: int, start: Node, options: SearchOptions, rng: random.Random, level: int = 0, first: bool = True
+    target: int, start: Node, options: SearchOptions, rng: SplitMix64, level: int = 0, first: bool = True
 ) -> SearchLog:
     """Search from `start` as one thread; `level` counts the threads above it. `first`: `start` is in the prompt or the
     message already, so no `Visited` event opens the log."""
@@ -91,12 +106,14 @@ def search(
 
 
 class _Thread:
-    def __init__(self, target: int, options: SearchOptions, rng: random.Random, level: int) -> None:
+    def __init__(self, target: int, options: SearchOptions, rng: SplitMix64, level: int) -> None:
         self.target = target
         self.options = options
         self.rng = rng
         self.level = level
         self.beam = options.beam if level == 0 else options.child_beam
+        own_share = options.child_promising_share if level else None
+        self.share = options.promising_share if own_share is None else own_share
         self.spawns = level < options.spawn_depth
         self.events: list[Event] = []
 
@@ -117,16 +134,19 @@ class _Thread:
                     if child.numbers[0] == self.target:
                         return child.path
                 elif promising:
+                    self.events.append(Promising(child))
                     now.append(child)
                 else:
                     self.events.append(Queued(child))
                     later.append(child)
+            if self.options.order == "shuffled":
+                now.sort(key=self._distance)
             solution = self._explore_now(now)
             if solution is not None:
                 return solution
             for child in later:
                 queued += 1
-                heapq.heappush(queue, (distance(child.numbers, self.target, self.options.heuristic), queued, child))
+                heapq.heappush(queue, (self._distance(child), queued, child))
         return None
 
     def _explore_now(self, nodes: list[Node]) -> tuple[Step, ...] | None:
@@ -144,15 +164,33 @@ class _Thread:
     def _kept(self, node: Node) -> list[tuple[Node, bool]]:
         """The best children by heuristic, in the order in which they are looked at, and whether each is promising."""
         o = self.options
-        best = children(node, o.value_cap)
-        if len(best) > self.beam or o.order == "heuristic":
-            ranked = sorted(best, key=lambda child: distance(child.numbers, self.target, o.heuristic))
-            kept = ranked[: self.beam]
-            best = kept if o.order == "heuristic" else [child for child in best if child in kept]
+        best = children(node, o.value_cap, o.duplicates)
+        if o.prune == "target":
+            best = [child for child in best if self._distance(child) <= self.target]
+        ranked = sorted(range(len(best)), key=lambda i: self._distance(best[i]))
+        kept = ranked[: self.beam] if o.prune == "beam" else ranked
+        best = [best[i] for i in (kept if o.order == "heuristic" else sorted(kept))]
         if o.order == "shuffled":
             self.rng.shuffle(best)
-        share = o.promising_share
         if o.promising == "per_node":
-            promising = self.rng.random() < share
+            promising = self.rng.random() < self.share
             return [(child, promising) for child in best]
-        return [(child, self.rng.random() < share) for child in best]
+        return [(child, self.rng.random() < self.share) for child in best]
+
+    def _distance(self, node: Node) -> float:
+        return distance(node.numbers, self.target, self.options.heuristic)
+
+
+def unfold(log: SearchLog) -> SearchLog:
+    """The serial search that does what `log` has child threads do: their searches one by one, in spawn order, up to the
+    first success. Both then show the same searches and solve the same problems: what differs is spawning."""
+    events: list[Event] = []
+    for event in log.events:
+        if not isinstance(event, Spawned):
+            events.append(event)
+            continue
+        for child in map(unfold, event.children):
+            events += (Visited(child.start), *child.events)
+            if child.solution is not None:
+                return SearchLog(log.target, log.start, tuple(events), child.solution)
+    return SearchLog(log.target, log.start, tuple(events), log.solution)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.config import DataConfig, SolverConfig, dump, load
+from apr.data.demonstrate import demonstrate
 from apr.data.store import (
     demonstrations_file,
     problems_file,
@@ -19,13 +20,9 @@ from apr.errors import RunDirectoryError
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
 from apr.runs import file_hash, run_directory, write_text
-from apr.seeds import derive_rng
 from apr.threads.trace import Trace
 from apr.tokens.compact import CompactDialect
-from apr.tokens.encode import encode
-from apr.tokens.log import Node
 from envs.countdown.env import Countdown
-from solvers.search import SearchOptions, search
 
 CONFIG = "config.yaml"
 
@@ -54,7 +51,7 @@ def generate(config: DataConfig) -> None:
             if path.is_file():
                 traces = list(read_demonstrations(path))
             else:
-                traces = demonstrate(problems, name, solver, config.seed, config.demonstrations_per_problem)
+                traces = demonstrations(problems, name, solver, config.seed, config.demonstrations_per_problem)
                 write_demonstrations(path, traces)
             statistics[name] = _statistics(traces)
         write_text(card, _card(config, statistics))
@@ -68,7 +65,7 @@ def _refuse_other_data(config: DataConfig) -> None:
         raise RunDirectoryError(f"{config.out} holds data of another configuration ({path}): give another `out`")
 
 
-def demonstrate(
+def demonstrations(
     problems: list[dict[str, Any]], name: str, solver: SolverConfig, seed: int, per_problem: int = 1
 ) -> list[Trace]:
     """The teacher's traces, `per_problem` for each problem; beams are drawn anew for each."""
@@ -78,16 +75,9 @@ def demonstrate(
     with Progress(f"demonstrations {name}", len(problems) * per_problem) as progress:
         for problem in problems:
             for copy in range(per_problem):
-                # The same stream for every solver: teachers with equal beams make the same choices.
-                rng = derive_rng(seed, "solver", problem["id"], copy)
-                beam = rng.choice(solver.beams)
-                options = SearchOptions(
-                    beam=beam,
-                    child_beam=rng.randint(beam, max(beam, solver.child_beam_max)),
-                    **solver.model_dump(exclude={"protocol", "beams", "child_beam_max"}),
-                )
-                log = search(problem["target"], Node(tuple(problem["numbers"]), ()), options, rng)
-                traces.append(encode(log, dialect, protocol, problem))
+                trace = demonstrate(problem, solver, dialect, protocol, seed, copy)
+                if trace is not None:
+                    traces.append(trace)
                 progress.advance()
     return traces
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from apr.config import DataConfig, EvalConfig, check
-from apr.data.generate import CONFIG, demonstrate
+from apr.data.generate import CONFIG, demonstrations
 from apr.data.store import problems_file, read_problems
 from apr.errors import DataError
 from apr.evaluation.baselines import majority, pass_at, samples_by_problem
@@ -110,7 +110,7 @@ def _teacher(one: Evaluation, data: Path) -> Teacher | None:
         return None
     config = check(DataConfig, yaml.safe_load(path.read_text()), str(path))
     problems = read_problems(problems_file(data, one.config.split))[: one.config.problems]
-    traces = demonstrate(problems, solver, config.solvers[solver], config.seed)
+    traces = demonstrations(problems, solver, config.solvers[solver], config.seed)
     window = one.config.limits.context
     solved = sum(trace.correct and trace.costs is not None and trace.costs.context <= window for trace in traces)
     return Teacher(solver, solved, len(traces))

@@ -6,6 +6,7 @@
     test      8 + 8 = 16 24 <                   a last step, its value, the target, how they compare (< ! >)
     message   3 + 5 = 8 : 8 8 : 24              to a child: a state, as in a visit
     answer    3 + 5 = 8 , 3 * 8 = 24            steps in order
+    condition <spawn> 6 ;   or   < 20 '48 ;     after <bos>: open 6 children a spawn; stay below 2,048 tokens of context
 
 A test's verdict is threefold, not just yes or no: comparing is then practised at every test, and not only at the rare
 hit, without which small students never learn to see one. Numbers of any size are written in base 100: 2048 is `20 '48`.
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from apr.tokens.log import Event, Node, Queued, Spawned, Step, Tested, Visited
+from apr.tokens.dialect import Condition
+from apr.tokens.log import Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
 from apr.tokens.vocabulary import Vocabulary
 
 OPERATORS = ("+", "-", "*", "/")
@@ -32,31 +34,17 @@ class CompactDialect:
     def __init__(self) -> None:
         self.vocabulary = Vocabulary(self.name, [*_HEADS, *_TAILS, *OPERATORS, *_WORDS])
 
-    def prompt(self, numbers: Sequence[int], target: int) -> tuple[int, ...]:
-        """`<bos>`, target, numbers in ascending order."""
-        words = ["<bos>", *_number(target), ":", *(w for n in sorted(numbers) for w in _number(n)), ";"]
+    def prompt(self, numbers: Sequence[int], target: int, condition: Condition | None = None) -> tuple[int, ...]:
+        """`<bos>`, the condition if there is one, target, numbers in ascending order."""
+        words = ["<bos>"]
+        if condition is not None:
+            words += ["<spawn>" if condition.kind == "children" else "<", *_number(condition.value), ";"]
+        words += [*_number(target), ":", *(w for n in sorted(numbers) for w in _number(n)), ";"]
         return self.vocabulary.encode(words)
 
-    def event(self, event: Event, target: int) -> tuple[int, ...]:
-        """A search event; `Spawned` is the protocol's to spell, not the dialect's."""
-        match event:
-            case Visited(node):
-                return self.vocabulary.encode(["@", *_state(node, target)])
-            case Queued(node):
-                return self.vocabulary.encode(["~", *_state(node, target)])
-            case Tested(step, goal):
-                verdict = "!" if step.result == goal else "<" if step.result < goal else ">"
-                return self.vocabulary.encode([*_step(step), *_number(goal), verdict])
-            case Spawned():
-                raise ValueError("a spawn is encoded by the protocol")
-
-    def message(self, node: Node, target: int) -> tuple[int, ...]:
-        """What a child is told: the state it searches from."""
-        return self.vocabulary.encode(_state(node, target))
-
-    def solution(self, path: Sequence[Step]) -> tuple[int, ...]:
-        """The steps of a solution, as joined by a thread."""
-        return self.vocabulary.encode(_path(path))
+    def spell(self, log: SearchLog) -> list[tuple[int, ...]]:
+        """Each strand's sampled tokens, those of children after the strand that spawned them."""
+        return [self.vocabulary.encode(words) for words in _strands(log)]
 
     def answer(self, ids: Iterable[int]) -> str:
         """A join message as the verifier reads it: `"8-6=2, 4+1=5, 2*5=10"`. Whatever the ids, some text."""
@@ -66,6 +54,28 @@ class CompactDialect:
                 text += " "  # two numbers, which no answer may have side by side, and not one long number
             text += token[1:] if token.startswith("'") else ", " if token == "," else token
         return text
+
+
+def _strands(log: SearchLog) -> Iterator[list[str]]:
+    words: list[str] = []
+    for event in log.events:
+        match event:
+            case Visited(node):
+                words += ("@", *_state(node, log.target))
+            case Queued(node):
+                words += ("~", *_state(node, log.target))
+            case Promising():
+                pass  # said where it is visited or spawned
+            case Tested(step, goal):
+                verdict = "!" if step.result == goal else "<" if step.result < goal else ">"
+                words += (*_step(step), *_number(goal), verdict)
+            case Spawned(children):
+                messages = (word for child in children for word in ("<msg>", *_state(child.start, child.target)))
+                yield [*words, "<spawn>", *messages, "</spawn>"]
+                for child in children:
+                    yield from _strands(child)
+                words = []
+    yield [*words, "<join>", *_path(log.solution or ()), "<eos>"]
 
 
 def _number(n: int) -> Iterator[str]:

@@ -37,6 +37,13 @@ class Queued:
 
 
 @dataclass(frozen=True, slots=True)
+class Promising:
+    """A child to be searched next: depth first, or by a child thread of the spawn that follows."""
+
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
 class Visited:
     """The search moves to this node and looks at its children."""
 
@@ -58,7 +65,7 @@ class Spawned:
     children: tuple[SearchLog, ...]
 
 
-Event = Queued | Visited | Tested | Spawned
+Event = Queued | Promising | Visited | Tested | Spawned
 
 
 @dataclass(frozen=True, slots=True)

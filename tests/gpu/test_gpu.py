@@ -36,6 +36,6 @@ def test_engine_and_learner_agree_on_a_gpu(make_checkpoint) -> None:
         n = len(done.ids)
         positions = [len(prompt) + i for i in range(n)]
         sample = Sample((*prompt, *done.ids), positions, list(done.logprobs), [1.0] * n, [1 / n] * n)
-        return await learner.update([sample], parity=(1e-4, 1e-2))
+        return await learner.update([sample], 1e-4, parity=(1e-4, 1e-2))
 
     assert asyncio.run(run())["mismatch/abs_gap_mean"] < 1e-4

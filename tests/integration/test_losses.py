@@ -120,7 +120,7 @@ def gradient(learner: Learner, batch: list[Sample], tokens_per_pass: int = 1 << 
 
     step, learner.optimizer.step = learner.optimizer.step, keep
     try:
-        metrics = asyncio.run(learner.update(batch))
+        metrics = asyncio.run(learner.update(batch, 1e-4))
     finally:
         learner.optimizer.step = step
     return metrics["loss/policy"], found[0]
@@ -170,7 +170,7 @@ def test_an_update_raises_what_was_good_and_lowers_what_was_bad(make_learner: Ca
         learner = make_learner(lr=1e-5, inner_steps=3)  # small enough not to be clipped
         before = logprobs_of(learner, ids)
         one = Sample(ids, [2, 3, 4], before[1:].tolist(), [advantage] * 3, [1 / 3] * 3)
-        metrics = asyncio.run(learner.update([one], parity=(1e-4, 1e-2)))
+        metrics = asyncio.run(learner.update([one], 1e-4, parity=(1e-4, 1e-2)))
         assert (logprobs_of(learner, ids)[1:] - before[1:]).sum() * advantage > 0
         assert metrics["loss/tokens"] == 3 and metrics["mismatch/abs_gap_max"] < 1e-5
         assert metrics["loss/padding_share"] == 0 and metrics["loss/grad_norm"] > 0
@@ -187,16 +187,16 @@ def test_the_learner_divides_its_logits_by_the_samplers_temperature(make_learner
     learner = make_learner(temperature=0.5)
     ids = (1, 20, 21, 22)
     one = Sample(ids, [1, 2, 3], logprobs_of(learner, ids).tolist(), [1.0] * 3, [1.0] * 3)
-    asyncio.run(learner.update([one], parity=(1e-4, 1e-2)))
+    asyncio.run(learner.update([one], 1e-4, parity=(1e-4, 1e-2)))
     with pytest.raises(ParityError, match="same temperature"):
-        asyncio.run(make_learner(temperature=1.0).update([one], parity=(1e-4, 1e-2)))
+        asyncio.run(make_learner(temperature=1.0).update([one], 1e-4, parity=(1e-4, 1e-2)))
 
 
 def test_parity_is_checked_before_any_weight_changes(make_learner: Callable[..., Learner]) -> None:
     learner = make_learner()
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     with pytest.raises(ParityError, match="on average"):
-        asyncio.run(learner.update(BATCH, parity=(1e-4, 1e-2)))
+        asyncio.run(learner.update(BATCH, 1e-4, parity=(1e-4, 1e-2)))
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
 
 
@@ -218,5 +218,5 @@ def test_gradients_that_are_not_finite_end_the_run_before_the_step(make_learner:
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     one = Sample((1, 20, 21), [1, 2], [-1.0, -1.0], [math.inf, 1.0], [1.0, 1.0])
     with pytest.raises(AprError, match="gradient norm is"):
-        asyncio.run(learner.update([one]))
+        asyncio.run(learner.update([one], 1e-4))
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())

@@ -1,6 +1,5 @@
 """Who sees whom, proved by perturbation: change a token of child 1 and look at everybody's logits, bit for bit."""
 
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from apr.seeds import SplitMix64
 from apr.threads.protocol import Continue
 from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import Reference, Strand, StrandId, Trace, closure_ids
@@ -36,7 +36,7 @@ def model() -> LlamaForCausalLM:
 @pytest.fixture(scope="module")
 def trace() -> Trace:
     """Two children, of which the first solves it and returns a message."""
-    log = search(23, Node((3, 5, 8), ()), SearchOptions(2, 9, spawn_depth=1), random.Random(0))
+    log = search(23, Node((3, 5, 8), ()), SearchOptions(2, 9, spawn_depth=1), SplitMix64(0))
     made = encode(log, DIALECT, PROTOCOL, {"id": "p"})
     assert [strand.id for strand in made.strands] == [ROOT, CHILD_1, CHILD_2, PARENT]
     assert made.threads[1].message

@@ -5,7 +5,6 @@ the demonstration, strand by strand.
 """
 
 import asyncio
-import random
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from apr.engines.base import Completion, Engine, Request
 from apr.errors import CheckpointError, EngineError, EngineLostError, ResourceError
+from apr.seeds import SplitMix64
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling, attempt
 from apr.threads.spawn_join import SpawnJoin
@@ -35,7 +35,7 @@ PREFIX = tuple(range(20, 90))
 
 def demonstration() -> Trace:
     options = SearchOptions(beam=2, child_beam=2, spawn_depth=1)
-    log = search(PROBLEM["target"], Node(tuple(PROBLEM["numbers"]), ()), options, random.Random(0))
+    log = search(PROBLEM["target"], Node(tuple(PROBLEM["numbers"]), ()), options, SplitMix64(0))
     return encode(log, DIALECT, PROTOCOL, PROBLEM)
 
 

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apr.errors import DataError, ResourceError
+from apr.seeds import SplitMix64
 from apr.threads.codec import TraceWriter, from_json, read_traces, to_json
 from apr.threads.costs import costs
 from apr.threads.spawn_join import SpawnJoin
@@ -99,7 +99,7 @@ def test_json_round_trip_is_exact(trace: Trace) -> None:
 
 def example(target: int) -> Trace:
     dialect = CompactDialect()
-    log = search(target, Node((3, 5, 8), ()), SearchOptions(3, 2, spawn_depth=1), random.Random(0))
+    log = search(target, Node((3, 5, 8), ()), SearchOptions(3, 2, spawn_depth=1), SplitMix64(0))
     problem = {"id": f"p{target}", "numbers": [3, 5, 8], "target": target}
     return encode(log, dialect, SpawnJoin(dialect.vocabulary.control), problem)
 

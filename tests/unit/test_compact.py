@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apr.tokens.compact import OPERATORS, CompactDialect
 from apr.tokens.control import CONTROL_TOKENS
-from apr.tokens.log import Node, Queued, SearchLog, Spawned, Step, Visited
+from apr.tokens.dialect import Condition
+from apr.tokens.log import Node, Promising, Queued, SearchLog, Spawned, Step, Visited
 from apr.tokens.log import Tested as Leaf  # pytest takes names in Test for its own
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
@@ -52,18 +52,25 @@ def test_prompts_read_back(numbers: tuple[int, ...], target: int) -> None:
 @PATIENT
 @given(NODES, STEPS, NUMBER)
 def test_events_and_messages_read_back(node: Node, step: Step, target: int) -> None:
-    assert read(DIALECT.event(Visited(node), target)) == ["@", *state(node, target)]
-    assert read(DIALECT.event(Queued(node), target)) == ["~", *state(node, target)]
-    assert read(DIALECT.message(node, target)) == state(node, target)
+    child = SearchLog(target, node, (), None)
     verdict = "!" if step.result == target else "<" if step.result < target else ">"
-    assert read(DIALECT.event(Leaf(step, target), target)) == [*spelt(step), target, verdict]
-    assert read(DIALECT.event(Leaf(step, step.result), step.result))[-1] == "!"
+    events = (Promising(node), Visited(node), Leaf(step, target), Spawned((child, child)), Queued(node))
+    assert [read(ids) for ids in DIALECT.spell(SearchLog(target, node, events, (step,)))] == [
+        [
+            "@", *state(node, target), *spelt(step), target, verdict,
+            "<spawn>", "<msg>", *state(node, target), "<msg>", *state(node, target), "</spawn>",
+        ],
+        ["<join>", "<eos>"],
+        ["<join>", "<eos>"],
+        ["~", *state(node, target), "<join>", *spelt(step), "<eos>"],
+    ]  # fmt: skip
 
 
 @PATIENT
 @given(st.lists(STEPS, max_size=5))
 def test_answers_are_the_steps_as_the_verifier_reads_them(path: list[Step]) -> None:
-    assert DIALECT.answer(DIALECT.solution(path)) == ", ".join(map(str, path))
+    [ids] = DIALECT.spell(SearchLog(24, Node((24,), ()), (), tuple(path)))
+    assert DIALECT.answer(ids[1:-1]) == ", ".join(map(str, path))
 
 
 @PATIENT
@@ -82,9 +89,11 @@ def test_what_it_looks_like() -> None:
     node = Node((8, 2048), (Step(3, "+", 5, 8),))
     text = DIALECT.vocabulary.text
     assert text(DIALECT.prompt((5, 3, 100), 24)) == "<bos> 24 : 3 5 1 '00 ;"
-    assert text(DIALECT.event(Visited(node), 24)) == "@ 3 + 5 = 8 : 8 20 '48 : 24"
-    assert text(DIALECT.event(Leaf(Step(16, "+", 8, 24), 24), 24)) == "16 + 8 = 24 24 !"
-    assert text(DIALECT.event(Leaf(Step(8, "+", 8, 16), 24), 24)) == "8 + 8 = 16 24 <"
+    assert text(DIALECT.prompt((5, 3), 24, Condition("children", 6))) == "<bos> <spawn> 6 ; 24 : 3 5 ;"
+    assert text(DIALECT.prompt((5, 3), 24, Condition("context", 2048))) == "<bos> < 20 '48 ; 24 : 3 5 ;"
+    events = (Visited(node), Leaf(Step(16, "+", 8, 24), 24), Leaf(Step(8, "+", 8, 16), 24))
+    [ids] = DIALECT.spell(SearchLog(24, node, events, None))
+    assert text(ids) == "@ 3 + 5 = 8 : 8 20 '48 : 24 16 + 8 = 24 24 ! 8 + 8 = 16 24 < <join> <eos>"
 
 
 def test_control_tokens_are_no_words_of_the_dialect() -> None:
@@ -92,12 +101,8 @@ def test_control_tokens_are_no_words_of_the_dialect() -> None:
     assert vocabulary.tokens[: len(CONTROL_TOKENS)] == CONTROL_TOKENS
     control = set(range(len(CONTROL_TOKENS)))
     node = Node((3, 99, 100), (Step(3, "*", 5, 15),))
-    ids = {*DIALECT.prompt((3, 5), 8)[1:], *DIALECT.event(Visited(node), 8), *DIALECT.solution(node.path)}
-    assert not ids & control
+    events = (Visited(node), Queued(node), Leaf(Step(3, "*", 5, 15), 8))
+    [ids] = DIALECT.spell(SearchLog(8, node, events, node.path))
+    assert set(ids) & control == {vocabulary.control.join, vocabulary.control.eos}
+    assert not {*DIALECT.prompt((3, 5), 8)[1:]} & control
     assert DIALECT.prompt((3, 5), 8)[0] == vocabulary.control.bos
-
-
-def test_a_spawn_is_the_protocols_to_spell() -> None:
-    child = SearchLog(8, Node((3, 5), ()), (), None)
-    with pytest.raises(ValueError, match="protocol"):
-        DIALECT.event(Spawned((child,)), 8)

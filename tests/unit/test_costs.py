@@ -1,11 +1,11 @@
 """Costs of hand-made traces, with the numbers worked out by hand from the definitions."""
 
-import random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apr.seeds import SplitMix64
 from apr.threads.costs import costs, critical_path
 from apr.threads.limits import Budgets
 from apr.threads.serial import Serial
@@ -156,7 +156,7 @@ def test_a_thread_that_could_not_start_costs_nothing() -> None:
 @given(st.lists(st.integers(1, 20), min_size=2, max_size=4), st.integers(1, 60), st.integers(0, 9))
 def test_a_serial_trace_has_one_number_for_work_span_and_context(numbers: list[int], target: int, seed: int) -> None:
     dialect = CompactDialect()
-    log = search(target, Node(tuple(sorted(numbers)), ()), SearchOptions(4, 4, 0.5), random.Random(seed))
+    log = search(target, Node(tuple(sorted(numbers)), ()), SearchOptions(4, 4, 0.5), SplitMix64(seed))
     trace = encode(log, dialect, Serial(dialect.vocabulary.control), {"id": "p"})
     found = trace.costs
     assert found is not None

@@ -91,7 +91,7 @@ def test_a_good_folder_is_verified(made: Path) -> None:
 
 def test_a_second_call_does_nothing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*.parquet")}
-    monkeypatch.setattr(generating, "demonstrate", None)
+    monkeypatch.setattr(generating, "demonstrations", None)
     generate(config(made))
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*.parquet")} == before
 

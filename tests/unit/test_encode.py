@@ -8,6 +8,7 @@ from fakes import FREE, FakeEngine, replays, run, timeless
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apr.seeds import SplitMix64
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.serial import Serial
 from apr.threads.spawn_join import SpawnJoin
@@ -41,7 +42,7 @@ def demonstrations(draw: st.DrawFn) -> tuple[SearchLog, Trace, ThreadProtocol]:
 def demonstration(
     numbers: tuple[int, ...], target: int, options: SearchOptions, seed: int = 0
 ) -> tuple[SearchLog, Trace, ThreadProtocol]:
-    log = search(target, Node(numbers, ()), options, random.Random(seed))
+    log = search(target, Node(numbers, ()), options, SplitMix64(seed))
     protocol: ThreadProtocol = SpawnJoin(CONTROL) if options.spawn_depth else Serial(CONTROL)
     return log, encode(log, DIALECT, protocol, {"id": "p", "numbers": numbers, "target": target}), protocol
 
@@ -114,7 +115,7 @@ def test_children_spawn_in_turn(seed: int) -> None:
 
 
 def test_the_serial_protocol_cannot_express_a_spawn() -> None:
-    log = search(7919, Node((3, 7, 11), ()), SearchOptions(3, 3, spawn_depth=1), random.Random(0))
+    log = search(7919, Node((3, 7, 11), ()), SearchOptions(3, 3, spawn_depth=1), SplitMix64(0))
     assert any(isinstance(event, Spawned) for event in log.events)
     with pytest.raises(ValueError, match="serial cannot express"):
         encode(log, DIALECT, Serial(CONTROL), {"id": "p"})

@@ -1,7 +1,6 @@
 """The report: complete, self-contained, and safe against what models write."""
 
 import json
-import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from apr.evaluation.metrics import Attempt, compare
 from apr.report.figures import SERIES, accuracy_panel, rl_panels
 from apr.report.html import Comparison, Report, Row, RunFacts, Teacher, write_report
 from apr.report.viewer import trace_data, write_view
+from apr.seeds import SplitMix64
 from apr.threads.serial import Serial
 from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import Costs, StopReason, Strand, StrandId, Thread, Trace
@@ -35,7 +35,7 @@ def attempts(depth: int) -> list[Trace]:
     protocol = SpawnJoin(DIALECT.vocabulary.control) if depth else Serial(DIALECT.vocabulary.control)
     traces = []
     for numbers, target in PROBLEMS:
-        log = search(target, Node(numbers, ()), SearchOptions(6, 3, spawn_depth=depth), random.Random(0))
+        log = search(target, Node(numbers, ()), SearchOptions(6, 3, spawn_depth=depth), SplitMix64(0))
         problem = {"id": f"{target}:{numbers}", "numbers": list(numbers), "target": target}
         traces.append(encode(log, DIALECT, protocol, problem))
     return traces

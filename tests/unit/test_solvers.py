@@ -1,7 +1,6 @@
 """The search core: its options one by one, its heuristics on hand-computed values, and serial against spawned."""
 
 import heapq
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,11 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apr.tokens.log import Event, Node, Queued, SearchLog, Spawned, Step, Visited
+from apr.seeds import SplitMix64
+from apr.tokens.log import Event, Node, Promising, Queued, SearchLog, Spawned, Step, Visited
 from apr.tokens.log import Tested as Leaf  # pytest takes names in Test for its own
 from envs.countdown.verify import verify
 from solvers.exhaustive import reachable
-from solvers.search import SearchOptions, children, distance, factors, search, steps
+from solvers.search import SearchOptions, children, distance, factors, search, steps, unfold
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 
@@ -25,7 +25,10 @@ OPTIONS = st.builds(
     child_beam=st.integers(1, 6),
     promising_share=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
     promising=st.sampled_from(["per_child", "per_node"]),
-    heuristic=st.sampled_from(["sum_to_factors", "numbers_to_factors"]),
+    heuristic=st.sampled_from(["sum_to_factors", "numbers_to_factors", "numbers_to_target"]),
+    child_promising_share=st.sampled_from([None, 0.0, 0.5]),
+    prune=st.sampled_from(["beam", "target"]),
+    duplicates=st.booleans(),
     order=st.sampled_from(["canonical", "heuristic", "shuffled"]),
     spawn_depth=st.integers(0, 2),
     value_cap=st.sampled_from([None, 100]),
@@ -33,7 +36,7 @@ OPTIONS = st.builds(
 
 
 def solver(numbers: tuple[int, ...], target: int, options: SearchOptions, seed: int = 0) -> SearchLog:
-    return search(target, Node(tuple(sorted(numbers)), ()), options, random.Random(seed))
+    return search(target, Node(tuple(sorted(numbers)), ()), options, SplitMix64(seed))
 
 
 def logs(log: SearchLog, level: int = 0) -> Iterator[tuple[int, SearchLog]]:
@@ -127,7 +130,7 @@ def test_solutions_verify_and_logs_keep_their_form(
                 assert level < options.spawn_depth
                 assert len(event.children) > 1
                 starts = [child.start for child in event.children]
-                assert len(set(starts)) == len(starts)
+                assert options.duplicates or len(set(starts)) == len(starts)
             elif isinstance(event, Visited | Queued):
                 assert event.node != part.start  # which the prompt or the message tells
                 assert event.node.path[: len(part.start.path)] == part.start.path
@@ -145,7 +148,7 @@ def test_a_beam_that_keeps_all_solves_all_that_is_solvable(
     numbers: tuple[int, ...], target: int, options: SearchOptions
 ) -> None:
     numbers = numbers[:3]
-    wide = replace(options, beam=WIDE, child_beam=WIDE, value_cap=None)
+    wide = replace(options, beam=WIDE, child_beam=WIDE, value_cap=None, prune="beam")
     assert (solver(numbers, target, wide).solution is not None) == (target in reachable(numbers))
 
 
@@ -155,7 +158,7 @@ def test_spawned_and_serial_searches_look_at_the_same_where_nothing_is_solved(
     numbers: tuple[int, ...], options: SearchOptions, seed: int
 ) -> None:
     impossible = 7919  # prime, and above what four numbers to 20 are likely to make
-    equal = replace(options, child_beam=options.beam)
+    equal = replace(options, child_beam=options.beam, child_promising_share=None)
     serial = solver(numbers, impossible, replace(equal, spawn_depth=0), seed)
     spawned = solver(numbers, impossible, replace(equal, spawn_depth=2), seed)
     if serial.solution is not None:
@@ -175,8 +178,9 @@ def test_beams_prune_by_heuristic(spawn_depth: int) -> None:
     ranked = sorted(children(Node(numbers, ())), key=lambda node: distance(node.numbers, 7919, options.heuristic))
     looked = {node.numbers for node in ranked[:2]}
     if spawn_depth:
-        (spawn,) = log.events
+        *promising, spawn = log.events
         assert isinstance(spawn, Spawned)
+        assert [Promising(child.start) for child in spawn.children] == promising
         assert {child.start.numbers for child in spawn.children} == looked
         assert all(len(child.events) == 1 for child in spawn.children)  # the children's own beam
     else:
@@ -257,8 +261,65 @@ def test_child_logs_start_where_they_were_spawned() -> None:
 
 def test_a_childs_solution_is_its_parents() -> None:
     log = solver((3, 7, 11), 7 * 11 - 3, SearchOptions(WIDE, WIDE, spawn_depth=1))
-    (spawn,) = log.events
+    *_, spawn = log.events
     assert isinstance(spawn, Spawned)
     solutions = [child.solution for child in spawn.children if child.solution is not None]
     assert log.solution == solutions[0]
     assert any(child.solution is None for child in spawn.children)
+
+
+def test_duplicates_take_places_in_the_beam_if_kept() -> None:
+    assert [str(child.path[-1]) for child in children(Node((1, 2), ()), duplicates=True)] == [
+        "2+1=3", "2-1=1", "2*1=2", "2/1=2"
+    ]  # fmt: skip
+    assert [str(child.path[-1]) for child in children(Node((1, 2), ()))] == ["2+1=3", "2-1=1", "2*1=2"]
+    both = SearchOptions(beam=1, child_beam=1, promising_share=1.0, duplicates=True)
+    assert len(leaves(solver((1, 2), 2, both))) == 1
+
+
+def test_pruning_by_target_keeps_what_is_no_farther_than_it() -> None:
+    # Depth first as in Stream of Search: no beam, best first.
+    options = SearchOptions(beam=1, child_beam=1, order="heuristic", prune="target")
+    log = solver((3, 7, 11), 24, options)
+    looked = {event.node.numbers for event in log.events if isinstance(event, Promising)}
+    near = {c.numbers for c in children(Node((3, 7, 11), ())) if distance(c.numbers, 24, "numbers_to_factors") <= 24}
+    assert looked == near and len(near) > 2
+    far = {c.numbers for c in children(Node((3, 7, 11), ()))} - near
+    assert far
+
+
+def test_child_threads_may_have_a_share_of_their_own() -> None:
+    options = SearchOptions(beam=4, child_beam=4, promising_share=1.0, child_promising_share=0.0, spawn_depth=1)
+    log = solver((3, 7, 11, 13), 7919, options)
+    below = [child for level, child in logs(log) if level]
+    assert len(below) == 4
+    assert all(any(isinstance(event, Queued) for event in child.events) for child in below)
+    assert not any(isinstance(event, Promising) for child in below for event in child.events)
+
+
+def test_the_mean_distance_to_the_target() -> None:
+    assert distance((3, 7), 24, "numbers_to_target") == (21 + 17) / 2
+    assert distance((30,), 24, "numbers_to_target") == 6
+
+
+@PATIENT
+@given(NUMBERS, st.integers(0, 60), OPTIONS, st.integers(0, 1000))
+def test_unfolding_runs_the_childrens_searches_up_to_the_first_success(
+    numbers: tuple[int, ...], target: int, options: SearchOptions, seed: int
+) -> None:
+    log = solver(numbers, target, options, seed)
+    serial = unfold(log)
+    assert not any(isinstance(event, Spawned) for event in serial.events)
+    assert (serial.start, serial.target, serial.solution) == (log.start, target, log.solution)
+    # The same tests in the same order; all of them if none succeeds.
+    assert leaves(serial) == leaves(log)[: len(leaves(serial))]
+    if log.solution is None:
+        assert leaves(serial) == leaves(log)
+    elif leaves(serial):
+        assert leaves(serial)[-1].result == target
+        assert all(step.result != target for step in leaves(serial)[:-1])
+    spawned = [child.start for _, one in logs(log) for event in one.events if isinstance(event, Spawned)
+               for child in event.children]  # fmt: skip
+    if log.solution is None:
+        visited = [event.node for event in serial.events if isinstance(event, Visited)]
+        assert all(start in visited for start in spawned)
