@@ -26,6 +26,7 @@ EPILOG = """configuration: shipped presets are named (`--config tiny_cpu`), file
 examples:
   apr quickstart
   apr data generate --config tiny_cpu out=runs/data
+  apr data import train_apr.json --out runs/published
   apr sft --config tiny_cpu data=runs/data solver=spawn_join out=runs/sft
   apr rl --config tiny_cpu data=runs/data checkpoint=runs/sft/checkpoint cluster.address=local
   apr rl --resume runs/rl
@@ -47,6 +48,13 @@ def parser() -> argparse.ArgumentParser:
     _configured(actions.add_parser("generate", help="problems by split, and demonstrations from each teacher"))
     verify = actions.add_parser("verify", help="check a data folder: every problem, every solution, every trace")
     verify.add_argument("folder", type=Path)
+    published = actions.add_parser("import", help="read APR's published JSON, and report what its known bugs damaged")
+    published.add_argument("file", type=Path, help="rows with trace_dict or search_path, or the prompts of the RL data")
+    published.add_argument("--out", type=Path, help="folder to write (default: runs/import/NAME)")
+    published.add_argument("--dry-run", action="store_true", help="only report; write nothing")
+    export = actions.add_parser("export", help="write traces of the paper dialect as published JSON")
+    export.add_argument("traces", type=Path, help="a file of traces, as `apr data import` writes it")
+    export.add_argument("--out", type=Path, required=True, help="JSON file to write")
     _configured(commands.add_parser("sft", help="supervised fine-tuning on demonstrations"))
     rl = commands.add_parser("rl", help="reinforcement learning over spawned threads")
     _configured(rl)
@@ -88,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"apr: failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"apr: interrupted: {error or 'call the same command again to go on'}", file=sys.stderr)
+        print(f"apr: interrupted: {str(error) or 'call the same command again to go on'}", file=sys.stderr)
         return 130
 
 
@@ -108,10 +116,27 @@ def _run(arguments: argparse.Namespace) -> int:
 
             print(check_folder(arguments.folder))
             return 0
+        case "data" if arguments.action in ("import", "export"):
+            return _exchange(arguments)
         case "data":
             return _configured_run("data", arguments)
         case command:
             return _configured_run(command, arguments)
+
+
+def _exchange(arguments: argparse.Namespace) -> int:
+    """`apr data import` and `apr data export`."""
+    from apr.data.exchange import export_file, import_file
+    from apr.tokens.paper import PaperDialect
+
+    if arguments.action == "export":
+        print(export_file(arguments.traces, arguments.out, PaperDialect()))
+        return 0
+    out = arguments.out or Path("runs/import") / arguments.file.stem
+    print(import_file(arguments.file, None if arguments.dry_run else out, PaperDialect()))
+    if not arguments.dry_run:
+        print(f"traces, problems and the report in {out}")
+    return 0
 
 
 def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
@@ -165,19 +190,19 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
 def _check_needs(config: BaseModel) -> None:
     """Raise `UserError` if data or a checkpoint that `config` names is missing or unfit."""
     from apr import config as c
-    from apr.data.store import demonstrations_file, problems_file, read_demonstrations, read_problems
+    from apr.data.store import read_demonstrations, read_problems
     from apr.engines.build import check_window
 
     match config:
         case c.SftConfig():
-            next(read_demonstrations(demonstrations_file(config.data, config.solver)), None)
+            next(read_demonstrations(config.data, config.solver), None)
         case c.EvalConfig():
-            read_problems(problems_file(config.data, config.split))
-            check_window(config.checkpoint, config.limits.context)
+            read_problems(config.data, config.split)
+            check_window(config.checkpoint, config.limits.context, config.dialect)
         case c.RlConfig():
             for split in ("train", "validation"):
-                read_problems(problems_file(config.data, split))
-            check_window(config.checkpoint, config.limits.context)
+                read_problems(config.data, split)
+            check_window(config.checkpoint, config.limits.context, config.dialect)
 
 
 def _config_file(stage: str, name: str) -> Path:

@@ -6,6 +6,7 @@ interpolation; `apr COMMAND --print-config` shows what a run would use.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,10 +22,21 @@ from envs.countdown.env import CountdownSpec
 from solvers.search import Heuristic, Order
 
 ProtocolName = Literal["serial", "spawn_join"]
+DialectName = Literal["compact", "paper"]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, content: Any) -> Any:
+        """YAML reads `yes` and `on` as true, which would pass for 1."""
+        for key, value in content.items() if isinstance(content, dict) else ():
+            field = cls.model_fields.get(key)
+            if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
+                raise ValueError(f"{key}: {value} is true or false, which does not fit (YAML reads yes, no, on, off so)")
+        return content
 
 
 class Rejection(Strict):
@@ -78,9 +90,21 @@ class DataConfig(Strict):
     train: int = Field(default=5000, ge=1, description="problems")
     validation: int = Field(default=200, ge=1)
     test: int = Field(default=1000, ge=1)
+    dialect: DialectName = "compact"
     demonstrations_per_problem: int = Field(default=1, ge=1)
     solvers: dict[str, SolverConfig]
+    shard_rows: int = Field(default=10_000, ge=1, description="problems in a file; all but the last hold so many")
+    workers: int | None = Field(default=None, ge=1, description="processes; changes no result; default: all cores")
     out: Path = Path("runs/data")
+
+    @model_validator(mode="after")
+    def _names(self) -> DataConfig:
+        for name in self.solvers:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name == "problems":
+                raise ValueError(
+                    f"solvers: {name!r} cannot name a part of a data set: letters, digits and _, not `problems`"
+                )
+        return self
 
 
 class ModelConfig(Strict):
@@ -130,6 +154,14 @@ class EngineConfig(Strict):
     threads: int = Field(default=2, ge=1)
 
 
+class ConditionConfig(Strict):
+    """What prompts ask for: `children` per spawn, or a `context` within so many tokens. Only models that were trained on
+    conditioned demonstrations heed it."""
+
+    kind: Literal["context", "children"]
+    value: int = Field(ge=0)
+
+
 class EvalConfig(Strict):
     """Evaluation of one checkpoint. `samples` > 1 gives cons@n and pass@n."""
 
@@ -138,9 +170,11 @@ class EvalConfig(Strict):
     split: Literal["train", "validation", "test"] = "test"
     checkpoint: Path = Path("runs/sft")
     protocol: ProtocolName = "spawn_join"
+    dialect: DialectName | None = Field(default=None, description="if the checkpoint does not say")
     problems: int | None = Field(default=None, ge=1, description="the first so many; all if not given")
     samples: int = Field(default=1, ge=1)
     temperature: float = Field(default=0.0, ge=0)
+    condition: ConditionConfig | None = None
     limits: Limits = Limits()
     budgets: Budgets = Budgets()
     engine: EngineConfig = EngineConfig()
@@ -202,11 +236,13 @@ class RlConfig(Strict):
     data: Path = Path("runs/data")
     checkpoint: Path = Path("runs/sft/checkpoint")
     protocol: ProtocolName = "spawn_join"
+    dialect: DialectName | None = Field(default=None, description="if the checkpoint does not say")
     steps: int = Field(default=30, ge=1)
     problems_per_step: int = Field(default=32, ge=1)
     group_size: int = Field(default=8, ge=2, description="traces of one problem; 1 gives no advantage")
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, ge=1, le=1, description="fixed: below 1 the sampler's logprobs are not its own")
+    condition: ConditionConfig | None = None
     limits: Limits = Limits()
     reward: RewardConfig = RewardConfig()
     weighting: Literal["token", "strand", "trace", "constant"] = "token"

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from apr.config import ConditionConfig
 from apr.engines.base import Engine
 from apr.threads.limits import Limits
 from apr.threads.protocol import ThreadProtocol
@@ -54,6 +55,11 @@ class Roller:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def with_condition(problems: Sequence[dict[str, Any]], condition: ConditionConfig | None) -> list[dict[str, Any]]:
+    """The problems, each asking for `condition` in its prompt."""
+    return [problem if condition is None else {**problem, "condition": condition.model_dump()} for problem in problems]
 
 
 def verified(trace: Trace, env: Env, protocol: ThreadProtocol) -> Trace:

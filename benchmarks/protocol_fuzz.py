@@ -1,23 +1,30 @@
 """Random and mutated token sequences through every protocol: no exception, and under a millisecond each on average.
 
-    python benchmarks/protocol_fuzz.py [--count 1000000] [--seed 0]
+    python benchmarks/protocol_fuzz.py [--count 1000000] [--paper-count 100000] [--seed 0]
 
 A sequence is what a strand sampled. The protocol is asked what to do next (`ended`) and, after a spawn, once more with
-random results of the children (`joined`). Whatever it accepts must say the same ids again.
+random results of the children (`joined`). Whatever it accepts must say the same again.
 """
 
 import argparse
 import random
+import re
 import sys
 import time
+import typing
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from apr.protocols import PROTOCOLS
+from apr.protocols import PROTOCOLS, protocol_by_name
+from apr.seeds import SplitMix64
 from apr.threads.protocol import Continue, Decision, Fail, Finish, Spawn, ThreadProtocol, seen_length
 from apr.threads.trace import ROOT, EngineStop, Injected, Origin, StopReason, Strand, StrandId, Thread
+from apr.tokens.compact import CompactDialect
 from apr.tokens.control import CONTROL_TOKENS, ControlTokens
+from apr.tokens.log import Node
+from apr.tokens.paper import CALL, CALL_END, FAILURE, JOIN, PaperDialect, call
+from solvers.search import SearchOptions, search
 
 CONTROL = ControlTokens(*range(len(CONTROL_TOKENS)))
 WORDS = range(len(CONTROL_TOKENS), 220)
@@ -33,24 +40,119 @@ class Tally(NamedTuple):
     slowest: float
 
 
-def sequence(rng: random.Random) -> tuple[int, ...]:
-    """Tokens at random, or something well-formed, with up to four edits."""
-    kind = rng.randrange(4)
-    if kind == 0:
-        return tuple(rng.randrange(220) for _ in range(_length(rng)))
-    if kind == 1:  # mostly control tokens
-        return tuple(rng.randrange(len(CONTROL_TOKENS)) for _ in range(rng.randrange(16)))
-    ids = list(_words(rng))
-    if kind == 2:
-        ids += (CONTROL.join, *_words(rng), CONTROL.eos)
-    else:
-        ids.append(CONTROL.spawn)
-        for _ in range(rng.randint(1, 5)):
-            ids += (CONTROL.msg, rng.choice(WORDS), *_words(rng))
-        ids.append(CONTROL.spawn_end)
+class Language(typing.Protocol):
+    """What strands may sample under some protocols, and how an accepted decision reads."""
+
+    def strand(self, rng: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A prompt, and what was sampled after it: at random, or something well-formed with up to four edits."""
+        ...
+
+    def message(self, rng: random.Random) -> tuple[int, ...]:
+        """What a child may return."""
+        ...
+
+    def says_again(self, sampled: tuple[int, ...], decision: Finish | Spawn | Continue) -> bool:
+        """Whether an accepted decision spells what was sampled."""
+        ...
+
+
+class Compact:
+    """The language of reserved control tokens; all others are words."""
+
+    def strand(self, rng: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (CONTROL.bos, *_words(rng)), self._sampled(rng)
+
+    def message(self, rng: random.Random) -> tuple[int, ...]:
+        return tuple(_words(rng))
+
+    def says_again(self, sampled: tuple[int, ...], decision: Finish | Spawn | Continue) -> bool:
+        if isinstance(decision, Finish):
+            return (*sampled[: sampled.index(CONTROL.join)], CONTROL.join, *decision.message, CONTROL.eos) == sampled
+        if isinstance(decision, Continue):
+            return False
+        block = [token for child in decision.children for run in child.inject for token in run.ids]
+        return (*sampled[: sampled.index(CONTROL.spawn)], CONTROL.spawn, *block, CONTROL.spawn_end) == sampled
+
+    def _sampled(self, rng: random.Random) -> tuple[int, ...]:
+        kind = rng.randrange(4)
+        if kind == 0:
+            return tuple(rng.randrange(220) for _ in range(_length(rng)))
+        if kind == 1:  # mostly control tokens
+            return tuple(rng.randrange(len(CONTROL_TOKENS)) for _ in range(rng.randrange(16)))
+        ids = list(_words(rng))
+        if kind == 2:
+            ids += (CONTROL.join, *_words(rng), CONTROL.eos)
+        else:
+            ids.append(CONTROL.spawn)
+            for _ in range(rng.randint(1, 5)):
+                ids += (CONTROL.msg, rng.choice(WORDS), *_words(rng))
+            ids.append(CONTROL.spawn_end)
+        return _edited(rng, ids, WORDS)
+
+
+class Paper:
+    """The published wording, in its own tokens: strands of searches, whole or edited."""
+
+    def __init__(self) -> None:
+        self.dialect = PaperDialect()
+        self.words = self.dialect.words
+        self._join = self.words.continued(JOIN)
+        searched = [strand for seed in range(60) for strand in self._searched(seed)]
+        ends = self.words.continued(CALL_END)
+        self._calls = [strand for strand in searched if strand[1][-2:-1] == ends]
+        self._others = [strand for strand in searched if strand[1][-2:-1] != ends]
+
+    def strand(self, rng: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        prompt, sampled = rng.choice(self._calls if rng.random() < 0.6 else self._others)
+        kind = rng.randrange(6)
+        if kind == 0:
+            return prompt, tuple(rng.randrange(len(self.words) + 3) for _ in range(_length(rng)))
+        if kind == 1:
+            return prompt, (*(rng.randrange(8, 44) for _ in range(_length(rng))), CONTROL.eos)  # phrases
+        if kind == 2:
+            return prompt, (*sampled[: rng.randrange(len(sampled))], *self._join)  # a join that it may not write
+        return prompt, _edited(rng, list(sampled), range(8, len(self.words)))
+
+    def message(self, rng: random.Random) -> tuple[int, ...]:
+        return self.words.continued("Moving to Node #0,1\n10,10 equal: Goal Reached\n")
+
+    def says_again(self, sampled: tuple[int, ...], decision: Finish | Spawn | Continue) -> bool:
+        text = self.words.text(sampled[:-1])
+        if isinstance(decision, Continue):  # a call in place of a join
+            [forced] = decision.inject
+            return JOIN.strip() in self.words.text(sampled) and self.words.text(forced.ids).endswith(CALL)
+        if isinstance(decision, Finish):
+            message = self.words.text(decision.message)
+            place = text.rfind(message) if message else len(text) - len(FAILURE)
+            claimed = text[:place].endswith("Goal Reached\n") if message else text.endswith(FAILURE)
+            rest = text[place + len(message) :].removeprefix("" if message else FAILURE)
+            return claimed and re.fullmatch("(Exit Sub Search at level [0-9]+\n)*", rest) is not None
+        told = [self.words.text(child.inject[-1].ids) for child in decision.children]
+        names = [line.partition("#")[2].partition("\n")[0] for line in told]
+        return text.endswith(call(names, 1))
+
+    def _searched(self, seed: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """What the strands of a search for 24 sampled, all after the root's prompt."""
+        rng = random.Random(seed)
+        numbers = tuple(sorted(rng.randint(1, 30) for _ in range(rng.choice((3, 4)))))
+        options = SearchOptions(rng.randint(1, 4), 3, rng.random(), spawn_depth=seed % 2)
+        log = search(24, Node(numbers, ()), options, SplitMix64(seed))
+        prompt = self.dialect.prompt(numbers, 24)
+        yield from ((prompt, sampled) for sampled in self.dialect.spell(log))
+
+
+PAPER = Paper()
+# The languages and their protocols, by name.
+IMPLEMENTATIONS: dict[str, tuple[Language, ThreadProtocol]] = {
+    **{f"compact {name}": (Compact(), protocol_by_name(name, CompactDialect())) for name in PROTOCOLS},
+    **{f"paper {name}": (PAPER, protocol_by_name(name, PAPER.dialect)) for name in PROTOCOLS},
+}
+
+
+def _edited(rng: random.Random, ids: list[int], words: range) -> tuple[int, ...]:
     for _ in range(rng.choice((0, 0, 1, 2, 4))):
         at = rng.randrange(len(ids) + 1)
-        token = rng.randrange(len(CONTROL_TOKENS)) if rng.random() < 0.7 else rng.choice(WORDS)
+        token = rng.randrange(len(CONTROL_TOKENS)) if rng.random() < 0.7 else rng.choice(words)
         match rng.randrange(4):
             case 0:
                 ids.insert(at, token)
@@ -73,28 +175,21 @@ def _length(rng: random.Random) -> int:
     return rng.randrange(12) if rng.random() < 0.999 else rng.randrange(4096)
 
 
-def results(rng: random.Random, count: int) -> list[Thread]:
+def results(language: Language, rng: random.Random, count: int) -> list[Thread]:
     """What `count` children may have come to: messages, empty messages, failures; some of them never started."""
     children = []
     for number in range(count):
         stop = rng.choice(tuple(StopReason))
-        message = tuple(_words(rng)) if stop is StopReason.ANSWERED else ()
+        message = language.message(rng) if stop is StopReason.ANSWERED else ()
         strands = () if stop is StopReason.WORK else (StrandId(f"{ROOT}.{number}", 0),)
         children.append(Thread(f"{ROOT}.{number}", ROOT, 1, strands, stop, message))
     return children
 
 
-def said(sampled: tuple[int, ...], decision: Finish | Spawn) -> tuple[int, ...]:
-    """The ids that spell an accepted decision, after the same search."""
-    if isinstance(decision, Finish):
-        return (*sampled[: sampled.index(CONTROL.join)], CONTROL.join, *decision.message, CONTROL.eos)
-    block = [token for child in decision.children for run in child.inject for token in run.ids]
-    return (*sampled[: sampled.index(CONTROL.spawn)], CONTROL.spawn, *block, CONTROL.spawn_end)
-
-
-def check(protocol: ThreadProtocol, rng: random.Random, sampled: tuple[int, ...]) -> tuple[Decision, int]:
+def check(
+    language: Language, protocol: ThreadProtocol, rng: random.Random, prompt: tuple[int, ...], sampled: tuple[int, ...]
+) -> tuple[Decision, int]:
     """Ask about one sequence. Returns the decision and the protocol's nanoseconds; raises `AssertionError` on a fault."""
-    prompt = (CONTROL.bos, *_words(rng))
     strand = Strand(StrandId(ROOT, 0), (), (), 0, (Injected(Origin.PROMPT, prompt),), sampled, EngineStop.STOP)
     strands = {strand.id: strand}
     started = time.perf_counter_ns()
@@ -103,11 +198,14 @@ def check(protocol: ThreadProtocol, rng: random.Random, sampled: tuple[int, ...]
     if isinstance(decision, Fail):
         assert decision.reason is StopReason.MALFORMED, (sampled, decision)
         return decision, spent
-    assert isinstance(decision, Finish | Spawn), (sampled, decision)
-    assert said(sampled, decision) == sampled, (sampled, decision)
+    assert isinstance(decision, Finish | Spawn | Continue), (sampled, decision)
+    assert language.says_again(sampled, decision), (sampled, decision)
     if isinstance(decision, Finish):
         return decision, spent
-    children = results(rng, len(decision.children))
+    if isinstance(decision, Continue):
+        assert decision.position == seen_length(decision.sees, strands) <= len(strand.ids), (sampled, decision)
+        return decision, spent
+    children = results(language, rng, len(decision.children))
     started = time.perf_counter_ns()
     joined = protocol.joined(strand, children, strands)
     spent += time.perf_counter_ns() - started
@@ -119,31 +217,32 @@ def check(protocol: ThreadProtocol, rng: random.Random, sampled: tuple[int, ...]
     return decision, spent
 
 
-def fuzz(protocol: ThreadProtocol, count: int, seed: int) -> Tally:
+def fuzz(name: str, count: int, seed: int) -> Tally:
     """`count` sequences through one protocol."""
+    language, protocol = IMPLEMENTATIONS[name]
     rng = random.Random(seed)
     decisions: Counter[str] = Counter()
     total = slowest = 0
     for _ in range(count):
-        decision, spent = check(protocol, rng, sequence(rng))
+        decision, spent = check(language, protocol, rng, *language.strand(rng))
         decisions[type(decision).__name__] += 1
         total += spent
         slowest = max(slowest, spent)
-    return Tally(protocol.name, decisions, total / count / 1e3, slowest / 1e3)
+    return Tally(name, decisions, total / count / 1e3, slowest / 1e3)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1_000_000, help="sequences for each protocol")
+    parser.add_argument("--count", type=int, default=1_000_000, help="sequences for each protocol of the compact dialect")
+    parser.add_argument("--paper-count", type=int, default=100_000, help="sequences for each of the paper dialect")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     slow = False
-    for protocol in PROTOCOLS.values():
-        tally = fuzz(protocol(CONTROL), args.count, args.seed)
-        kinds = ", ".join(f"{name} {number}" for name, number in sorted(tally.decisions.items()))
-        print(
-            f"{tally.protocol}: {args.count} sequences, {tally.micros:.2f} us each, {tally.slowest:.0f} at most ({kinds})"
-        )
+    for name in IMPLEMENTATIONS:
+        count = args.paper_count if name.startswith("paper") else args.count
+        tally = fuzz(name, count, args.seed)
+        kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(tally.decisions.items()))
+        print(f"{name}: {count} sequences, {tally.micros:.2f} us each, {tally.slowest:.0f} at most ({kinds})")
         slow = slow or tally.micros >= BAR
     return int(slow)
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from apr.config import DataConfig, load, preset
-from apr.data.generate import demonstrate
-from apr.data.store import problems_file, read_problems
+from apr.data.generate import demonstrations
+from apr.data.store import read_problems
 from apr.engines.base import Engine, Request
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller
@@ -52,10 +52,10 @@ def data_rates() -> None:
     for name, solver in config.solvers.items():
 
         def solve(name: str = name) -> int:
-            return len(demonstrate(problems, name, config.solvers[name], 0))
+            return len(demonstrations(problems, name, config.solvers[name], 0))
 
         print(f"{name + ' traces a second':29} {rate(solve)}")
-        traces = demonstrate(problems, name, solver, 0)
+        traces = demonstrations(problems, name, solver, 0)
         print(f"{name + ' rows a second':29} {rate(lambda traces=traces: sum(len(rows(t)) for t in traces))}")  # type: ignore[misc]
         print(
             f"{name + ' JSON round trips':29} {rate(lambda traces=traces: len([from_json(to_json(t)) for t in traces]))}"
@@ -66,11 +66,11 @@ async def runtime_rate(engine: Engine, data: Path) -> None:
     """Rolls out, then sends the same strands flat with their lengths forced by `max_tokens`, in turn, `RUNS` times."""
     dialect = CompactDialect()
     config = load(DataConfig, [preset("data", "tiny_cpu")])
-    problems = read_problems(problems_file(data, "train"))[:256]
+    problems = read_problems(data, "train")[:256]
     ratios, flat_rates = [], []
     for run in range(RUNS):
         roller = Roller(
-            Countdown(config.problems, dialect), engine, protocol_by_name("spawn_join", dialect.vocabulary.control),
+            Countdown(config.problems, dialect), engine, protocol_by_name("spawn_join", dialect),
             Limits(context=engine.max_context), Sampling(1.0, derive_seed(run, "benchmark")), 256,
         )  # fmt: skip
         started = time.perf_counter()

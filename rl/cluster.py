@@ -90,7 +90,7 @@ def _placed(config: RlConfig, checkpoint: Path) -> tuple[RemoteEngine, RemoteLea
     demanded["learner"] = _options(c.learner_cpus, c.gpus, config.learner.threads)
     try:
         learner = ray.remote(Learner).options(**demanded["learner"]).remote(
-            checkpoint.resolve(), config.learner, config.temperature
+            checkpoint.resolve(), config.learner, config.temperature, config.dialect
         )  # fmt: skip
         engine = start_engine(
             config.engine, checkpoint, config.limits.context, config.seed,

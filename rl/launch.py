@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from apr.config import RlConfig
-from apr.data.store import problems_file, read_problems
+from apr.data.store import problems_hash, read_problems
+from apr.dialects import dialect_of
 from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
 from apr.errors import RunDirectoryError
 from apr.protocols import protocol_by_name
-from apr.runs import file_hash, run_directory, whole_folder
-from apr.tokens.compact import CompactDialect
+from apr.rollout import with_condition
+from apr.runs import run_directory, whole_folder
 from envs.countdown.env import Countdown, CountdownSpec
 from rl import checkpoint, loop
 from rl.checkpoint import STATE_FILE
@@ -29,8 +30,9 @@ from rl.weight_sync import FileSync, TensorSync, WeightSync
 
 def launch(config: RlConfig, resume: bool) -> Path:
     """Run to `config.steps`, or to a signal; returns the newest checkpoint. `resume`: go on from the newest one."""
-    source = problems_file(config.data, "train")
-    train, validation = read_problems(source), read_problems(problems_file(config.data, "validation"))
+    train, validation = (
+        with_condition(read_problems(config.data, split), config.condition) for split in ("train", "validation")
+    )
     # Looked up before the run directory is entered, which replaces the configuration of the run that is there.
     found = checkpoint.latest(config.out)
     if found and not resume:
@@ -38,16 +40,16 @@ def launch(config: RlConfig, resume: bool) -> Path:
             f"{config.out} holds a run already: `apr rl --resume {config.out}` goes on, or give another `out`"
         )
     start_from, start = found or (config.checkpoint, 0)
-    check_window(start_from, config.limits.context)
-    with run_directory(config.out, config, data_hash=file_hash(source)) as run:
+    check_window(start_from, config.limits.context, config.dialect)
+    with run_directory(config.out, config, data_hash=problems_hash(config.data, "train")) as run:
         if resume and not found:
             print(f"{run} has no checkpoint yet: starting at step 0", file=sys.stderr)
         if start >= config.steps:
             return _finished(run, start_from)
-        dialect = CompactDialect()
+        dialect = dialect_of(start_from, config.dialect)
         # Validation draws nothing new: problems come from the data set, the environment only spells and verifies.
         env = Countdown(CountdownSpec(), dialect)
-        protocol = protocol_by_name(config.protocol, dialect.vocabulary.control)
+        protocol = protocol_by_name(config.protocol, dialect)
         sync: WeightSync = TensorSync() if config.weight_sync == "tensors" else FileSync(run / "weights")
         with placed(config, start_from) as (engine, learner):
             monitors: list[Monitor] = [JsonlMonitor(run / "metrics.jsonl", start)]
@@ -107,7 +109,7 @@ def placed(config: RlConfig, start_from: Path) -> Iterator[tuple[Engine, Learner
     """Engine and learner in this process, or as Ray actors that end with the block."""
     if config.cluster.address == "none":
         engine = build_engine(config.engine, start_from, config.limits.context, config.seed)
-        yield engine, Learner(start_from, config.learner, config.temperature)
+        yield engine, Learner(start_from, config.learner, config.temperature, config.dialect)
         return
     from rl.cluster import start
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from apr.config import LearnerConfig
+from apr.dialects import dialect_of
 from apr.errors import AprError, CheckpointError, ParityError
 from apr.memory import keep_freed_memory
 from apr.runs import write_bytes
@@ -44,9 +45,12 @@ class LearnerApi(typing.Protocol):
 
 
 class Learner:
-    """One rank of plain torch, float32. `temperature` divides its logits, as it divides the sampler's."""
+    """One rank of plain torch, float32. `temperature` divides its logits, as it divides the sampler's; `dialect` is
+    that of a checkpoint that does not say."""
 
-    def __init__(self, checkpoint: Path, config: LearnerConfig, temperature: float) -> None:
+    def __init__(
+        self, checkpoint: Path, config: LearnerConfig, temperature: float, dialect: str | None = None
+    ) -> None:
         keep_freed_memory()
         torch.set_num_threads(config.threads)
         self.config = config
@@ -62,6 +66,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
+        self.vocabulary = dialect_of(checkpoint, dialect).vocabulary
         card = read_card(checkpoint)
         self.card = {**card, "trained": [*(stage for stage in card.get("trained", []) if stage != "rl"), "rl"]}
         optimizer_file = checkpoint / OPTIMIZER_FILE
@@ -131,7 +136,7 @@ class Learner:
 
     async def save(self, folder: Path) -> None:
         """A checkpoint that `Learner` (and `AutoModelForCausalLM`) opens: weights, tokenizer, optimiser state."""
-        save_checkpoint(folder, self.model, self.card)
+        save_checkpoint(folder, self.model, self.vocabulary, self.card)
         state = io.BytesIO()  # torch's own writer does not say when a disk is full
         torch.save(self.optimizer.state_dict(), state)
         write_bytes(folder / OPTIMIZER_FILE, state.getvalue())

@@ -1,120 +1,143 @@
-"""`apr data generate`: problems by split, and demonstrations from each teacher, with a card that says what is there."""
+"""`apr data generate`: problems by split, and demonstrations from each teacher, with a card that says what is there.
+
+A shard of problems and a shard of demonstrations of them are one unit of work each; a call makes those that are missing,
+so a killed one goes on where it stopped. What is in a shard depends on the configuration alone, never on the workers.
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from apr.config import DataConfig, SolverConfig, dump, load
-from apr.data.demonstrate import demonstrate
+import numpy as np
+
+from apr.config import DataConfig, SolverConfig, load
+from apr.data.card import CARD, card
+from apr.data.shards import shard_path, sweep
 from apr.data.store import (
-    demonstrations_file,
-    problems_file,
-    read_demonstrations,
-    read_problems,
+    demonstrations_folder,
+    problems_folder,
+    problems_of,
+    traces_of,
     write_demonstrations,
     write_problems,
 )
+from apr.data.teacher import Teacher, demonstrations_of
+from apr.data.workers import ended_by_signals, in_processes, processes
+from apr.dialects import dialect_by_name
 from apr.errors import RunDirectoryError
 from apr.progress import Progress
-from apr.protocols import protocol_by_name
-from apr.runs import file_hash, run_directory, write_text
+from apr.runs import run_directory, write_text
 from apr.threads.trace import Trace
-from apr.tokens.compact import CompactDialect
-from envs.countdown.env import Countdown
+from envs.countdown.env import Countdown, Problems
 
 CONFIG = "config.yaml"
+ANYTHING = ("out", "workers")  # in which configurations of the same data may differ
+
+
+class Lesson(NamedTuple):
+    """One shard of demonstrations to be made."""
+
+    problems: Path
+    demonstrations: Path
+    teacher: Teacher
+    asked: int
 
 
 def generate(config: DataConfig) -> None:
-    """Write what is missing of the data set in `config.out`; finished files are kept.
+    """Write what is missing of the data set in `config.out`; finished shards are kept.
 
     Raises `DataError` if there are fewer problems than asked for (nothing is written then), `RunDirectoryError` if the
-    folder holds other data or is in use.
+    folder holds other data or is in use, `KeyboardInterrupt` at SIGINT and SIGTERM.
     """
     _refuse_other_data(config)
-    env = Countdown(config.problems, CompactDialect())
-    counts = {"train": config.train, "validation": config.validation, "test": config.test}
-    files = {split: problems_file(config.out, split) for split in counts}
-    made = {split: env.problems(split, counts[split], config.seed) for split in counts if not files[split].is_file()}
-    with run_directory(config.out, config) as out:
-        for split, problems in made.items():
-            write_problems(files[split], problems)
-        card = out / "README.md"
-        if not made and all(path.is_file() for path in (card, *(demonstrations_file(out, s) for s in config.solvers))):
-            return
-        problems = read_problems(files["train"])
-        statistics = {}
-        for name, solver in config.solvers.items():
-            path = demonstrations_file(out, name)
-            if path.is_file():
-                traces = list(read_demonstrations(path))
-            else:
-                traces = demonstrations(problems, name, solver, config.seed, config.demonstrations_per_problem)
-                write_demonstrations(path, traces)
-            statistics[name] = _statistics(traces)
-        write_text(card, _card(config, statistics))
+    problems = {split: _problem_shards(config, split) for split in ("train", "validation", "test")}
+    lessons = [lesson for name in config.solvers for lesson in _lessons(config, name, problems["train"])]
+    written = [*(path for paths in problems.values() for path in paths), *(one.demonstrations for one in lessons)]
+    if all(path.is_file() for path in (config.out / CARD, *written)):
+        return
+    with ended_by_signals():
+        drawn = {
+            split: _draw(config, split) for split, paths in problems.items() if not all(map(Path.is_file, paths))
+        }
+        with run_directory(config.out, config) as out:
+            sweep(out)
+            for split in list(drawn):
+                _write_problems(problems[split], drawn.pop(split), config.shard_rows)
+            try:
+                _teach([one for one in lessons if not one.demonstrations.is_file()], config)
+            finally:
+                sweep(out)
+            write_text(out / CARD, card(config, out))
 
 
 def _refuse_other_data(config: DataConfig) -> None:
     path = config.out / CONFIG
     if not path.is_file() or not any(config.out.rglob("*.parquet")):
         return
-    if load(DataConfig, [path]).model_copy(update={"out": config.out}) != config:
+    if load(DataConfig, [path]).model_copy(update={key: getattr(config, key) for key in ANYTHING}) != config:
         raise RunDirectoryError(f"{config.out} holds data of another configuration ({path}): give another `out`")
 
 
+def _problem_shards(config: DataConfig, split: str) -> list[Path]:
+    count = -(-getattr(config, split) // config.shard_rows)
+    return [shard_path(problems_folder(config.out), split, i, count) for i in range(count)]
+
+
+def _lessons(config: DataConfig, name: str, problems: Sequence[Path]) -> list[Lesson]:
+    teacher = Teacher(config.solvers[name], dialect_by_name(config.dialect), config.seed, config.demonstrations_per_problem)
+    folder = demonstrations_folder(config.out, name)
+    counts = [min(config.shard_rows, config.train - i * config.shard_rows) for i in range(len(problems))]
+    return [
+        Lesson(path, folder / path.name, teacher, count * teacher.copies) for path, count in zip(problems, counts)
+    ]
+
+
+def _draw(config: DataConfig, split: str) -> Problems:
+    """All problems of a split, as columns."""
+    count = getattr(config, split)
+    batches = []
+    with Progress(f"problems {split}", count) as progress:
+        for batch in Countdown(config.problems, dialect_by_name(config.dialect)).draw(split, count, config.seed):
+            batches.append(batch)
+            progress.advance(len(batch.targets))
+    return Problems(*map(np.concatenate, zip(*batches)))
+
+
+def _write_problems(paths: Sequence[Path], problems: Problems, shard_rows: int) -> None:
+    for i, path in enumerate(paths):
+        if not path.is_file():
+            rows = slice(i * shard_rows, (i + 1) * shard_rows)
+            write_problems(path, Problems(problems.numbers[rows], problems.targets[rows]))
+
+
+def _teach(lessons: Sequence[Lesson], config: DataConfig) -> None:
+    """Make the shards of demonstrations that are missing, in `config.workers` processes."""
+    if not lessons:
+        return
+    asked = sum(lesson.asked for lesson in lessons)
+    with (
+        Progress("demonstrations", asked) as progress,
+        closing(in_processes(teach, lessons, processes(config.workers, asked))) as done,
+    ):
+        for asked in done:
+            progress.advance(asked)
+
+
+def teach(lesson: Lesson) -> int:
+    """Write one shard of demonstrations; returns how many were asked for. Runs in a worker process."""
+    table = demonstrations_of(problems_of(lesson.problems, set()), lesson.teacher)
+    write_demonstrations(lesson.demonstrations, table, lesson.asked, lesson.teacher.facts)
+    return lesson.asked
+
+
 def demonstrations(
-    problems: list[dict[str, Any]], name: str, solver: SolverConfig, seed: int, per_problem: int = 1
-) -> list[Trace]:
-    """The teacher's traces, `per_problem` for each problem; beams are drawn anew for each."""
-    dialect = CompactDialect()
-    protocol = protocol_by_name(solver.protocol, dialect.vocabulary.control)
-    traces = []
-    with Progress(f"demonstrations {name}", len(problems) * per_problem) as progress:
-        for problem in problems:
-            for copy in range(per_problem):
-                trace = demonstrate(problem, solver, dialect, protocol, seed, copy)
-                if trace is not None:
-                    traces.append(trace)
-                progress.advance()
-    return traces
-
-
-def _statistics(traces: list[Trace]) -> dict[str, float]:
-    costs = [trace.costs for trace in traces if trace.costs]
-    return {
-        "traces": len(traces),
-        "solved": sum(trace.correct for trace in traces) / len(traces),
-        "tokens": sum(cost.work for cost in costs),
-        "work": sum(cost.work for cost in costs) / len(costs),
-        "context": sum(cost.context for cost in costs) / len(costs),
-        "context_max": max(cost.context for cost in costs),
-        "threads": sum(cost.threads for cost in costs) / len(costs),
-    }
-
-
-def _card(config: DataConfig, statistics: dict[str, dict[str, float]]) -> str:
-    columns = list(next(iter(statistics.values())))
-    table = "\n".join(
-        f"| {name} | " + " | ".join(f"{row[column]:,.2f}".rstrip("0").rstrip(".") for column in columns) + " |"
-        for name, row in statistics.items()
-    )
-    hashes = {path.name: file_hash(path) for path in sorted(Path(config.out).rglob("*.parquet"))}
-    return f"""# Countdown problems and demonstrations
-
-Problems: {config.train} train, {config.validation} validation, {config.test} test. Splits share no number multiset
-(each multiset belongs to the split that a hash of it and `split_seed` says).
-
-| teacher | {" | ".join(columns)} |
-|---{"|---" * len(columns)}|
-{table}
-
-`work`, `context` and `threads` are means per trace; the dialect is `compact`.
-
-Content hashes: `{json.dumps(hashes)}`
-
-```yaml
-{dump(config)}```
-"""
+    problems: Sequence[dict[str, Any]], name: str, solver: SolverConfig, seed: int, per_problem: int = 1,
+    dialect: str = "compact",
+) -> list[Trace]:  # fmt: skip
+    """The traces of the teacher called `name`, `per_problem` for each problem; beams are drawn anew for each."""
+    teacher = Teacher(solver, dialect_by_name(dialect), seed, per_problem)
+    table = demonstrations_of(problems, teacher).replace_schema_metadata(teacher.facts)
+    return list(traces_of(table, f"teacher {name}"))

@@ -1,101 +1,276 @@
-"""Problems and demonstrations on disk: Parquet files with a schema version, written whole or not at all."""
+"""Problems and demonstrations on disk.
+
+    problems/train-00000-of-00050.parquet                     id, numbers, target
+    demonstrations/spawn_join/train-00000-of-00050.parquet    of the same shard of problems, in the same order
+
+A demonstration is stored as the tokens that its strands sample, and no more: the protocol lays the strands out again
+(`apr.tokens.encode.demonstration`), so a trace that is read equals the one that was written. Costs and outcome are
+columns beside them, for those who filter.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from apr.data.shards import AGAIN, content_hash, read_shard, shard_paths, write_shard
+from apr.dialects import DIALECTS, dialect_by_name
 from apr.errors import DataError
-from apr.runs import disk_error
-from apr.threads.codec import from_json, to_json
-from apr.threads.trace import SCHEMA, Trace
-from envs.countdown.env import check_problem, problem_of
+from apr.protocols import PROTOCOLS, protocol_by_name
+from apr.threads.trace import ROOT, Trace
+from apr.tokens.dialect import Dialect, condition_of
+from apr.tokens.encode import demonstration
+from envs.countdown.env import Problems, problem_id
 
-_META = {b"schema": SCHEMA.encode()}
+PROBLEMS = "apr.problems/1"
+DEMONSTRATIONS = "apr.demonstrations/1"
+COSTS = ("context", "work", "work_sampled", "span_sampled", "threads")
+
+PROBLEM_COLUMNS = pa.schema([("id", pa.string()), ("numbers", pa.list_(pa.int64())), ("target", pa.int64())])
+DEMONSTRATION_COLUMNS = pa.schema(
+    [
+        ("problem", pa.string()),  # its id
+        ("numbers", pa.list_(pa.int64())),
+        ("target", pa.int64()),
+        ("condition", pa.int64()),  # value; its kind is a fact of the shard
+        ("solved", pa.bool_()),
+        *((cost, pa.int64()) for cost in COSTS),
+        ("children", pa.int64()),  # the most of any one spawn of the root
+        ("strands", pa.list_(pa.int32())),  # how many tokens each strand sampled, in depth-first spawn order
+        ("tokens", pa.list_(pa.uint16())),  # those tokens, strand after strand
+    ]
+)
 
 
-def problems_file(folder: Path, split: str) -> Path:
-    return folder / "problems" / f"{split}.parquet"
+def problems_folder(folder: Path) -> Path:
+    return folder / "problems"
 
 
-def demonstrations_file(folder: Path, solver: str) -> Path:
-    return folder / "demonstrations" / f"{solver}.parquet"
+def demonstrations_folder(folder: Path, solver: str) -> Path:
+    return folder / "demonstrations" / solver
 
 
-def write_problems(path: Path, problems: list[dict[str, Any]]) -> None:
-    _write(path, pa.table({key: [problem[key] for problem in problems] for key in ("id", "numbers", "target")}))
+def problems_hash(folder: Path, split: str) -> str:
+    """The content hash of a split's problems. Raises `DataError` if a shard is missing."""
+    return content_hash(shard_paths(problems_folder(folder), split), PROBLEMS)
 
 
-def read_problems(path: Path) -> list[dict[str, Any]]:
-    """All problems of a split. Raises `DataError` for a missing or corrupt file and for a malformed problem."""
-    rows: list[dict[str, Any]] = _read(path, ["id", "numbers", "target"]).to_pylist()
-    if not rows:
-        raise DataError(f"{path} holds no problem: make it again with `apr data generate`")
+def demonstrations_hash(folder: Path, solver: str) -> str:
+    """The content hash of a teacher's demonstrations. Raises `DataError` if a shard is missing."""
+    return content_hash(shard_paths(demonstrations_folder(folder, solver), "train"), DEMONSTRATIONS)
+
+
+# Problems
+
+
+def write_problems(path: Path, problems: Problems) -> None:
+    """One shard of problems."""
+    rows = problems.dictionaries()
+    columns = {name: [row[name] for row in rows] for name in PROBLEM_COLUMNS.names}
+    write_shard(path, pa.table(columns, PROBLEM_COLUMNS), PROBLEMS, {"rows": str(len(rows))})
+
+
+def read_problems(folder: Path, split: str) -> list[dict[str, Any]]:
+    """All problems of a split of the data set in `folder`. Raises `DataError` for a missing or corrupt file, and for a
+    problem that is malformed, has no solution or is there twice."""
+    seen: set[str] = set()
+    return [problem for path in shard_paths(problems_folder(folder), split) for problem in problems_of(path, seen)]
+
+
+def problems_of(path: Path, seen: set[str]) -> list[dict[str, Any]]:
+    """The problems of one shard, checked; their ids are added to `seen`, and must not be in it before."""
+    table = read_shard(path, PROBLEMS, PROBLEM_COLUMNS.names)
+    if not len(table):
+        raise DataError(f"{path} holds no problem: {AGAIN}")
+    malformed = _malformed(table)
+    if malformed.any():
+        i = int(malformed.argmax())
+        problem = table.slice(i, 1).to_pylist()[0]
+        raise DataError(
+            f"{path}, row {i}: not a Countdown problem: {problem!r}. Needed: 2 to 6 numbers >= 0, target >= 0"
+        )
+    rows: list[dict[str, Any]] = table.to_pylist()
     for i, row in enumerate(rows):
-        check_problem(row, f"{path}, row {i}")
-        if (right := problem_of(row["numbers"], row["target"])) != row:
-            raise DataError(f"{path}, row {i}: {row!r} is not written as {right!r}: make it again")
-    twice = [id for id, times in Counter(row["id"] for row in rows).items() if times > 1]
-    if twice:
-        raise DataError(f"{path}: problem {twice[0]} is there twice: make it again with `apr data generate`")
+        numbers = sorted(row["numbers"])
+        if row["numbers"] != numbers or row["id"] != (id := problem_id(numbers, row["target"])):
+            right = {"id": problem_id(numbers, row["target"]), "numbers": numbers, "target": row["target"]}
+            raise DataError(f"{path}, row {i}: {row!r} is not written as {right!r}: {AGAIN}")
+        if id in seen:
+            raise DataError(f"{path}, row {i}: problem {id} is there twice: {AGAIN}")
+        seen.add(id)
+    solvable = solvable_rows([row["numbers"] for row in rows], [row["target"] for row in rows])
+    if not solvable.all():
+        i = int(solvable.argmin())
+        raise DataError(f"{path}, row {i}: problem {rows[i]!r} has no solution; leave it out")
     return rows
 
 
-def write_demonstrations(path: Path, traces: list[Trace]) -> None:
-    """One row a trace: what people filter by as columns, the trace itself as JSON."""
-    columns = {
-        "problem": [trace.problem["id"] for trace in traces],
-        "solved": [trace.correct for trace in traces],
-        "context": [trace.costs.context if trace.costs else 0 for trace in traces],
-        "work": [trace.costs.work if trace.costs else 0 for trace in traces],
-        "threads": [len(trace.threads) for trace in traces],
-        "trace": [json.dumps(to_json(trace), separators=(",", ":")) for trace in traces],
-    }
-    _write(path, pa.table(columns))
+def _malformed(table: pa.Table) -> NDArray[np.bool_]:
+    """bool[rows]: which rows are no Countdown problem, whatever their columns are typed as."""
+    bad = np.zeros(len(table), np.bool_)
+    numbers, target = table["numbers"].combine_chunks(), table["target"].combine_chunks()
+    typed = pa.types.is_string(table["id"].type) and pa.types.is_integer(target.type)
+    if not typed or not pa.types.is_list(numbers.type) or not pa.types.is_integer(numbers.type.value_type):
+        return ~bad
+    for column in (table["id"], numbers, target):
+        bad |= column.is_null().to_numpy(zero_copy_only=False) if column.null_count else False
+    lengths = numbers.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    bad |= (lengths < 2) | (lengths > 6) | (target.fill_null(0).to_numpy(zero_copy_only=False) < 0)
+    values = numbers.flatten().fill_null(-1).to_numpy(zero_copy_only=False)
+    bad[np.repeat(np.arange(len(bad)), lengths)[values < 0]] = True
+    return bad
 
 
-def read_demonstrations(path: Path) -> Iterator[Trace]:
-    """The traces of a demonstration file, in order. Raises `DataError` for a missing, corrupt or newer file."""
-    for i, text in enumerate(_read(path, ["trace"])["trace"]):
+def solvable_rows(numbers: Sequence[Sequence[int]], targets: Sequence[int]) -> NDArray[np.bool_]:
+    """bool[N]: which problems have a solution; `numbers` ascending in each, and not equally many in all."""
+    found = np.zeros(len(targets), np.bool_)
+    lengths = np.array([len(row) for row in numbers])
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        columns = (np.array([numbers[i] for i in rows], np.int64), np.array([targets[i] for i in rows], np.int64))
+        found[rows] = Problems(*columns).solvable()
+    return found
+
+
+# Demonstrations
+
+
+def facts_of(dialect: Dialect, protocol: str, condition: str) -> dict[str, str]:
+    """What a shard of demonstrations says of how it is to be read."""
+    return {
+        "dialect": dialect.name, "vocabulary": dialect.vocabulary.hash, "protocol": protocol, "condition": condition,
+    }  # fmt: skip
+
+
+def write_demonstrations(path: Path, table: pa.Table, asked: int, facts: dict[str, str]) -> None:
+    """One shard: a table of `DEMONSTRATION_COLUMNS`, of the `asked` demonstrations that were tried for."""
+    statistics = json.dumps(statistics_of(table, asked))
+    write_shard(path, table, DEMONSTRATIONS, {**facts, "statistics": statistics})
+
+
+def read_demonstrations(folder: Path, solver: str) -> Iterator[Trace]:
+    """A teacher's traces in the data set in `folder`, in order; no more than a shard is held at a time. Raises
+    `DataError` for a missing, corrupt or newer file, and for one whose dialect has another vocabulary now."""
+    for path in shard_paths(demonstrations_folder(folder, solver), "train"):
+        yield from traces_of(demonstrations_table(path), str(path))
+
+
+def dialect_in(folder: Path, solver: str) -> Dialect:
+    """The dialect of a teacher's demonstrations. Raises `DataError` as `read_demonstrations` does."""
+    first = shard_paths(demonstrations_folder(folder, solver), "train")[0]
+    return dialect_by_name(facts_in(demonstrations_table(first))["dialect"])
+
+
+def facts_in(table: pa.Table) -> dict[str, str]:
+    """What `facts_of` said when the table was written."""
+    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def demonstrations_table(path: Path) -> pa.Table:
+    """The rows of one shard."""
+    table = read_shard(path, DEMONSTRATIONS, DEMONSTRATION_COLUMNS.names)
+    facts = facts_in(table)
+    name, vocabulary = facts.get("dialect"), facts.get("vocabulary")
+    if name not in DIALECTS:
+        raise DataError(f"{path} is spelt in dialect {name}: known are {', '.join(DIALECTS)}; {AGAIN}")
+    if vocabulary != (wanted := dialect_by_name(name).vocabulary.hash):
+        raise DataError(f"{path} is spelt in {name}/{vocabulary}, but this is {name}/{wanted}: {AGAIN}")
+    if facts.get("protocol") not in PROTOCOLS:
+        raise DataError(f"{path} is for protocol {facts.get('protocol')}: known are {', '.join(PROTOCOLS)}; {AGAIN}")
+    try:
+        table = table.cast(DEMONSTRATION_COLUMNS.with_metadata(table.schema.metadata))
+    except pa.ArrowException as error:
+        raise DataError(f"{path} has columns of other types ({error}): {AGAIN}") from error
+    for name in table.column_names:
+        if name != "condition" and table[name].null_count:
+            row = table[name].is_null().index(True).as_py()
+            raise DataError(f"{path}, row {row}: {name} is missing: {AGAIN}")
+    return table
+
+
+def traces_of(table: pa.Table, where: str) -> Iterator[Trace]:
+    """The traces of a table with its facts as metadata. Raises `DataError` naming `where` and the row of a bad one."""
+    facts = facts_in(table)
+    dialect = dialect_by_name(facts["dialect"])
+    protocol = protocol_by_name(facts["protocol"], dialect)
+    small = table.select(["problem", "numbers", "target", "condition", "solved", "strands"])
+    tokens, ends = _flat(table["tokens"])
+    for i in range(len(table)):
+        if i % 1000 == 0:  # few at a time as Python objects
+            rows = small.slice(i, 1000).to_pylist()
+        row = rows[i % 1000]
+        problem = {"id": row["problem"], "numbers": row["numbers"], "target": row["target"]}
+        if row["condition"] is not None:
+            problem["condition"] = {"kind": facts["condition"], "value": row["condition"]}
         try:
-            yield from_json(json.loads(text.as_py()))
-        except (json.JSONDecodeError, DataError) as error:
-            raise DataError(f"{path}, row {i}: {error}") from error
+            strands = _cut(tokens[ends[i] : ends[i + 1]].tolist(), row["strands"], len(dialect.vocabulary))
+            prompt = dialect.prompt(row["numbers"], row["target"], condition_of(problem))
+            yield demonstration(prompt, strands, dialect, protocol, problem, row["solved"])
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{where}, row {i}: {error}: {AGAIN}") from error
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.replace_schema_metadata(_META), beside, compression="zstd", write_page_checksum=True)
-        beside.replace(path)
-    except OSError as error:
-        if (full := disk_error(path, error)) is error:
-            raise
-        raise full from error
-    finally:
-        beside.unlink(missing_ok=True)
+def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    """The values of a column of lists, and where each list begins, and the last one ends."""
+    lists = column.combine_chunks()
+    ends = np.zeros(len(lists) + 1, np.int64)
+    np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False), out=ends[1:])
+    return lists.flatten().to_numpy(zero_copy_only=False), ends
 
 
-def _read(path: Path, columns: list[str]) -> pa.Table:
-    if not path.is_file():
-        raise DataError(f"no data file {path}: make it with `apr data generate`, or set `data` to where it is")
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        names = table.column_names
-        found = (table.schema.metadata or {}).get(b"schema", b"none").decode()
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise DataError(f"{path} is truncated or corrupt ({error}): make it again with `apr data generate`") from error
-    if found != SCHEMA:
-        raise DataError(f"{path} has schema {found}, this version reads {SCHEMA}: make it again, or update")
-    missing = [column for column in columns if column not in names]
-    if missing:
-        raise DataError(f"{path} lacks the columns {', '.join(missing)}: make it again with `apr data generate`")
-    return table.select(columns)
+def _cut(tokens: list[int], lengths: list[int], vocabulary: int) -> list[tuple[int, ...]]:
+    """`tokens` in strands. Raises `ValueError` if they do not add up, or are not ids below `vocabulary`."""
+    ends = list(accumulate(lengths))
+    if min(lengths, default=0) < 1 or ends[-1] != len(tokens):
+        raise ValueError(f"its strands of {lengths} tokens are not its {len(tokens)} tokens")
+    if max(tokens) >= vocabulary:
+        raise ValueError(f"token {max(tokens)} is not one of the {vocabulary} of the vocabulary")
+    return [tuple(tokens[end - length : end]) for end, length in zip(ends, lengths)]
+
+
+def row_of(trace: Trace) -> dict[str, Any]:
+    """A demonstration as a row of `DEMONSTRATION_COLUMNS`."""
+    condition = condition_of(trace.problem)
+    return {
+        "problem": trace.problem["id"],
+        "numbers": trace.problem["numbers"],
+        "target": trace.problem["target"],
+        "condition": None if condition is None else condition.value,
+        "solved": trace.correct,
+        **measures_of(trace),
+        "strands": [len(strand.sampled) for strand in trace.strands],
+        "tokens": np.array([token for strand in trace.strands for token in strand.sampled], np.uint16),
+    }
+
+
+def measures_of(trace: Trace) -> dict[str, int]:
+    """The costs of a demonstration, and the most children of any one spawn of its root."""
+    strands = trace.by_id()
+    spawns = Counter(strands[thread.strands[0]].after for thread in trace.threads if thread.parent == ROOT)
+    return {**{cost: getattr(trace.costs, cost) for cost in COSTS}, "children": max(spawns.values(), default=0)}
+
+
+def statistics_of(table: pa.Table, asked: int) -> dict[str, int]:
+    """Sums (and of what ends in `_max`, maxima) over the rows: `merged` puts those of several shards together."""
+    numbers = {name: table[name].to_numpy() for name in (*COSTS, "children", "solved")}
+    found = {"asked": asked, "rows": len(table), "solved": int(numbers["solved"].sum())}
+    found["spawning"] = int((numbers["threads"] > 1).sum())
+    for name in (*COSTS, "children"):
+        found[name] = int(numbers[name].sum())
+        found[f"{name}_max"] = int(numbers[name].max(initial=0))
+    return found
+
+
+def merged(statistics: Sequence[dict[str, int]]) -> dict[str, int]:
+    """The statistics of several shards as those of one table."""
+    return {
+        name: (max if name.endswith("_max") else sum)(one[name] for one in statistics) for name in statistics[0]
+    }

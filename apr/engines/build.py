@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 
 from apr.config import EngineConfig
+from apr.dialects import dialect_of
 from apr.engines.base import Engine
 from apr.errors import CheckpointError, ConfigError
-from apr.tokens.compact import CompactDialect
 
 
 def build_engine(config: EngineConfig, checkpoint: Path, max_context: int, seed: int = 0) -> Engine:
-    """Start the engine on a checkpoint, after checking that the two fit. Raises `CheckpointError`, `ConfigError`."""
-    check_window(checkpoint, max_context)
+    """Start the engine on a checkpoint. Raises `CheckpointError` if it has no model, or one of a shorter window."""
     if config.kind == "tiny":
         from apr.engines.tiny import TinyEngine
 
@@ -26,19 +25,19 @@ def build_engine(config: EngineConfig, checkpoint: Path, max_context: int, seed:
     )  # fmt: skip
 
 
-def check_window(checkpoint: Path, max_context: int) -> None:
+def check_window(checkpoint: Path, max_context: int, dialect: str | None = None) -> None:
     """Raise `CheckpointError` for a checkpoint that is none, `ConfigError` if its window is shorter than needed."""
-    if max_context > (window := check_checkpoint(checkpoint)):
+    if max_context > (window := check_checkpoint(checkpoint, dialect)):
         raise ConfigError(
             f"limits.context ({max_context}) exceeds the window ({window}) of the model in {checkpoint}: lower it"
         )
 
 
-def check_checkpoint(checkpoint: Path) -> int:
-    """The window of a checkpoint of this project's vocabulary. Raises `CheckpointError`."""
+def check_checkpoint(checkpoint: Path, dialect: str | None = None) -> int:
+    """The window of a checkpoint whose dialect is known. Raises `CheckpointError`."""
     if not (checkpoint / "model.safetensors").is_file():
         raise CheckpointError(f"no model in {checkpoint}: train one with `apr sft`, or set `checkpoint`")
-    CompactDialect().vocabulary.check(checkpoint)
+    dialect_of(checkpoint, dialect)
     try:
         return int(json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"])
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -7,6 +7,7 @@ calls, however many are in flight.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from apr.engines.build import build_engine
 from apr.errors import AprError, EngineError, EngineLostError
 from apr.threads.trace import StrandKey
 
+Result = tuple[int, Completion | Exception]  # the ticket of a request, and how it ended
+
 
 class EngineActor:
     """Runs in a Ray actor: an in-process engine, fed by `submit` and drained by `collect`."""
 
     def __init__(self) -> None:
-        self.finished: asyncio.Queue[Completion | tuple[StrandKey, Exception]] = asyncio.Queue()
+        self.finished: asyncio.Queue[Result] = asyncio.Queue()
         self.running: set[asyncio.Task[None]] = set()
 
     async def start(self, config: EngineConfig, checkpoint: Path, max_context: int, seed: int) -> tuple[int, int]:
@@ -33,26 +36,27 @@ class EngineActor:
         self.engine = build_engine(config, checkpoint, max_context, seed)
         return self.engine.max_context, self.engine.version
 
-    async def submit(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            task = asyncio.create_task(self._generate(request))
+    async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Requests with the caller's tickets, under which their results are collected."""
+        for ticket, request in requests:
+            task = asyncio.create_task(self._generate(ticket, request))
             self.running.add(task)
             task.add_done_callback(self.running.discard)
 
-    async def collect(self) -> list[Completion | tuple[StrandKey, Exception]]:
+    async def collect(self) -> list[Result]:
         """Waits for at least one result; returns all there are."""
         results = [await self.finished.get()]
         while not self.finished.empty():
             results.append(self.finished.get_nowait())
         return results
 
-    async def _generate(self, request: Request) -> None:
+    async def _generate(self, ticket: int, request: Request) -> None:
         try:
-            await self.finished.put(await self.engine.generate(request))
+            await self.finished.put((ticket, await self.engine.generate(request)))
         except EngineError as error:
-            await self.finished.put((request.key, error))
+            await self.finished.put((ticket, error))
         except Exception as error:  # noqa: BLE001 - a request without an answer would be waited for without end
-            await self.finished.put((request.key, EngineLostError(f"the engine failed: {error!r}")))
+            await self.finished.put((ticket, EngineLostError(f"the engine failed: {error!r}")))
 
     async def abort(self, key: StrandKey) -> None:
         await self.engine.abort(key)
@@ -80,8 +84,11 @@ class RemoteEngine:
         self._actor = actor
         self._max_context = max_context
         self._version = version
-        self._waiting: dict[StrandKey, asyncio.Future[Completion]] = {}
-        self._outbox: list[Request] = []
+        self._keys: set[StrandKey] = set()
+        # By ticket, not by key: a cancelled request's late result must not answer the next one under its key.
+        self._waiting: dict[int, asyncio.Future[Completion]] = {}
+        self._tickets = itertools.count()
+        self._outbox: list[tuple[int, Request]] = []
         self._pump: asyncio.Task[None] | None = None
         self._sender: asyncio.Task[None] | None = None
 
@@ -94,12 +101,16 @@ class RemoteEngine:
         return self._version
 
     async def generate(self, request: Request) -> Completion:
-        if request.key in self._waiting:
+        if request.key in self._keys:
             raise EngineError(f"{request.key} is in flight already; a key names one request at a time")
+        if self._actor is None:
+            raise EngineLostError("the engine is closed")
         loop = asyncio.get_running_loop()
+        ticket = next(self._tickets)
         future: asyncio.Future[Completion] = loop.create_future()
-        self._waiting[request.key] = future
-        self._outbox.append(request)
+        self._keys.add(request.key)
+        self._waiting[ticket] = future
+        self._outbox.append((ticket, request))
         if self._pump is None or self._pump.done():
             self._pump = loop.create_task(self._run())
         elif len(self._outbox) == 1:
@@ -110,22 +121,22 @@ class RemoteEngine:
             await self.abort(request.key)
             raise
         finally:
-            self._waiting.pop(request.key, None)
+            self._waiting.pop(ticket, None)
+            self._keys.discard(request.key)
 
     async def _run(self) -> None:
         """Send what waits, collect what is ready, until nothing is in flight."""
         try:
             await self._flush()
             while self._waiting:
-                for result in await self._actor.collect.remote():
-                    key, error = (result.key, None) if isinstance(result, Completion) else result
-                    future = self._waiting.pop(key, None)
+                for ticket, result in await self._actor.collect.remote():
+                    future = self._waiting.pop(ticket, None)
                     if future is None or future.done():
                         continue
-                    if error is None:
-                        future.set_result(result)
+                    if isinstance(result, Exception):
+                        future.set_exception(result)
                     else:
-                        future.set_exception(error)
+                        future.set_result(result)
         except (RayActorError, RayTaskError) as error:
             self._lose(error)
 

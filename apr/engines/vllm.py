@@ -69,6 +69,7 @@ class VllmEngine(LocalEngine):
 
         if current_platform.is_cpu():  # else the first request waits for a C++ compiler, to count ranks nobody reads
             current_platform.simple_compile_backend = "eager"
+            _check_heads(checkpoint)
         if threads is not None:
             torch.set_num_threads(threads)
             if torch.get_num_threads() != threads:
@@ -204,6 +205,21 @@ class VllmEngine(LocalEngine):
                 f"max_context {self.max_context} exceeds the window of {window} that {checkpoint} was trained with: "
                 "lower the context limit, or train with a larger max_position_embeddings"
             )
+
+
+def _check_heads(checkpoint: Path) -> None:
+    """vLLM on CPU would refuse other head sizes at the first request, with advice for GPUs."""
+    from transformers import AutoConfig
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    model = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+    served = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in served:
+        raise CheckpointError(
+            f"{checkpoint} has attention heads of size {size}; vLLM on CPU serves {', '.join(map(str, served))}: train "
+            "with another ratio of hidden to heads, or use engine.kind=tiny"
+        )
 
 
 def _shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:

@@ -11,20 +11,20 @@ from pathlib import Path
 import yaml
 
 from apr.config import EvalConfig
-from apr.data.store import problems_file, read_problems
+from apr.data.store import problems_hash, read_problems
+from apr.dialects import dialect_of
 from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
 from apr.errors import RunDirectoryError
 from apr.evaluation.metrics import summarise
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
-from apr.rollout import Job, Roller
+from apr.rollout import Job, Roller, with_condition
 from apr.runs import file_hash, run_directory, write_text
 from apr.seeds import derive_seed
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.session import Sampling
 from apr.threads.trace import Trace
-from apr.tokens.compact import CompactDialect
 from envs.countdown.env import Countdown, CountdownSpec
 
 TRACES = "traces.jsonl.gz"
@@ -34,11 +34,13 @@ FLUSH_EVERY = 50  # traces; a kill loses no more
 
 def evaluate(config: EvalConfig) -> list[Trace]:
     """All traces of the evaluation, problem by problem; those already on disk are not made again."""
-    source = problems_file(config.data, config.split)
-    problems = read_problems(source)[: config.problems]
+    problems = with_condition(read_problems(config.data, config.split)[: config.problems], config.condition)
     jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
-    check_window(config.checkpoint, config.limits.context)
-    facts = {"data_hash": file_hash(source), "checkpoint_hash": file_hash(config.checkpoint / "model.safetensors")}
+    check_window(config.checkpoint, config.limits.context, config.dialect)
+    facts = {
+        "data_hash": problems_hash(config.data, config.split),
+        "checkpoint_hash": file_hash(config.checkpoint / "model.safetensors"),
+    }
     _check_config(config, facts["checkpoint_hash"])
     with run_directory(config.out, config, **facts) as run:
         TraceWriter(run / TRACES).close()  # drops what a kill left unfinished
@@ -53,9 +55,9 @@ def evaluate(config: EvalConfig) -> list[Trace]:
 
 
 async def _attempts(config: EvalConfig, engine: Engine, jobs: Sequence[Job], path: Path) -> list[Trace]:
-    dialect = CompactDialect()
+    dialect = dialect_of(config.checkpoint, config.dialect)
     roller = Roller(
-        Countdown(CountdownSpec(), dialect), engine, protocol_by_name(config.protocol, dialect.vocabulary.control),
+        Countdown(CountdownSpec(), dialect), engine, protocol_by_name(config.protocol, dialect),
         config.limits, Sampling(config.temperature, derive_seed(config.seed, "eval")), config.in_flight,
     )  # fmt: skip
     traces = []
@@ -79,7 +81,7 @@ def _check_config(config: EvalConfig, checkpoint_hash: str) -> None:
     before = yaml.safe_load((config.out / "config.yaml").read_text())
     now = config.model_dump(mode="json")
     changed = [
-        key for key in ("seed", "samples", "temperature", "protocol", "limits", "split") if before[key] != now[key]
+        key for key in ("seed", "samples", "temperature", "protocol", "condition", "limits", "split") if before[key] != now[key]
     ]
     if json.loads((config.out / "manifest.json").read_text())["checkpoint_hash"] != checkpoint_hash:
         changed.append("checkpoint")

@@ -13,17 +13,18 @@ import yaml
 
 from apr.config import DataConfig, EvalConfig, check
 from apr.data.generate import CONFIG, demonstrations
-from apr.data.store import problems_file, read_problems
+from apr.data.store import read_problems
+from apr.dialects import dialect_of
 from apr.errors import DataError
 from apr.evaluation.baselines import majority, pass_at, samples_by_problem
 from apr.evaluation.metrics import compare
 from apr.evaluation.run import TRACES
 from apr.report.html import Comparison, Report, Row, RunFacts, Teacher, write_report
+from apr.report.viewer import Text
 from apr.runs import commit, hardware, manifest
 from apr.sft.train import read_card
 from apr.threads.codec import read_traces
 from apr.threads.trace import Trace
-from apr.tokens.compact import CompactDialect
 
 SHOWN_TRACES = 12
 
@@ -78,7 +79,7 @@ def build_report(folders: Sequence[Path], rl: Path | None, data: Path | None, ou
         ),
         curves=curves, traces=_chosen(greedy), lead=_lead(greedy, rows),
     )  # fmt: skip
-    write_report(out, report, CompactDialect().vocabulary.text)
+    write_report(out, report, _text(greedy))
     return f"report: {out.resolve()}"
 
 
@@ -87,6 +88,18 @@ def _read(folder: Path) -> Evaluation:
         raise DataError(f"{folder} holds no evaluation ({TRACES} is missing): run `apr eval ... out={folder}` first")
     config = check(EvalConfig, yaml.safe_load((folder / CONFIG).read_text()), str(folder / CONFIG))
     return Evaluation(folder.name, config, list(read_traces(folder / TRACES)), read_card(config.checkpoint))
+
+
+def _text(greedy: Sequence[Evaluation]) -> Text:
+    """What spells the traces of all evaluations; they must be of one dialect."""
+    dialects = [dialect_of(one.config.checkpoint, one.config.dialect) for one in greedy]
+    for one, dialect in zip(greedy, dialects):
+        if dialect.vocabulary.hash != dialects[0].vocabulary.hash:
+            raise DataError(
+                f"{one.name} is of dialect {dialect.name}/{dialect.vocabulary.hash}, {greedy[0].name} is not: "
+                "a report shows traces of one dialect and tokenizer"
+            )
+    return dialects[0].vocabulary.text
 
 
 def _rows(one: Evaluation, data: Path) -> list[Row]:
@@ -109,8 +122,8 @@ def _teacher(one: Evaluation, data: Path) -> Teacher | None:
     if solver is None or not path.is_file():
         return None
     config = check(DataConfig, yaml.safe_load(path.read_text()), str(path))
-    problems = read_problems(problems_file(data, one.config.split))[: one.config.problems]
-    traces = demonstrations(problems, solver, config.solvers[solver], config.seed)
+    problems = read_problems(data, one.config.split)[: one.config.problems]
+    traces = demonstrations(problems, solver, config.solvers[solver], config.seed, dialect=config.dialect)
     window = one.config.limits.context
     solved = sum(trace.correct and trace.costs is not None and trace.costs.context <= window for trace in traces)
     return Teacher(solver, solved, len(traces))

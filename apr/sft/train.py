@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from apr.config import ModelConfig, SftConfig
-from apr.data.store import demonstrations_file, read_demonstrations
+from apr.data.store import demonstrations_folder, demonstrations_hash, dialect_in, read_demonstrations
 from apr.errors import CheckpointError, DataError
 from apr.memory import keep_freed_memory
-from apr.runs import commit, file_hash, run_directory, whole_folder
+from apr.runs import commit, run_directory, whole_folder
 from apr.seeds import derive_rng, derive_seed
 from apr.sft.rows import IGNORED, rows
-from apr.tokens.compact import CompactDialect
+from apr.tokens.vocabulary import Vocabulary
 
 CHECKPOINT = "checkpoint"
 CARD = "apr_card.json"
@@ -28,22 +28,23 @@ def train(config: SftConfig) -> Path:
     finished = config.out / CHECKPOINT
     if finished.is_dir():
         return finished
-    source = demonstrations_file(config.data, config.solver)
-    examples, over = examples_of(config, source)
-    with run_directory(config.out, config, data_hash=file_hash(source)) as run:
+    data_hash = demonstrations_hash(config.data, config.solver)
+    examples, over = examples_of(config)
+    with run_directory(config.out, config, data_hash=data_hash) as run:
         tokens = sum(len(example["input_ids"]) for example in examples)
         cut = {"head": "cut to their head", "drop": "dropped"}[config.overlong]
         print(f"sft {config.solver}: {len(examples)} rows, {tokens:,} tokens; {over} over-long ones {cut}", flush=True)
-        trainer = _trainer(config, run, examples)
+        vocabulary = dialect_in(config.data, config.solver).vocabulary
+        trainer = _trainer(config, run, examples, vocabulary)
         trainer.train(resume_from_checkpoint=_last_checkpoint(run))
         with whole_folder(finished) as folder:
-            card = {"solver": config.solver, "trained": ["sft"], "data_hash": file_hash(source), "commit": commit()}
-            save_checkpoint(folder, trainer.model, card)
+            card = {"solver": config.solver, "trained": ["sft"], "data_hash": data_hash, "commit": commit()}
+            save_checkpoint(folder, trainer.model, vocabulary, card)
             (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     return finished
 
 
-def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]]) -> Any:
+def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]], vocabulary: Vocabulary) -> Any:
     """TRL's trainer over batches of similar length and bounded size."""
     import torch
 
@@ -57,7 +58,6 @@ def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]]) -> An
 
     keep_freed_memory()
     torch.set_num_threads(config.threads)
-    vocabulary = CompactDialect().vocabulary
     batches = token_batches(
         [len(one["input_ids"]) for one in examples], config.batch_tokens, config.tokens, config.seed
     )
@@ -81,7 +81,7 @@ def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]]) -> An
             disable_tqdm=not sys.stderr.isatty(),
         ),
         train_dataset=Dataset.from_list(examples),
-        processing_class=_processing_class(run),
+        processing_class=_processing_class(run, vocabulary),
     )  # fmt: skip
 
 
@@ -117,10 +117,10 @@ def _cut(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list
     return [*batches, batch]
 
 
-def examples_of(config: SftConfig, source: Path) -> tuple[list[dict[str, Any]], int]:
+def examples_of(config: SftConfig) -> tuple[list[dict[str, Any]], int]:
     """Rows with labels that fit the window, in a seeded order, and how many were cut or dropped."""
     examples, over = [], 0
-    for trace in read_demonstrations(source):
+    for trace in read_demonstrations(config.data, config.solver):
         if config.only_solved and not trace.correct:
             continue
         for row in rows(trace):
@@ -132,6 +132,7 @@ def examples_of(config: SftConfig, source: Path) -> tuple[list[dict[str, Any]], 
             if any(label != IGNORED for label in labels):
                 examples.append({"input_ids": list(row.ids[: config.model.window]), "labels": labels})
     if not examples:
+        source = demonstrations_folder(config.data, config.solver)
         raise DataError(f"{source} holds no row to train on: loosen only_solved or overlong, or make more data")
     random.Random(derive_seed(config.seed, "rows")).shuffle(examples)
     return examples, over
@@ -153,10 +154,10 @@ def new_model(config: ModelConfig, vocabulary: int, pad: int, seed: int) -> Any:
     )  # fmt: skip
 
 
-def save_checkpoint(folder: Path, model: Any, card: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, model: Any, vocabulary: Vocabulary, card: dict[str, Any]) -> None:
     """A Hugging Face folder: weights, model config, tokenizer, the vocabulary's hash, and where it came from."""
     model.save_pretrained(folder)
-    CompactDialect().vocabulary.save(folder)
+    vocabulary.save(folder)
     (folder / CARD).write_text(json.dumps(card, indent=1))
 
 
@@ -170,13 +171,13 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def _processing_class(run: Path) -> Any:
+def _processing_class(run: Path, vocabulary: Vocabulary) -> Any:
     """The tokenizer, which TRL wants for padding; rows are token ids already."""
     from transformers import AutoTokenizer
 
     folder = run / "tokenizer"
     folder.mkdir(exist_ok=True)
-    CompactDialect().vocabulary.save(folder)
+    vocabulary.save(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -11,11 +11,16 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from apr.errors import CheckpointError
 from apr.tokens.control import CONTROL_TOKENS, ControlTokens
 
 TOKENIZER_FILE = "apr_vocabulary.json"
+CONTROL_NAMES: dict[str, Any] = {  # how a Hugging Face tokenizer is told of the control tokens
+    "pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>",
+    "additional_special_tokens": list(CONTROL_TOKENS[3:]), "clean_up_tokenization_spaces": False,
+}  # fmt: skip
 
 
 class Vocabulary:
@@ -49,17 +54,18 @@ class Vocabulary:
 
     def save(self, folder: Path) -> None:
         """Write the vocabulary, and a tokenizer that `AutoTokenizer` opens, into a checkpoint folder."""
+        self._save_tokenizer(folder)
+        content = {"dialect": self.dialect, "hash": self.hash, "tokens": self.tokens}
+        (folder / TOKENIZER_FILE).write_text(json.dumps(content))
+
+    def _save_tokenizer(self, folder: Path) -> None:
+        """Write the Hugging Face tokenizer: here one of words separated by spaces."""
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
 
         tokenizer = Tokenizer(models.WordLevel(self.ids, unk_token="<pad>"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>",
-            additional_special_tokens=list(CONTROL_TOKENS[3:]), clean_up_tokenization_spaces=False,
-        ).save_pretrained(folder)  # fmt: skip
-        content = {"dialect": self.dialect, "hash": self.hash, "tokens": self.tokens}
-        (folder / TOKENIZER_FILE).write_text(json.dumps(content))
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **CONTROL_NAMES).save_pretrained(folder)
 
     def check(self, folder: Path) -> None:
         """Raise `CheckpointError` unless the checkpoint in `folder` was trained with this vocabulary."""

@@ -6,19 +6,26 @@ was seen in training: each multiset belongs to one split, decided by a hash of (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from random import Random
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from apr.errors import DataError
 from apr.seeds import derive_rng, derive_seed
-from apr.tokens.compact import CompactDialect
+from apr.tokens.dialect import Dialect, condition_of
 from envs.countdown.verify import Verdict, verify
 from solvers.exhaustive import reachable
 
 SPLITS = ("train", "validation", "test")
 MAX_DRAWS_PER_PROBLEM = 2_000
+MAX_NUMBER = 10**15  # a problem is stored as 64-bit integers
+BATCH = 1 << 14  # draws looked at together, at most
+DRAWS_FOR_ONE = 8  # about as many as one solvable problem takes
 
 
 class CountdownSpec(BaseModel):
@@ -27,10 +34,10 @@ class CountdownSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     numbers: int = Field(default=4, ge=2, le=6, description="numbers in a problem")
-    low: int = Field(default=1, ge=0)
-    high: int = Field(default=99, ge=1)
-    target_low: int = Field(default=10, ge=0)
-    target_high: int = Field(default=100, ge=0)
+    low: int = Field(default=1, ge=0, le=MAX_NUMBER)
+    high: int = Field(default=99, ge=1, le=MAX_NUMBER)
+    target_low: int = Field(default=10, ge=0, le=MAX_NUMBER)
+    target_high: int = Field(default=100, ge=0, le=MAX_NUMBER)
     validation_share: float = Field(default=0.08, gt=0, lt=0.5, description="of number multisets")
     test_share: float = Field(default=0.17, gt=0, lt=0.5, description="of number multisets")
     split_seed: int = 0
@@ -42,20 +49,39 @@ class CountdownSpec(BaseModel):
         return self
 
 
+class Problems(NamedTuple):
+    """Problems as columns: `numbers` int64[N, n], ascending in each row, and `targets` int64[N]."""
+
+    numbers: NDArray[np.int64]
+    targets: NDArray[np.int64]
+
+    def where(self, chosen: NDArray[np.bool_]) -> Problems:
+        """The rows for which `chosen` bool[N] is true."""
+        return Problems(self.numbers[chosen], self.targets[chosen])
+
+    def solvable(self) -> NDArray[np.bool_]:
+        """bool[N]: which problems have a solution."""
+        from solvers.compiled import solvable  # here: compiled code takes a second to load, and few commands need it
+
+        try:
+            return solvable(self.numbers, self.targets)
+        except ValueError:  # too large for compiled arithmetic
+            pairs = zip(self.numbers.tolist(), self.targets.tolist())
+            return np.array([target in reachable(tuple(numbers)) for numbers, target in pairs], dtype=np.bool_)
+
+    def dictionaries(self) -> list[dict[str, Any]]:
+        return [problem_of(numbers, target) for numbers, target in zip(self.numbers.tolist(), self.targets.tolist())]
+
+
+def problem_id(numbers: Sequence[int], target: int) -> str:
+    """The id of a problem; `numbers` ascending."""
+    return f"{target}:{'-'.join(map(str, numbers))}"
+
+
 def problem_of(numbers: Sequence[int], target: int) -> dict[str, Any]:
     """A problem as plain data: id, ascending numbers, target."""
     ordered = sorted(numbers)
-    return {"id": f"{target}:{'-'.join(map(str, ordered))}", "numbers": ordered, "target": target}
-
-
-def check_problem(problem: dict[str, Any], where: str) -> None:
-    """Raise `DataError` if `problem` is malformed or has no solution."""
-    numbers, target = problem.get("numbers"), problem.get("target")
-    well_typed = isinstance(numbers, list) and isinstance(target, int) and all(isinstance(n, int) for n in numbers)
-    if not well_typed or not 2 <= len(numbers) <= 6 or min(numbers) < 0 or target < 0:  # type: ignore[arg-type,operator]
-        raise DataError(f"{where}: not a Countdown problem: {problem!r}. Needed: 2 to 6 numbers >= 0, target >= 0")
-    if target not in reachable(tuple(sorted(numbers))):  # type: ignore[arg-type]
-        raise DataError(f"{where}: problem {problem!r} has no solution; leave it out")
+    return {"id": problem_id(ordered, target), "numbers": ordered, "target": target}
 
 
 class Countdown:
@@ -63,7 +89,7 @@ class Countdown:
 
     name = "countdown"
 
-    def __init__(self, spec: CountdownSpec, dialect: CompactDialect) -> None:
+    def __init__(self, spec: CountdownSpec, dialect: Dialect) -> None:
         self.spec = spec
         self.dialect = dialect
 
@@ -75,31 +101,56 @@ class Countdown:
         return "validation" if share < self.spec.test_share + self.spec.validation_share else "train"
 
     def problems(self, split: str, count: int, seed: int) -> list[dict[str, Any]]:
+        return [problem for batch in self.draw(split, count, seed) for problem in batch.dictionaries()]
+
+    def draw(self, split: str, count: int, seed: int) -> Iterator[Problems]:
+        """The same as `problems`, batch by batch in columns: millions fit. Raises `DataError` if there are too few."""
         if split not in SPLITS:
             raise DataError(f"no split {split!r}: there are {', '.join(SPLITS)}")
-        s = self.spec
         rng = derive_rng(seed, "problems", split)
-        found: dict[str, dict[str, Any]] = {}
-        draws = 0
-        while len(found) < count:
-            draws += 1
-            if draws > MAX_DRAWS_PER_PROBLEM * count:
+        seen: set[bytes] = set()
+        draws, most = 0, MAX_DRAWS_PER_PROBLEM * count
+        while len(seen) < count:
+            if draws == most:
                 raise DataError(
-                    f"only {len(found)} of {count} distinct solvable {split} problems found in {draws} draws: "
+                    f"only {len(seen)} of {count} distinct solvable {split} problems found in {draws} draws: "
                     "widen the ranges of numbers or targets, or ask for fewer"
                 )
-            numbers = tuple(sorted(rng.randint(s.low, s.high) for _ in range(s.numbers)))
-            target = rng.randint(s.target_low, s.target_high)
-            if self.split_of(numbers) == split and target in reachable(numbers):
-                problem = problem_of(numbers, target)
-                found.setdefault(problem["id"], problem)
-        return list(found.values())
+            size = min(BATCH, DRAWS_FOR_ONE * (count - len(seen)), most - draws)
+            draws += size
+            drawn = self._drawn(rng, size)
+            drawn = drawn.where(np.array([self.split_of(row) == split for row in drawn.numbers.tolist()], np.bool_))
+            drawn = drawn.where(drawn.solvable())
+            yield drawn.where(_new(drawn, seen, count))
+
+    def _drawn(self, rng: Random, size: int) -> Problems:
+        """`size` problems, solvable or not, each as one draw of its numbers and then its target."""
+        s = self.spec
+        rows = (
+            (*(rng.randint(s.low, s.high) for _ in range(s.numbers)), rng.randint(s.target_low, s.target_high))
+            for _ in range(size)
+        )
+        table = np.fromiter(chain.from_iterable(rows), np.int64, size * (s.numbers + 1)).reshape(size, -1)
+        return Problems(np.sort(table[:, :-1], axis=1), table[:, -1])
 
     def prompt(self, problem: dict[str, Any]) -> tuple[int, ...]:
-        return self.dialect.prompt(problem["numbers"], problem["target"])
+        return self.dialect.prompt(problem["numbers"], problem["target"], condition_of(problem))
 
     def read(self, ids: tuple[int, ...] | None) -> str | None:
         return None if ids is None else self.dialect.answer(ids)
 
     def verify(self, problem: dict[str, Any], answer: str | None) -> Verdict:
         return verify(problem["numbers"], problem["target"], answer)
+
+
+def _new(problems: Problems, seen: set[bytes], count: int) -> NDArray[np.bool_]:
+    """bool[N]: which problems are not in `seen` yet; they are put there, until it holds `count`."""
+    rows = np.column_stack(problems).tobytes()
+    width = len(rows) // max(1, len(problems.targets))
+    new = np.zeros(len(problems.targets), np.bool_)
+    for i in range(len(new)):
+        row = rows[i * width : (i + 1) * width]
+        if row not in seen and len(seen) < count:
+            seen.add(row)
+            new[i] = True
+    return new

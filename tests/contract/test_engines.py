@@ -42,7 +42,21 @@ def _babble(request: Request) -> Sequence[int]:
     return derive_rng(0, "babble", *request.ids).choices(range(8, 64), k=400)
 
 
+def _remote(checkpoint: Path) -> Engine:
+    """The tiny engine in a Ray actor of a local cluster, which ends with this process."""
+    import ray
+
+    from apr.config import EngineConfig
+    from apr.engines.cluster import start_engine
+
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="warning", ignore_reinit_error=True)
+    options = {"num_cpus": 1, "max_concurrency": 1000}
+    return start_engine(EngineConfig(kind="tiny", threads=1), checkpoint, WINDOW, 0, options, 120)
+
+
 def _make(kind: str, checkpoint: Callable[[int], Path]) -> Engine:
+    if kind == "remote":
+        return _remote(checkpoint(0))
     if kind == "scripted":
         return ScriptedEngine(_babble, max_context=WINDOW, delays=lambda request: len(request.ids))
     if kind == "tiny":
@@ -54,7 +68,7 @@ def _make(kind: str, checkpoint: Callable[[int], Path]) -> Engine:
     return VllmEngine(checkpoint(0), max_context=WINDOW, seed=0, max_num_seqs=64, kv_cache_bytes=64 << 20)
 
 
-@pytest.fixture(scope="module", params=["scripted", "tiny", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.fixture(scope="module", params=["scripted", "tiny", "remote", pytest.param("vllm", marks=pytest.mark.vllm)])
 def case(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path]) -> Iterator[Case]:
     engine = _make(request.param, make_checkpoint)
     yield Case(request.param, engine, make_checkpoint)

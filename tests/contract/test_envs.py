@@ -1,18 +1,21 @@
 """What every environment promises (`envs.base.Env`)."""
 
 import json
+from itertools import islice
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apr.errors import DataError
+from apr.seeds import derive_rng
 from apr.tokens.compact import CompactDialect
+from apr.tokens.log import Node, SearchLog
 from envs.base import Env
-from envs.countdown.env import SPLITS, Countdown, CountdownSpec
+from envs.countdown.env import MAX_DRAWS_PER_PROBLEM, SPLITS, Countdown, CountdownSpec, Problems, problem_of
 from envs.countdown.verify import Verdict
-from solvers.exhaustive import solve
+from solvers.exhaustive import reachable, solve
 
 DIALECT = CompactDialect()
 CONTROL = DIALECT.vocabulary.control
@@ -22,7 +25,10 @@ def solution(problem: dict[str, Any]) -> tuple[int, ...]:
     """A right answer, as a thread would return it."""
     path = solve(tuple(problem["numbers"]), problem["target"])
     assert path is not None
-    return DIALECT.solution(path)
+    log = SearchLog(problem["target"], Node(tuple(problem["numbers"]), ()), (), path)
+    message = CONTROL.join_message(DIALECT.spell(log)[0])
+    assert message
+    return message
 
 
 # Each environment with a way to write a right answer.
@@ -108,3 +114,56 @@ def test_whatever_a_thread_returns_can_be_read_and_judged(name: str, ids: list[i
     answer = env.read(tuple(ids))
     assert isinstance(answer, str)
     assert isinstance(env.verify(problem, answer).ok, bool)
+
+
+# What Countdown promises beyond the seam: problems in batches of columns are those of one draw after the other.
+
+
+def one_by_one(env: Countdown, split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """The first `count` new solvable problems among the draws that a seed gives, or what there is of them."""
+    s, rng = env.spec, derive_rng(seed, "problems", split)
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(MAX_DRAWS_PER_PROBLEM * count):
+        numbers = sorted(rng.randint(s.low, s.high) for _ in range(s.numbers))
+        target = rng.randint(s.target_low, s.target_high)
+        if len(found) < count and env.split_of(numbers) == split and target in reachable(tuple(numbers)):
+            found.setdefault(f"{target}:{numbers}", problem_of(numbers, target))
+    return list(found.values())
+
+
+SPECS = st.builds(
+    CountdownSpec,
+    numbers=st.integers(2, 4),
+    low=st.integers(0, 3),
+    high=st.sampled_from([6, 40, 10**9]),
+    target_low=st.integers(0, 2),
+    target_high=st.integers(3, 12),
+    test_share=st.sampled_from([0.02, 0.4]),
+    split_seed=st.integers(0, 3),
+)
+
+
+@settings(max_examples=30)
+@given(SPECS, st.sampled_from(SPLITS), st.integers(1, 4), st.integers(0, 99))
+def test_problems_are_the_first_that_one_draw_after_the_other_gives(
+    spec: CountdownSpec, split: str, count: int, seed: int
+) -> None:
+    env = Countdown(spec, DIALECT)
+    expected = one_by_one(env, split, count, seed)
+    if len(expected) == count:
+        assert env.problems(split, count, seed) == expected
+    else:
+        with pytest.raises(DataError, match=f"only {len(expected)} of {count} distinct solvable {split} problems"):
+            env.problems(split, count, seed)
+
+
+def test_many_problems_come_in_batches_of_columns() -> None:
+    env = Countdown(CountdownSpec(), DIALECT)
+    batches = list(env.draw("train", 3_000, 1))
+    assert len(batches) > 1
+    rows = [problem for batch in batches for problem in batch.dictionaries()]
+    assert rows == env.problems("train", 3_000, 1) and len({row["id"] for row in rows}) == 3_000
+    assert rows[:20] == one_by_one(env, "train", 20, 1)
+    few = list(islice(env.draw("train", 3_000, 1), 1))
+    assert isinstance(few[0], Problems) and few[0].numbers.shape == (len(few[0].targets), 4)
+    assert all(env.split_of(numbers) == "train" for numbers in few[0].numbers.tolist())

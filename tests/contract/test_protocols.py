@@ -9,35 +9,42 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apr.protocols import PROTOCOLS
-from apr.threads.protocol import Fail, Finish, Spawn, ThreadProtocol
+from apr.protocols import PROTOCOLS, protocol_by_name
+from apr.threads.protocol import Continue, Fail, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import ROOT, EngineStop, Injected, Origin, StopReason, Strand, StrandId, Thread
+from apr.tokens.compact import CompactDialect
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 
 FUZZ = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "protocol_fuzz.py"))
 CONTROL = FUZZ["CONTROL"]
-IMPLEMENTATIONS = [pytest.param(cls(CONTROL), id=name) for name, cls in PROTOCOLS.items()]
-TOKENS = st.integers(0, 15) | st.integers(0, 250)  # control tokens more often than not
+NAMES = list(FUZZ["IMPLEMENTATIONS"])
+IMPLEMENTATIONS = [pytest.param(protocol, id=name) for name, (_, protocol) in FUZZ["IMPLEMENTATIONS"].items()]
+COMPACT = [pytest.param(protocol_by_name(name, CompactDialect()), id=name) for name in PROTOCOLS]
+TOKENS = st.integers(0, 15) | st.integers(0, 250)  # control tokens (and phrases) more often than not
 
 
-@pytest.mark.parametrize("protocol", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", NAMES)
 @PATIENT
 @given(sampled=st.lists(TOKENS, max_size=30).map(tuple), seed=st.integers(0, 99))
-def test_any_sequence_gets_a_decision(protocol: ThreadProtocol, sampled: tuple[int, ...], seed: int) -> None:
-    decision, _ = FUZZ["check"](protocol, random.Random(seed), sampled)
-    assert isinstance(decision, Finish | Spawn | Fail)
+def test_any_sequence_gets_a_decision(name: str, sampled: tuple[int, ...], seed: int) -> None:
+    language, protocol = FUZZ["IMPLEMENTATIONS"][name]
+    rng = random.Random(seed)
+    prompt, _ = language.strand(rng)
+    decision, _ = FUZZ["check"](language, protocol, rng, prompt, sampled)
+    assert isinstance(decision, Finish | Spawn | Fail | Continue)
 
 
-@pytest.mark.parametrize("protocol", IMPLEMENTATIONS)
-def test_20_000_random_and_mutated_sequences(protocol: ThreadProtocol) -> None:
-    tally = FUZZ["fuzz"](protocol, 20_000, 1)
+@pytest.mark.parametrize("name", NAMES)
+def test_20_000_random_and_mutated_sequences(name: str) -> None:
+    protocol = FUZZ["IMPLEMENTATIONS"][name][1]
+    tally = FUZZ["fuzz"](name, 20_000, 1)
     assert tally.micros < FUZZ["BAR"]
     assert tally.decisions["Fail"] > 1_000 and tally.decisions["Finish"] > 1_000  # the sample reaches both sides
     assert (tally.decisions["Spawn"] > 1_000) == (protocol.name == "spawn_join")
 
 
-@pytest.mark.parametrize("protocol", IMPLEMENTATIONS)
+@pytest.mark.parametrize("protocol", COMPACT)
 @PATIENT
 @given(
     search=st.lists(st.integers(8, 99), max_size=9),

@@ -4,13 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 import torch
 from toys import SPAWNING
 
 from apr.config import DataConfig, SftConfig, check
 from apr.data.generate import generate
-from apr.data.store import demonstrations_file, read_demonstrations, write_demonstrations
+from apr.data.shards import shard_facts, shard_paths
+from apr.data.store import (
+    DEMONSTRATIONS,
+    demonstrations_folder,
+    demonstrations_table,
+    read_demonstrations,
+    write_demonstrations,
+)
 from apr.engines.build import check_checkpoint
 from apr.errors import DataError
 from apr.sft import train as sft
@@ -116,22 +124,24 @@ def test_an_interrupted_training_goes_on_where_it_stopped(
 
 
 def test_rows_are_those_of_the_traces_cut_to_the_window(data: Path, tmp_path: Path) -> None:
-    source = demonstrations_file(data, "toy")
-    expected = [row for trace in read_demonstrations(source) for row in rows(trace)]
-    examples, over = examples_of(config(data, tmp_path), source)
+    expected = [row for trace in read_demonstrations(data, "toy") for row in rows(trace)]
+    examples, over = examples_of(config(data, tmp_path))
     assert over == 0 and len(examples) == len(expected)
     assert sorted((e["input_ids"], e["labels"]) for e in examples) == sorted((list(r.ids), r.labels) for r in expected)
     short = {**MODEL, "window": 32}
-    examples, over = examples_of(config(data, tmp_path, model=short), source)
+    examples, over = examples_of(config(data, tmp_path, model=short))
     assert over > 0 and max(len(example["input_ids"]) for example in examples) == 32
-    dropped, over_ = examples_of(config(data, tmp_path, model=short, overlong="drop"), source)
+    dropped, over_ = examples_of(config(data, tmp_path, model=short, overlong="drop"))
     assert over_ == over and len(dropped) == len(expected) - over
     assert all(any(label != IGNORED for label in example["labels"]) for example in examples)
 
 
 def test_nothing_to_train_on_is_an_error_that_leaves_nothing(data: Path, tmp_path: Path) -> None:
-    traces = [trace for trace in read_demonstrations(demonstrations_file(data, "toy")) if not trace.correct]
-    write_demonstrations(demonstrations_file(tmp_path / "data", "toy"), traces)
+    [path] = shard_paths(demonstrations_folder(data, "toy"), "train")
+    table = demonstrations_table(path)
+    unsolved = table.filter(pc.invert(table["solved"]))
+    facts = shard_facts(path, DEMONSTRATIONS)
+    write_demonstrations(demonstrations_folder(tmp_path / "data", "toy") / path.name, unsolved, len(unsolved), facts)
     made = config(tmp_path / "data", tmp_path / "run", only_solved=True)
     with pytest.raises(DataError, match="holds no row to train on"):
         train(made)

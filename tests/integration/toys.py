@@ -10,7 +10,7 @@ import torch
 
 from apr.config import DataConfig, ModelConfig, RlConfig, check
 from apr.data.generate import generate
-from apr.data.store import demonstrations_file, read_demonstrations
+from apr.data.store import read_demonstrations
 from apr.sft.rows import IGNORED, rows
 from apr.sft.train import new_model, save_checkpoint
 from apr.tokens.compact import CompactDialect
@@ -36,7 +36,7 @@ def make_task(folder: Path, data: dict[str, Any], steps: int) -> Path:
     """`folder` with `data/` and `start/`: a checkpoint that `steps` steps on all demonstrations have taught the form."""
     config = check(DataConfig, {**data, "out": folder / "data"}, "toy")
     generate(config)
-    traces = read_demonstrations(demonstrations_file(config.out, "toy"))
+    traces = read_demonstrations(config.out, "toy")
     examples = [row for trace in traces for row in rows(trace)]
     length = max(len(row.ids) for row in examples)
     ids = torch.tensor([[*row.ids, *[0] * (length - len(row.ids))] for row in examples])
@@ -52,7 +52,7 @@ def make_task(folder: Path, data: dict[str, Any], steps: int) -> Path:
         optimizer.step()
         optimizer.zero_grad()
     (folder / "start").mkdir()
-    save_checkpoint(folder / "start", model, {"solver": "toy", "trained": ["sft"]})
+    save_checkpoint(folder / "start", model, VOCABULARY, {"solver": "toy", "trained": ["sft"]})
     return folder
 
 

@@ -16,7 +16,8 @@ import yaml
 
 from apr.cli import main
 from apr.config import DataConfig, EvalConfig, RlConfig, dump, load
-from apr.data.store import demonstrations_file, problems_file
+from apr.data.shards import shard_path
+from apr.data.store import PROBLEMS, demonstrations_folder, problems_folder
 from apr.runs import run_directory
 
 ROOT = Path(__file__).parents[2]
@@ -166,6 +167,13 @@ def test_unknown_configurations_are_named(cli: Cli) -> None:
     assert "leave --config out" in cli.refused("rl", "--resume", str(cli.out), "--config", "tiny_cpu")
 
 
+def data_file(data: Path, stage: str, split: str) -> Path:
+    """The only shard of what `stage` reads."""
+    if stage == "sft":
+        return shard_path(demonstrations_folder(data, "sos_plus"), "train", 0, 1)
+    return shard_path(problems_folder(data), split, 0, 1)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_missing_data(stage: str, start: Path, cli: Cli) -> None:
     said = cli.stage(stage)
@@ -175,7 +183,7 @@ def test_missing_data(stage: str, start: Path, cli: Cli) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_truncated_data_file(stage: str, data: Path, start: Path, cli: Cli) -> None:
     split = "test" if stage == "eval" else "train"
-    path = demonstrations_file(data, "sos_plus") if stage == "sft" else problems_file(data, split)
+    path = data_file(data, stage, split)
     path.write_bytes(path.read_bytes()[:-20])
     said = cli.stage(stage)
     assert f"{path} is truncated or corrupt" in said and "apr data generate" in said
@@ -184,17 +192,17 @@ def test_a_truncated_data_file(stage: str, data: Path, start: Path, cli: Cli) ->
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_data_file_of_a_newer_schema(stage: str, data: Path, start: Path, cli: Cli) -> None:
     split = "test" if stage == "eval" else "validation"
-    path = demonstrations_file(data, "sos_plus") if stage == "sft" else problems_file(data, split)
-    pq.write_table(pq.read_table(path).replace_schema_metadata({"schema": "apr.trace/2"}), path)
+    path = data_file(data, stage, split)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"schema": "apr.newer/2"}), path)
     said = cli.stage(stage)
-    assert f"{path} has schema apr.trace/2" in said
+    assert f"{path} has schema apr.newer/2" in said
 
 
 @pytest.mark.parametrize("stage", ["rl", "eval"])
 def test_an_unsolvable_problem(stage: str, data: Path, start: Path, cli: Cli) -> None:
-    path = problems_file(data, "test" if stage == "eval" else "train")
+    path = data_file(data, stage, "test" if stage == "eval" else "train")
     rows = {"id": ["10:4-6", "99:3-5"], "numbers": [[4, 6], [3, 5]], "target": [10, 99]}
-    pq.write_table(pa.table(rows).replace_schema_metadata({"schema": "apr.trace/1"}), path)
+    pq.write_table(pa.table(rows).replace_schema_metadata({"schema": PROBLEMS}), path)
     assert f"{path}, row 1: problem" in cli.stage(stage) and not cli.out.exists()
     assert "has no solution" in cli.refused("data", "verify", str(data))
 

@@ -69,6 +69,8 @@ def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
     ("kind", "overrides", "says"),
     [
         (RlConfig, ["steps=many"], ["steps: ", "valid integer"]),
+        (RlConfig, ["steps=yes"], ["steps: True", "YAML reads yes"]),
+        (RlConfig, ["learner.lr=on"], ["learner", "lr: True"]),
         (RlConfig, ["learner.lr=fast"], ["learner.lr: ", "valid number"]),
         (RlConfig, ["learner.lr=.inf"], ["learner.lr: ", "finite"]),
         (RlConfig, ["limits=3"], ["limits: "]),

@@ -1,0 +1,225 @@
+"""`apr data import` and `apr data export`: files of the published format (`apr.data.published`), read row by row and
+written whole or not at all, with a report of what the known bugs damaged and of what could not be read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from apr.data.published import damage, from_row, is_prompt, problem_in, to_row
+from apr.errors import DataError, RunDirectoryError
+from apr.progress import Progress
+from apr.runs import disk_error, whole_folder
+from apr.threads.codec import TraceWriter, read_traces
+from apr.threads.trace import Trace
+from apr.tokens.paper import PaperDialect
+
+TRACES, PROBLEMS, REPORT = "traces.jsonl.gz", "problems.jsonl", "report.json"
+SHOWN = 10  # row numbers of each kind in the summary; the report has all
+MAX_ROW = 1 << 26  # characters
+_CHUNK = 1 << 20
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+@dataclass
+class Report:
+    """What was found. Rows are numbered from 0."""
+
+    rows: int = 0
+    traces: int = 0
+    problems: int = 0  # distinct
+    duplicates: list[int] = field(default_factory=list)  # rows whose problem an earlier row has
+    misnamed: list[int] = field(default_factory=list)
+    repeated: list[int] = field(default_factory=list)
+    joined: list[int] = field(default_factory=list)
+    characters: int = 0  # of all main calls together, as the published trainer has them
+    characters_repeated: int = 0
+    characters_joined: int = 0
+    unread: dict[int, str] = field(default_factory=dict)  # why, by row
+
+    def __str__(self) -> str:
+        repeated = f"{self.characters_repeated / max(1, self.characters):.1%}"
+        joined = f"{self.characters_joined / max(1, self.characters):.1%}"
+        lines = [
+            f"{self.rows} rows: {self.traces} traces, {self.problems} distinct problems",
+            _line("D1: visits announced by a wrong name or none", self.misnamed),
+            _line(f"D6: text repeated from call to call, {repeated} of all", self.repeated),
+            _line(f"D7: join text that the published trainer trains on, {joined} of all", self.joined),
+            _line("problem as in an earlier row", self.duplicates),
+            _line("not read", list(self.unread)),
+            *(f"  row {row}: {why}" for row, why in islice(self.unread.items(), SHOWN)),
+        ]
+        return "\n".join(lines)
+
+
+def _line(what: str, rows: list[int]) -> str:
+    shown = ", ".join(map(str, rows[:SHOWN])) + (", ..." if len(rows) > SHOWN else "")
+    return f"{what}: {len(rows)} rows" + (f" ({shown})" if rows else "")
+
+
+def import_file(path: Path, out: Path | None, dialect: PaperDialect) -> Report:
+    """Read a published JSON file; write traces, distinct problems and the report to the folder `out`, if it is given.
+
+    Raises `DataError` if the file is no JSON list at all, `RunDirectoryError` if `out` is there already. A row that
+    cannot be read is named in the report, with the reason.
+    """
+    if out is None:
+        return _import(path, dialect, lambda trace: None, lambda problem: None)
+    if out.exists():
+        raise RunDirectoryError(f"{out} is there already: give another folder")
+    with whole_folder(out) as folder:
+        with TraceWriter(folder / TRACES) as traces, (folder / PROBLEMS).open("w") as problems:
+            report = _import(path, dialect, traces.append, lambda problem: print(problem, file=problems))
+        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1))
+    return report
+
+
+def _import(
+    path: Path, dialect: PaperDialect, keep: Callable[[Trace], None], keep_problem: Callable[[str], None]
+) -> Report:
+    """Read all rows; `keep` gets the traces, `keep_problem` the distinct problems as JSON."""
+    report = Report()
+    seen: set[str] = set()
+    with Progress(f"import {path.name}, bytes", path.stat().st_size if path.is_file() else 0) as progress:
+        for number, row in enumerate(read_rows(path, progress.advance)):
+            report.rows += 1
+            try:
+                trace = None if is_prompt(row) else _read(row, number, report, dialect)
+                problem = json.dumps(problem_in(row)[0] if trace is None else trace.problem)
+            except DataError as error:
+                report.unread[number] = str(error)
+                continue
+            if trace is not None:
+                report.traces += 1
+                keep(trace)
+            if problem in seen:
+                report.duplicates.append(number)
+            else:
+                seen.add(problem)
+                report.problems += 1
+                keep_problem(problem)
+    return report
+
+
+def _read(row: Any, number: int, report: Report, dialect: PaperDialect) -> Trace:
+    """The trace of a row, its damage reported."""
+    found = damage(row)
+    for rows, damaged in (
+        (report.misnamed, found.misnamed), (report.repeated, found.repeated), (report.joined, found.joined),
+    ):  # fmt: skip
+        if damaged:
+            rows.append(number)
+    report.characters += found.characters
+    report.characters_repeated += found.repeated
+    report.characters_joined += found.joined
+    return from_row(row, dialect)
+
+
+def export_file(path: Path, out: Path, dialect: PaperDialect) -> str:
+    """Write the traces in `path` (JSON lines) as a published JSON file; returns a line of counts.
+
+    Raises `DataError` if there is no such file or if it holds no trace that can be written; traces that the format
+    cannot hold are named in what is returned.
+    """
+    left_out: dict[int, str] = {}  # why, by trace
+    written = 0
+    beside = out.with_name(f".{out.name}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("w") as file:
+            for number, trace in enumerate(read_traces(path)):
+                try:
+                    row = to_row(trace, dialect)
+                except DataError as error:
+                    left_out[number] = str(error)
+                    continue
+                file.write(("[\n" if not written else ",\n") + json.dumps(row))
+                written += 1
+            if not written:
+                raise DataError(f"{path} holds no trace that the published format can hold: {_first(left_out)}")
+            file.write("\n]\n")
+        beside.replace(out)
+    except OSError as error:
+        raise disk_error(out, error) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    lines = [f"{written} traces in {out}, {len(left_out)} left out"]
+    lines += [f"  trace {number}: {why}" for number, why in islice(left_out.items(), SHOWN)]
+    return "\n".join(lines)
+
+
+def _first(reasons: dict[int, str]) -> str:
+    return next((f"trace {number}: {why}" for number, why in reasons.items()), "it is empty")
+
+
+def read_rows(path: Path, advance: Callable[[int], None] = lambda read: None) -> Iterator[Any]:
+    """The elements of a JSON list, one by one; `advance` is told of characters read. Files may be larger than memory.
+
+    Raises `DataError` if the file is missing, cut off, or no JSON list.
+    """
+    if not path.is_file():
+        raise DataError(f"no file {path}: check the path")
+    row = 0
+    try:
+        with path.open(encoding="utf-8") as file:
+            source = _Source(file, advance)
+            if source.mark() != "[":
+                raise ValueError("it does not open a list")
+            if source.mark(look=True) == "]":
+                return
+            while True:
+                yield source.value()
+                row += 1
+                mark = source.mark()
+                if mark == "]":
+                    return
+                if mark != ",":
+                    raise ValueError("the list is cut off" if not mark else f"{mark!r} where a comma or ] should be")
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}, row {row}: not a JSON list of rows ({error}): fetch or write the file again") from error
+
+
+class _Source:
+    """JSON values and the marks between them, from a file read piece by piece."""
+
+    def __init__(self, file: TextIO, advance: Callable[[int], None]) -> None:
+        self._file = file
+        self._advance = advance
+        self._decoder = json.JSONDecoder()
+        self._text = ""
+        self._at = 0
+
+    def mark(self, look: bool = False) -> str:
+        """The next character that is no space, left in place if `look`; empty at the end."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text):
+                self._at += not look
+                return self._text[self._at - (not look)]
+            if not self._more():
+                return ""
+
+    def value(self) -> Any:
+        """The next JSON value. Raises `ValueError` if there is none, or if it is longer than `MAX_ROW` characters."""
+        self.mark(look=True)
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError:
+                if len(self._text) - self._at > MAX_ROW or not self._more():
+                    raise
+                continue
+            if end < len(self._text) or not self._more():  # a number at the end of the text may go on
+                self._at = end
+                return value
+
+    def _more(self) -> bool:
+        chunk = self._file.read(max(_CHUNK, len(self._text) - self._at))
+        self._text, self._at = self._text[self._at :] + chunk, 0
+        self._advance(len(chunk))
+        return bool(chunk)

@@ -1,0 +1,58 @@
+"""Which dialect a checkpoint speaks: its own word for it, or ours for one from elsewhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+from paper_tokenizers import byte_level
+
+from apr.dialects import DIALECTS, dialect_by_name, dialect_of
+from apr.errors import CheckpointError
+from apr.protocols import PROTOCOLS, protocol_by_name
+from apr.tokens.paper import PaperDialect
+from apr.tokens.vocabulary import TOKENIZER_FILE
+
+TEXT = "Moving to Node #0\nCurrent State: 24:[3, 5, 8], Operations: []"
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_a_checkpoint_of_ours_names_its_dialect(name: str, tmp_path: Path) -> None:
+    dialect_by_name(name).vocabulary.save(tmp_path)
+    assert dialect_of(tmp_path).name == dialect_of(tmp_path, name).name == name
+    other = next(one for one in DIALECTS if one != name)
+    with pytest.raises(CheckpointError, match=f"was trained in dialect '{name}', not in {other}"):
+        dialect_of(tmp_path, other)
+
+
+def test_a_checkpoint_from_elsewhere_needs_to_be_told(tmp_path: Path) -> None:
+    words = byte_level([TEXT])
+    words._save_tokenizer(tmp_path)
+    with pytest.raises(CheckpointError, match="set dialect=paper"):
+        dialect_of(tmp_path)
+    with pytest.raises(CheckpointError, match="set dialect=paper"):
+        dialect_of(tmp_path, "compact")
+    found = dialect_of(tmp_path, "paper")
+    assert found.prompt((3, 5, 8), 24) == PaperDialect(words).prompt((3, 5, 8), 24)
+    # Trained further here and saved, it is known by its own tokenizer.
+    found.vocabulary.save(tmp_path)
+    assert dialect_of(tmp_path).prompt((3, 5, 8), 24) == found.prompt((3, 5, 8), 24)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"dialect": "compact"}', '{"dialect": "latin", "hash": "0"}'])
+def test_a_torn_vocabulary_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / TOKENIZER_FILE).write_text(content)
+    with pytest.raises(CheckpointError):
+        dialect_of(tmp_path)
+
+
+def test_another_vocabulary_of_the_same_dialect_is_refused(tmp_path: Path) -> None:
+    content = {"dialect": "compact", "hash": "0123", "tokens": []}
+    (tmp_path / TOKENIZER_FILE).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="compact/0123"):
+        dialect_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_each_dialect_has_each_protocol(name: str, dialect: str) -> None:
+    assert protocol_by_name(name, dialect_by_name(dialect)).name == name
