@@ -5,21 +5,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from apr.data.published import damage, from_row, is_prompt, problem_in, to_row
+from apr.data.shards import shard_path
+from apr.data.store import problems_folder, write_problems
 from apr.errors import DataError, RunDirectoryError
 from apr.progress import Progress
 from apr.runs import disk_error, whole_folder
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.trace import Trace
 from apr.tokens.paper import PaperDialect
+from envs.countdown.env import Problems
 
-TRACES, PROBLEMS, REPORT = "traces.jsonl.gz", "problems.jsonl", "report.json"
+TRACES, REPORT = "traces.jsonl.gz", "report.json"
+SPLIT = "test"  # of imported problems: what `apr eval` takes if not told otherwise
 SHOWN = 10  # row numbers of each kind in the summary; the report has all
 MAX_ROW = 1 << 26  # characters
 _CHUNK = 1 << 20
@@ -34,6 +41,7 @@ class Report:
     traces: int = 0
     problems: int = 0  # distinct
     duplicates: list[int] = field(default_factory=list)  # rows whose problem an earlier row has
+    unsolvable: list[str] = field(default_factory=list)  # ids of problems, which are left out
     misnamed: list[int] = field(default_factory=list)
     repeated: list[int] = field(default_factory=list)
     joined: list[int] = field(default_factory=list)
@@ -51,6 +59,7 @@ class Report:
             _line(f"D6: text repeated from call to call, {repeated} of all", self.repeated),
             _line(f"D7: join text that the published trainer trains on, {joined} of all", self.joined),
             _line("problem as in an earlier row", self.duplicates),
+            f"problems without a solution, left out: {len(self.unsolvable)}",
             _line("not read", list(self.unread)),
             *(f"  row {row}: {why}" for row, why in islice(self.unread.items(), SHOWN)),
         ]
@@ -63,47 +72,70 @@ def _line(what: str, rows: list[int]) -> str:
 
 
 def import_file(path: Path, out: Path | None, dialect: PaperDialect) -> Report:
-    """Read a published JSON file; write traces, distinct problems and the report to the folder `out`, if it is given.
+    """Read a published JSON file; write traces, distinct problems (as a data set's) and the report to the folder `out`,
+    if it is given.
 
     Raises `DataError` if the file is no JSON list at all, `RunDirectoryError` if `out` is there already. A row that
     cannot be read is named in the report, with the reason.
     """
     if out is None:
-        return _import(path, dialect, lambda trace: None, lambda problem: None)
+        return _import(path, dialect, lambda trace: None)[0]
     if out.exists():
         raise RunDirectoryError(f"{out} is there already: give another folder")
     with whole_folder(out) as folder:
-        with TraceWriter(folder / TRACES) as traces, (folder / PROBLEMS).open("w") as problems:
-            report = _import(path, dialect, traces.append, lambda problem: print(problem, file=problems))
+        with TraceWriter(folder / TRACES) as traces:
+            report, problems = _import(path, dialect, traces.append)
+        _write_problems(folder, problems)
         (folder / REPORT).write_text(json.dumps(asdict(report), indent=1))
     return report
 
 
 def _import(
-    path: Path, dialect: PaperDialect, keep: Callable[[Trace], None], keep_problem: Callable[[str], None]
-) -> Report:
-    """Read all rows; `keep` gets the traces, `keep_problem` the distinct problems as JSON."""
+    path: Path, dialect: PaperDialect, keep: Callable[[Trace], None]
+) -> tuple[Report, dict[int, Problems]]:
+    """Read all rows; `keep` gets the traces. The distinct solvable problems, by how many numbers they have."""
     report = Report()
-    seen: set[str] = set()
+    seen: dict[tuple[int, ...], None] = {}  # target, then numbers, in the order of the rows
     with Progress(f"import {path.name}, bytes", path.stat().st_size if path.is_file() else 0) as progress:
         for number, row in enumerate(read_rows(path, progress.advance)):
             report.rows += 1
             try:
                 trace = None if is_prompt(row) else _read(row, number, report, dialect)
-                problem = json.dumps(problem_in(row)[0] if trace is None else trace.problem)
+                problem = problem_in(row)[0] if trace is None else trace.problem
             except DataError as error:
                 report.unread[number] = str(error)
                 continue
             if trace is not None:
                 report.traces += 1
                 keep(trace)
-            if problem in seen:
+            if (key := (problem["target"], *problem["numbers"])) in seen:
                 report.duplicates.append(number)
-            else:
-                seen.add(problem)
-                report.problems += 1
-                keep_problem(problem)
-    return report
+            seen[key] = None
+    report.problems = len(seen)
+    return report, _solvable(seen, report)
+
+
+def _solvable(seen: Iterable[tuple[int, ...]], report: Report) -> dict[int, Problems]:
+    """The problems that have a solution, by size; the others go into the report."""
+    sizes: defaultdict[int, list[tuple[int, ...]]] = defaultdict(list)
+    for target, *numbers in seen:
+        sizes[len(numbers)].append((target, *numbers))
+    found = {}
+    for size, rows in sorted(sizes.items()):
+        columns = np.array(rows, np.int64)
+        problems = Problems(columns[:, 1:], columns[:, 0])
+        solvable = problems.solvable()
+        report.unsolvable += [problem["id"] for problem in problems.where(~solvable).dictionaries()]
+        if solvable.any():
+            found[size] = problems.where(solvable)
+    return found
+
+
+def _write_problems(folder: Path, problems: dict[int, Problems]) -> None:
+    for index, rows in enumerate(problems.values()):
+        path = shard_path(problems_folder(folder), SPLIT, index, len(problems))
+        path.parent.mkdir(exist_ok=True)
+        write_problems(path, rows)
 
 
 def _read(row: Any, number: int, report: Report, dialect: PaperDialect) -> Trace:

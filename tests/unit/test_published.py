@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from paper_logs import protocol_for, searches
 
 from apr.cli import main
-from apr.data.exchange import PROBLEMS, REPORT, TRACES, export_file, import_file, read_rows
+from apr.data.exchange import REPORT, TRACES, export_file, import_file, read_rows
 from apr.data.published import damage, from_row, is_prompt, misnamed, problem_in, to_row
+from apr.data.store import read_problems
 from apr.errors import DataError, RunDirectoryError
 from apr.seeds import SplitMix64
 from apr.sft.rows import rows
@@ -303,16 +304,14 @@ def test_importing_a_file(file: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "out"
     assert main(["data", "import", str(file), "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "6 rows: 4 traces, 3 distinct problems" in said
+    assert "6 rows: 4 traces, 2 distinct problems" in said
     assert "row 3: it has neither" in said and "not read: 1 rows (3)" in said
     report = json.loads((out / REPORT).read_text())
     assert report["misnamed"] == [1] and report["repeated"] == report["joined"] == [0, 1]
-    assert report["duplicates"] == [1, 5] and list(report["unread"]) == ["3"]
+    assert report["duplicates"] == [1, 4, 5] and list(report["unread"]) == ["3"]
     traces = list(read_traces(out / TRACES))
     assert traces[0] == from_row(ROW, DIALECT) and [t.protocol for t in traces] == ["spawn_join"] * 2 + ["serial"] * 2
-    problems = [json.loads(line) for line in (out / PROBLEMS).read_text().splitlines()]
-    assert [p["id"] for p in problems] == ["10:1-4-6-8", "7:3-4", "7:3-4"]
-    assert problems[2]["condition"] == {"kind": "context", "value": 512}
+    assert [problem["id"] for problem in read_problems(out, "test")] == ["7:3-4", "10:1-4-6-8"]  # by size
 
     back = tmp_path / "back" / "again.json"
     assert main(["data", "export", str(out / TRACES), "--out", str(back)]) == 0
@@ -320,6 +319,15 @@ def test_importing_a_file(file: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert list(back.parent.iterdir()) == [back]
     assert main(["data", "import", str(back), "--out", str(tmp_path / "twice")]) == 0
     assert list(read_traces(tmp_path / "twice" / TRACES)) == traces
+
+
+def test_unsolvable_problems_are_left_out_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.json"
+    told = "Moving to Node #0\nCurrent State: {}:[3, 4], Operations: []"
+    path.write_text(json.dumps([told.format(7), told.format(99)]))
+    report = import_file(path, tmp_path / "out", DIALECT)
+    assert (report.problems, report.unsolvable) == (2, ["99:3-4"])
+    assert [problem["id"] for problem in read_problems(tmp_path / "out", "test")] == ["7:3-4"]
 
 
 def test_a_dry_run_writes_nothing(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
