@@ -1,4 +1,4 @@
-"""What a trace costs, from its strands alone (DESIGN section 2), so that two engineers compute the same number.
+"""What a trace costs, from its strands alone, so that two engineers compute the same number.
 
 I = injected tokens, C = the part of I that is `copy`, X = sampled tokens:
 

@@ -14,7 +14,7 @@ the answer.
 A child is told its node's name and state and nothing else of the search. The call only names nodes: their states are
 looked up in what the parent saw and sampled, in the `Generated Node` lines, first come first served. Visits are not
 asked, since the published data names some wrongly. Everything is parsed with bounded patterns, never evaluated. Each
-child opens with a BOS of its own, unlike DESIGN's rule of one BOS a trace: the published models were trained so. As in
+child opens with a BOS of its own, where other protocols have one BOS a trace: the published models were trained so. As in
 the published host a `Token Budget` is told to children too, a `Sub Call Budget` is not.
 
 After the join the parent sees its own text up to the call, cut at the last token boundary at or before it (what lies

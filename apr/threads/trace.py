@@ -146,7 +146,7 @@ class Thread:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a trace cost, in tokens (DESIGN section 2; `apr.threads.costs` computes it), and in seconds."""
+    """What a trace cost, in tokens (defined and computed in `apr.threads.costs`), and in seconds."""
 
     work: int
     work_sampled: int
