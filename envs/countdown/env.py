@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from math import comb
 from random import Random
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from solvers.exhaustive import reachable
 
 SPLITS = ("train", "validation", "test")
 MAX_DRAWS_PER_PROBLEM = 2_000
+MAX_DRAWS_IN_VAIN = 2_000_000  # without one new problem: there are hardly more
 MAX_NUMBER = 10**15  # a problem is stored as 64-bit integers
 BATCH = 1 << 14  # draws looked at together, at most
 DRAWS_FOR_ONE = 8  # about as many as one solvable problem takes
@@ -47,6 +49,11 @@ class CountdownSpec(BaseModel):
         if self.low > self.high or self.target_low > self.target_high:
             raise ValueError("low must not exceed high, nor target_low target_high")
         return self
+
+    @property
+    def possible(self) -> int:
+        """Distinct problems in all splits, those without a solution included."""
+        return comb(self.high - self.low + self.numbers, self.numbers) * (self.target_high - self.target_low + 1)
 
 
 class Problems(NamedTuple):
@@ -107,11 +114,16 @@ class Countdown:
         """The same as `problems`, batch by batch in columns: millions fit. Raises `DataError` if there are too few."""
         if split not in SPLITS:
             raise DataError(f"no split {split!r}: there are {', '.join(SPLITS)}")
+        if count > self.spec.possible:
+            raise DataError(
+                f"{count} {split} problems were asked for, but these numbers and targets make no more than "
+                f"{self.spec.possible}: widen their ranges, or ask for fewer"
+            )
         rng = derive_rng(seed, "problems", split)
         seen: set[bytes] = set()
-        draws, most = 0, MAX_DRAWS_PER_PROBLEM * count
+        draws, last, most = 0, 0, MAX_DRAWS_PER_PROBLEM * count
         while len(seen) < count:
-            if draws == most:
+            if draws == most or draws - last >= MAX_DRAWS_IN_VAIN:
                 raise DataError(
                     f"only {len(seen)} of {count} distinct solvable {split} problems found in {draws} draws: "
                     "widen the ranges of numbers or targets, or ask for fewer"
@@ -121,7 +133,9 @@ class Countdown:
             drawn = self._drawn(rng, size)
             drawn = drawn.where(np.array([self.split_of(row) == split for row in drawn.numbers.tolist()], np.bool_))
             drawn = drawn.where(drawn.solvable())
+            before = len(seen)
             yield drawn.where(_new(drawn, seen, count))
+            last = draws if len(seen) > before else last
 
     def _drawn(self, rng: Random, size: int) -> Problems:
         """`size` problems, solvable or not, each as one draw of its numbers and then its target."""

@@ -167,3 +167,10 @@ def test_many_problems_come_in_batches_of_columns() -> None:
     few = list(islice(env.draw("train", 3_000, 1), 1))
     assert isinstance(few[0], Problems) and few[0].numbers.shape == (len(few[0].targets), 4)
     assert all(env.split_of(numbers) == "train" for numbers in few[0].numbers.tolist())
+
+
+def test_more_problems_than_there_can_be_are_refused_at_once() -> None:
+    spec = CountdownSpec(numbers=2, low=1, high=5, target_low=1, target_high=10)
+    assert spec.possible == 15 * 10
+    with pytest.raises(DataError, match="no more than 150"):
+        Countdown(spec, DIALECT).problems("train", 151, 0)
