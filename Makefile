@@ -30,4 +30,4 @@ test: lint
 	$(BIN)/python -m pytest -m "not gpu"
 
 clean:
-	rm -rf $(VENV) runs/quickstart
+	rm -rf $(VENV)

@@ -85,10 +85,13 @@ def _configured(command: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 for a failed run, 2 for a user's error, 130 for an interrupt."""
+    """Run one command; returns the exit status: 0, 1 for a failed run, 2 for a user's error, 130 for SIGINT or SIGTERM."""
     arguments = parser().parse_args(argv)
+    from apr.data.workers import ended_by_signals
+
     try:
-        return _run(arguments)
+        with ended_by_signals():
+            return _run(arguments)
     except UserError as error:
         print(f"apr: error: {error}", file=sys.stderr)
         return 2
@@ -150,6 +153,9 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
     if resume is not None:
         if files:
             raise ConfigError("--resume takes the run's own configuration: leave --config out")
+        from apr.runs import check_kind
+
+        check_kind(resume, stage)
         files = [resume / "config.yaml"]
     config = c.load(kinds[stage], files, arguments.overrides)
     if resume is not None:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from apr.errors import ConfigError
 from apr.threads.limits import Budgets, Limits
@@ -37,6 +37,16 @@ class Strict(BaseModel):
             if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
                 raise ValueError(f"{key}: {value} is true or false, which does not fit (YAML reads yes, no, on, off so)")
         return content
+
+
+def _sampleable(temperature: float) -> float:
+    """Refused before an engine has started: vLLM would sample at 0.01 what is asked for below it."""
+    if 0 < temperature < 0.01:
+        raise ValueError("between 0 and 0.01 nothing is sampled exactly: set 0.01 or more, or 0 (greedy) to evaluate")
+    return temperature
+
+
+Temperature = Annotated[float, AfterValidator(_sampleable)]
 
 
 class Rejection(Strict):
@@ -173,7 +183,7 @@ class EvalConfig(Strict):
     dialect: DialectName | None = Field(default=None, description="if the checkpoint does not say")
     problems: int | None = Field(default=None, ge=1, description="the first so many; all if not given")
     samples: int = Field(default=1, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: Temperature = Field(default=0.0, ge=0)
     condition: ConditionConfig | None = None
     limits: Limits = Limits()
     budgets: Budgets = Budgets()
@@ -202,6 +212,17 @@ class RewardConfig(Strict):
     soft_context: SoftBudget | None = None
     soft_span: SoftBudget | None = None
     soft_work: SoftBudget | None = None
+
+    @model_validator(mode="after")
+    def _success_pays(self) -> RewardConfig:
+        soft = {name: getattr(self, name) for name in ("soft_context", "soft_span", "soft_work")}
+        weights = {f"{name}.weight": term.weight for name, term in soft.items() if term is not None}
+        if sum(weights.values()) >= 1:
+            raise ValueError(
+                f"the sum of {', '.join(weights)} is {sum(weights.values()):g}; it must be less than 1, or a success over "
+                "its soft budgets is worth no more than a failure: lower them"
+            )
+        return self
 
 
 class LearnerConfig(Strict):
@@ -240,7 +261,7 @@ class RlConfig(Strict):
     steps: int = Field(default=30, ge=1)
     problems_per_step: int = Field(default=32, ge=1)
     group_size: int = Field(default=8, ge=2, description="traces of one problem; 1 gives no advantage")
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: Temperature = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, ge=1, le=1, description="fixed: below 1 the sampler's logprobs are not its own")
     condition: ConditionConfig | None = None
     limits: Limits = Limits()

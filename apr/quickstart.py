@@ -17,7 +17,7 @@ from pathlib import Path
 
 from apr.config import QuickstartConfig
 from apr.errors import CheckpointError
-from apr.runs import run_directory, whole_folder, write_text
+from apr.runs import refuse_other, run_directory, whole_folder, write_text
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 TEACHERS = {"spawn_join": "spawn_join", "sos_plus": "serial"}  # solver: protocol of its students
@@ -26,14 +26,20 @@ STAGES = "stages.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """One command: `apr COMMAND ...`, skipped once it has succeeded."""
+    """One command: `apr COMMAND ...`, skipped once it has succeeded, while what it made is there."""
 
     name: str
+    product: Path
     arguments: list[str]
 
 
 def quickstart(config: QuickstartConfig) -> int:
-    """Run the stages that are still missing; returns the first failing stage's exit status, or 0."""
+    """Run the stages that are still missing; returns the first failing stage's exit status, or 0.
+
+    Raises `RunDirectoryError` if `config.out` holds stages of another configuration.
+    """
+    if any((config.out / "done").glob("*")):
+        refuse_other(config.out, config, ("out",))
     with run_directory(config.out, config) as run:
         if config.start == "sft":
             _take_shipped(config.preset, run)
@@ -41,7 +47,7 @@ def quickstart(config: QuickstartConfig) -> int:
         stages = plan(config, run)
         for number, stage in enumerate(stages, 1):
             marker = run / "done" / stage.name
-            if marker.is_file():
+            if marker.is_file() and stage.product.exists():
                 print(
                     f"[{number}/{len(stages)}] {stage.name}: done before ({seconds.get(stage.name, 0):.0f}s)",
                     flush=True,
@@ -75,17 +81,17 @@ def plan(config: QuickstartConfig, run: Path) -> list[Stage]:
 
     def evaluation(name: str, protocol: str, checkpoint: Path, *own: str) -> Stage:
         places = (f"data={run}/data", f"checkpoint={checkpoint}", f"protocol={protocol}", f"out={run}/eval/{name}")
-        return Stage(f"eval_{name}", arguments("eval", *places, *own))
+        return Stage(f"eval_{name}", run / "eval" / name / "summary.json", arguments("eval", *places, *own))
 
-    stages = [Stage("data", arguments("data generate", f"out={run}/data"))]
+    stages = [Stage("data", run / "data" / "README.md", arguments("data generate", f"out={run}/data"))]
     for solver in TEACHERS:
         own = (f"data={run}/data", f"solver={solver}", f"out={run}/sft/{solver}")
-        stages.append(Stage(f"sft_{solver}", arguments("sft", *own)))
+        stages.append(Stage(f"sft_{solver}", run / "sft" / solver / "checkpoint", arguments("sft", *own)))
     start = run / "sft" / "spawn_join" / "checkpoint"
     rl = arguments("rl", f"data={run}/data", f"checkpoint={start}", f"out={run}/rl", "cluster.address=local")
     if (run / "rl" / "checkpoints").is_dir():
         rl = ["rl", "--resume", str(run / "rl")]
-    stages.append(Stage("rl", rl))
+    stages.append(Stage("rl", run / "rl" / "final", rl))
     sampled = (f"problems={config.sampled_problems}", f"samples={config.samples}", "temperature=1.0")
     for solver, protocol in TEACHERS.items():
         checkpoint = run / "sft" / solver / "checkpoint"
@@ -95,7 +101,8 @@ def plan(config: QuickstartConfig, run: Path) -> list[Stage]:
     stages.append(evaluation("spawn_join_rl", "spawn_join", run / "rl" / "final"))
     names = ("sos_plus_sft", "sos_plus_sft_sampled", "spawn_join_sft", "spawn_join_rl")
     folders = [str(run / "eval" / name) for name in names]
-    stages.append(Stage("report", ["report", *folders, "--rl", str(run / "rl"), "--out", str(run / "report.html")]))
+    report = run / "report.html"
+    stages.append(Stage("report", report, ["report", *folders, "--rl", str(run / "rl"), "--out", str(report)]))
     return stages
 
 

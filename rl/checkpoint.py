@@ -10,10 +10,11 @@ import json
 import shutil
 from pathlib import Path
 
+from apr.engines.local import WEIGHTS_FILE
 from apr.errors import CheckpointError
 from apr.runs import whole_folder
 from apr.threads.trace import SCHEMA
-from rl.learner import LearnerApi
+from rl.learner import OPTIMIZER_FILE, LearnerApi
 
 STATE_FILE = "state.json"
 
@@ -23,10 +24,19 @@ def folder_of(run: Path, step: int) -> Path:
 
 
 async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
-    """Write the checkpoint after `step` steps; drop all but the newest `keep`."""
+    """Write the checkpoint after `step` steps; drop all but the newest `keep`.
+
+    Raises `CheckpointError` if what the learner wrote is not here.
+    """
     final = folder_of(run, step)
     with whole_folder(final) as folder:
         await learner.save(folder)
+        for name in (WEIGHTS_FILE, OPTIMIZER_FILE):
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"the learner saved its checkpoint, but {folder / name} is not here. Does it run on another node? "
+                    "`out` must be a folder that all nodes of the cluster share"
+                )
         (folder / STATE_FILE).write_text(json.dumps({"schema": SCHEMA, "step": step}))
     torn = final.parent.glob(".step_*")  # what a killed process left
     for old in [*sorted(final.parent.glob("step_*"))[:-keep], *torn]:

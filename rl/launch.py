@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from apr.config import RlConfig
+from apr.config import RlConfig, load
 from apr.data.store import problems_hash, read_problems
 from apr.dialects import dialect_of
 from apr.engines.base import Engine
@@ -19,7 +19,7 @@ from apr.engines.build import build_engine, check_window
 from apr.errors import RunDirectoryError
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
-from apr.runs import run_directory, whole_folder
+from apr.runs import refuse_other, run_directory, whole_folder
 from envs.countdown.env import Countdown, CountdownSpec
 from rl import checkpoint, loop
 from rl.checkpoint import STATE_FILE
@@ -27,9 +27,21 @@ from rl.learner import OPTIMIZER_FILE, Learner, LearnerApi
 from rl.monitor import JsonlMonitor, Monitor, Monitors, TensorBoardMonitor
 from rl.weight_sync import FileSync, TensorSync, WeightSync
 
+# What may change when a run goes on: where and how it runs, how long, what is watched and kept; and the learning rate.
+MAY_DIFFER = (
+    "out", "steps", "checkpoint_every", "keep_checkpoints", "validate_every", "validate_problems", "cluster", "engine",
+    "weight_sync", "in_flight", "traces_per_step", "tensorboard", "max_silent_steps", "max_lost_share", "parity_mean",
+    "parity_max",
+)  # fmt: skip
+LEARNER_MAY_DIFFER = ("lr", "threads", "tokens_per_pass")
+
 
 def launch(config: RlConfig, resume: bool) -> Path:
-    """Run to `config.steps`, or to a signal; returns the newest checkpoint. `resume`: go on from the newest one."""
+    """Run to `config.steps`, or to a signal; returns the newest checkpoint. `resume`: go on from the newest one.
+
+    Raises `RunDirectoryError` if there is a run in `config.out` that is not to be resumed, or is of another
+    configuration or of other data.
+    """
     train, validation = (
         with_condition(read_problems(config.data, split), config.condition) for split in ("train", "validation")
     )
@@ -39,9 +51,12 @@ def launch(config: RlConfig, resume: bool) -> Path:
         raise RunDirectoryError(
             f"{config.out} holds a run already: `apr rl --resume {config.out}` goes on, or give another `out`"
         )
+    data_hash = problems_hash(config.data, "train")
+    if resume:
+        _refuse_another_run(config, data_hash)
     start_from, start = found or (config.checkpoint, 0)
     check_window(start_from, config.limits.context, config.dialect)
-    with run_directory(config.out, config, data_hash=problems_hash(config.data, "train")) as run:
+    with run_directory(config.out, config, data_hash=data_hash) as run:
         if resume and not found:
             print(f"{run} has no checkpoint yet: starting at step 0", file=sys.stderr)
         if start >= config.steps:
@@ -51,7 +66,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
         env = Countdown(CountdownSpec(), dialect)
         protocol = protocol_by_name(config.protocol, dialect)
         sync: WeightSync = TensorSync() if config.weight_sync == "tensors" else FileSync(run / "weights")
-        with placed(config, start_from) as (engine, learner):
+        with placed(config, start_from, resumed=found is not None) as (engine, learner):
             monitors: list[Monitor] = [JsonlMonitor(run / "metrics.jsonl", start)]
             if config.tensorboard:
                 monitors.append(TensorBoardMonitor(run / "tensorboard", start))
@@ -64,6 +79,12 @@ def launch(config: RlConfig, resume: bool) -> Path:
         if reached == config.steps:
             return _finished(run, newest)
     raise KeyboardInterrupt(f"stopped after step {reached}; go on with: apr rl --resume {config.out}")
+
+
+def _refuse_another_run(config: RlConfig, data_hash: str) -> None:
+    before = load(RlConfig, [config.out / "config.yaml"]).learner
+    learner = config.learner.model_copy(update={name: getattr(before, name) for name in LEARNER_MAY_DIFFER})
+    refuse_other(config.out, config.model_copy(update={"learner": learner}), MAY_DIFFER, data_hash=data_hash)
 
 
 def _finished(run: Path, newest: Path) -> Path:
@@ -105,15 +126,15 @@ def _stop_at_signal() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def placed(config: RlConfig, start_from: Path) -> Iterator[tuple[Engine, LearnerApi]]:
+def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[Engine, LearnerApi]]:
     """Engine and learner in this process, or as Ray actors that end with the block."""
     if config.cluster.address == "none":
         engine = build_engine(config.engine, start_from, config.limits.context, config.seed)
-        yield engine, Learner(start_from, config.learner, config.temperature, config.dialect)
+        yield engine, Learner(start_from, config.learner, config.temperature, config.dialect, resumed)
         return
     from rl.cluster import start
 
-    remote_engine, learner, shutdown = start(config, start_from)
+    remote_engine, learner, shutdown = start(config, start_from, resumed)
     try:
         yield remote_engine, learner
     finally:

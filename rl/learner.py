@@ -33,9 +33,7 @@ OPTIMIZER_FILE = "optimizer.pt"
 class LearnerApi(typing.Protocol):
     """What the loop asks of a learner, here or in a Ray actor (`rl.cluster.RemoteLearner`)."""
 
-    async def update(
-        self, batch: Sequence[Sample], lr: float, parity: tuple[float, float] | None = None
-    ) -> dict[str, float]: ...
+    async def update(self, batch: Sequence[Sample], lr: float, parity: tuple[float, float]) -> dict[str, float]: ...
 
     async def weights(self) -> dict[str, Tensor]: ...
 
@@ -46,11 +44,13 @@ class LearnerApi(typing.Protocol):
 
 class Learner:
     """One rank of plain torch, float32. `temperature` divides its logits, as it divides the sampler's; `dialect` is
-    that of a checkpoint that does not say."""
+    that of a checkpoint that does not say. `resumed`: the optimiser goes on from its state in the checkpoint; a new run
+    begins without one, whatever run its checkpoint is from."""
 
     def __init__(
-        self, checkpoint: Path, config: LearnerConfig, temperature: float, dialect: str | None = None
-    ) -> None:
+        self, checkpoint: Path, config: LearnerConfig, temperature: float, dialect: str | None = None,
+        resumed: bool = False,
+    ) -> None:  # fmt: skip
         keep_freed_memory()
         torch.set_num_threads(config.threads)
         self.config = config
@@ -69,29 +69,28 @@ class Learner:
         self.vocabulary = dialect_of(checkpoint, dialect).vocabulary
         card = read_card(checkpoint)
         self.card = {**card, "trained": [*(stage for stage in card.get("trained", []) if stage != "rl"), "rl"]}
-        optimizer_file = checkpoint / OPTIMIZER_FILE
-        if optimizer_file.is_file():
-            try:
-                state = torch.load(optimizer_file, map_location=self.device, weights_only=True)
-                self.optimizer.load_state_dict(state)
-            except (RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError) as error:
-                raise CheckpointError(
-                    f"{optimizer_file} is corrupt or of another model ({error}): delete {checkpoint} to resume before it"
-                ) from error
+        if resumed:
+            self._load_optimizer(checkpoint)
 
-    async def update(
-        self, batch: Sequence[Sample], lr: float, parity: tuple[float, float] | None = None
-    ) -> dict[str, float]:
+    def _load_optimizer(self, checkpoint: Path) -> None:
+        path = checkpoint / OPTIMIZER_FILE
+        try:
+            self.optimizer.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+        except (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{path} is missing, corrupt or of another model ({error}): delete {checkpoint} to resume before it"
+            ) from error
+        for group in self.optimizer.param_groups:  # the state brings its own; `update` sets the learning rate
+            group["weight_decay"] = self.config.weight_decay
+
+    async def update(self, batch: Sequence[Sample], lr: float, parity: tuple[float, float]) -> dict[str, float]:
         """`inner_steps` optimiser steps on one batch at learning rate `lr`. Returns metrics. `parity`: (mean, max)
-        absolute gap between the sampler's logprobs and ours that is still allowed; beyond it `ParityError`, before any
-        weight has changed."""
+        absolute gap between the sampler's logprobs and ours that is still allowed; beyond it `ParityError`, before this
+        update has changed a weight."""
         started = time.monotonic()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         passes = list(self._passes(batch))
-        sampler = [one.sampler for one in passes]
-        if parity is not None:
-            check_parity(_mismatch([self._forward(one) for one in passes], sampler), parity)
         old: list[Tensor] = []
         metrics: dict[str, float] = {}
         for inner in range(self.config.inner_steps):
@@ -109,17 +108,19 @@ class Learner:
                 loss += terms.loss.item()
                 clipped += terms.clipped.sum().item()
                 tokens += len(one.sampler)
+            if inner == 0:
+                metrics |= _mismatch(old, [one.sampler for one in passes])
+                check_parity(metrics, parity)
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm).item()
             if not math.isfinite(norm):
                 raise AprError(f"the gradient norm is {norm}: lower learner.lr; the last checkpoint is whole")
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             metrics |= {"loss/policy": loss, "loss/grad_norm": norm, "loss/clipped_share": clipped / tokens}
-        gaps = _mismatch(old, sampler)
         forwarded = sum(one.ids.numel() for one in passes)
         unpadded = sum(len(sample.ids) for sample in batch)
         return {
-            **metrics, **gaps,
+            **metrics,
             "loss/lr": lr,
             "loss/tokens": float(sum(len(one.sampler) for one in passes)),
             "loss/padding_share": 1.0 - unpadded / forwarded,
@@ -158,10 +159,6 @@ class Learner:
         chosen = logits[one.rows, one.positions - 1].float() / self.temperature
         return torch.log_softmax(chosen, dim=-1).gather(1, one.targets[:, None]).squeeze(1)
 
-    @torch.no_grad()
-    def _forward(self, one: _Pass) -> Tensor:
-        return self._logprobs(one)
-
 
 class _Pass:
     """A padded batch: `ids` [rows, length]; the others [trained tokens]."""
@@ -194,6 +191,7 @@ def check_parity(gaps: dict[str, float], allowed: tuple[float, float]) -> None:
     if not (mean <= allowed[0] and most <= allowed[1]):
         raise ParityError(
             f"the engine's and the learner's logprobs of the same tokens differ by {mean:.2e} on average (allowed "
-            f"{allowed[0]:.0e}) and {most:.2e} at most (allowed {allowed[1]:.0e}): they do not hold the same weights, "
-            "or not the same temperature or precision. Raise parity_mean and parity_max only if the precision differs"
+            f"{allowed[0]:.0e}) and {most:.2e} at most (allowed {allowed[1]:.0e}): they do not hold the same weights "
+            "(a weight update did not arrive whole), or not the same temperature or precision. Raise parity_mean and "
+            "parity_max only if the precision differs"
         )

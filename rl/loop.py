@@ -60,10 +60,10 @@ class Parts:
 async def run(config: RlConfig, parts: Parts, folder: Path, start: int, stopping: Callable[[], bool]) -> int:
     """Steps `start` to `config.steps`; returns the step reached, which is earlier only if `stopping()` said so.
 
-    Raises `ParityError` if engine and learner disagree at the first update, `NoSignalError` after
-    `max_silent_steps` steps without a usable group, `EngineLostError` if too many traces lost their engine.
+    Raises `ParityError` if engine and learner disagree, before the weights change; `NoSignalError` after
+    `max_silent_steps` steps without a usable group; `EngineLostError` if too many traces lost their engine.
     """
-    silent, checked = 0, False
+    silent, parity = 0, (config.parity_mean, config.parity_max)
     await parts.sync.push(parts.learner, parts.engine, version=start)
     for step in range(start, config.steps):
         began = time.monotonic()
@@ -83,9 +83,7 @@ async def run(config: RlConfig, parts: Parts, folder: Path, start: int, stopping
             )
         metrics = rollout_metrics(traces) | {"reward/groups_used": len(scored) / max(1, len(traces))}
         if batch:
-            parity = None if checked else (config.parity_mean, config.parity_max)
             metrics |= await parts.learner.update(batch, learning_rate(config, step), parity)
-            checked = True
         metrics["time/sync"] = await parts.sync.push(parts.learner, parts.engine, version=step + 1)
 
         last = step + 1 == config.steps
@@ -108,11 +106,17 @@ async def roll_out(config: RlConfig, parts: Parts, step: int) -> list[list[Trace
     numbers: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
     jobs = [Job(problem, next(numbers[problem["id"]])) for problem in problems for _ in range(config.group_size)]
     traces = [rewarded(trace, config.reward) async for trace in roller(config, parts).run(jobs, step)]
-    lost = [trace.outcome is not None and trace.outcome.stop is StopReason.ENGINE_LOST for trace in traces]
-    if sum(lost) > config.max_lost_share * len(traces):
-        raise EngineLostError(f"step {step}: {sum(lost)} of {len(traces)} traces lost their engine; see its log")
+    lost = lost_traces(traces, config.max_lost_share, f"step {step}")
     k = config.group_size
     return [traces[i : i + k] for i in range(0, len(traces), k) if not any(lost[i : i + k])]
+
+
+def lost_traces(traces: Sequence[Trace], most: float, where: str) -> list[bool]:
+    """Which traces lost their engine. Raises `EngineLostError` if a larger share of them than `most` did."""
+    lost = [trace.outcome is not None and trace.outcome.stop is StopReason.ENGINE_LOST for trace in traces]
+    if sum(lost) > most * len(traces):
+        raise EngineLostError(f"{where}: {sum(lost)} of {len(traces)} traces lost their engine; see its log")
+    return lost
 
 
 def problems_of(config: RlConfig, train: Problems, step: int) -> list[dict[str, Any]]:
@@ -141,9 +145,10 @@ def roller(config: RlConfig, parts: Parts, temperature: float | None = None) -> 
 
 
 async def validate(config: RlConfig, parts: Parts, step: int) -> dict[str, float]:
-    """Greedy accuracy on the first validation problems."""
+    """Greedy accuracy on the first validation problems. A lost trace would count as a wrong one: none may be."""
     jobs = [Job(problem, 0) for problem in parts.validation[: config.validate_problems]]
     traces = [rewarded(trace, config.reward) async for trace in roller(config, parts, 0.0).run(jobs, step)]
+    lost_traces(traces, 0.0, f"validation at step {step}")
     return {
         "eval/accuracy": statistics.fmean(trace.reward["correct"] for trace in traces),
         "eval/success": statistics.fmean(trace.reward["success"] for trace in traces),

@@ -1,7 +1,8 @@
-"""Rewards: success within budgets, each part logged by name (DESIGN section 6).
+"""Rewards: success within budgets, each part logged by name.
 
 `correct` is the verifier's verdict, `within` that every hard budget held, `success` both. Soft penalties subtract from
-successful traces only, so no cheap failure is ever preferred to a dearer success, and none to another failure.
+successful traces only, and together less than a success is worth: no cheap failure is ever preferred to a dearer
+success, and none to another failure.
 """
 
 from __future__ import annotations

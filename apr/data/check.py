@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from apr.config import DataConfig, load
-from apr.data.card import CARD, card
+from apr.data.card import CARD, content_hashes
 from apr.data.generate import CONFIG
 from apr.data.shards import AGAIN, read_shard, rows_hash, shard_facts, shard_paths
 from apr.data.store import (
@@ -57,20 +58,32 @@ def check_folder(folder: Path) -> str:
         for name in config.solvers
         for path in shard_paths(demonstrations_folder(folder, name), "train")
     ]
-    traces, solved = Counter(dict.fromkeys(config.solvers, 0)), Counter[str]()
-    total = sum(json.loads(shard_facts(shard.path, DEMONSTRATIONS)["statistics"])["rows"] for shard in shards)
-    with (
-        Progress("demonstrations checked", total) as progress,
-        closing(in_processes(check_shard, shards, processes(None, total))) as checked,
-    ):
-        for name, rows, right in checked:
-            progress.advance(rows)
-            traces[name] += rows
-            solved[name] += right
-    lines += [f"{name}: {traces[name]} demonstrations, {solved[name]} solved, every solution verified" for name in traces]
-    if not (folder / CARD).is_file() or (folder / CARD).read_text() != card(config, folder):
-        raise DataError(f"{folder / CARD} is missing, or does not describe what is there: delete it and {AGAIN}")
+    traces, solved = _check_demonstrations(shards)
+    lines += [
+        f"{name}: {traces[name]} demonstrations, {solved[name]} solved, every solution verified"
+        for name in config.solvers
+    ]
+    text = (folder / CARD).read_text() if (folder / CARD).is_file() else ""
+    for part, found in content_hashes(folder, config.solvers).items():
+        if f'"{part}": "{found}"' not in text:
+            raise DataError(f"{folder / CARD} is missing, or lists another content hash of {part}: delete it and {AGAIN}")
     return "\n".join([*lines, "every content hash is that of its rows, and on the card"])
+
+
+def _check_demonstrations(shards: Sequence[Shard]) -> tuple[Counter[str], Counter[str]]:
+    """How many demonstrations each solver made, and how many it solved."""
+    traces, solved = Counter[str](), Counter[str]()
+    total = sum(json.loads(shard_facts(shard.path, DEMONSTRATIONS)["statistics"])["rows"] for shard in shards)
+    if shards:
+        with (
+            Progress("demonstrations checked", total) as progress,
+            closing(in_processes(check_shard, shards, processes(None, total))) as checked,
+        ):
+            for name, rows, right in checked:
+                progress.advance(rows)
+                traces[name] += rows
+                solved[name] += right
+    return traces, solved
 
 
 def _check_problems(folder: Path) -> tuple[list[str], Owners]:

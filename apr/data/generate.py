@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apr.config import DataConfig, SolverConfig, load
+from apr.config import DataConfig, SolverConfig
 from apr.data.card import CARD, card
 from apr.data.shards import shard_path, sweep
 from apr.data.store import (
@@ -27,9 +27,8 @@ from apr.data.store import (
 from apr.data.teacher import Teacher, demonstrations_of
 from apr.data.workers import ended_by_signals, in_processes, processes
 from apr.dialects import dialect_by_name
-from apr.errors import RunDirectoryError
 from apr.progress import Progress
-from apr.runs import run_directory, write_text
+from apr.runs import check_kind, refuse_other, run_directory, write_text
 from apr.threads.trace import Trace
 from envs.countdown.env import Countdown, Problems
 
@@ -74,11 +73,9 @@ def generate(config: DataConfig) -> None:
 
 
 def _refuse_other_data(config: DataConfig) -> None:
-    path = config.out / CONFIG
-    if not path.is_file() or not any(config.out.rglob("*.parquet")):
-        return
-    if load(DataConfig, [path]).model_copy(update={key: getattr(config, key) for key in ANYTHING}) != config:
-        raise RunDirectoryError(f"{config.out} holds data of another configuration ({path}): give another `out`")
+    check_kind(config.out, "data")
+    if (config.out / CONFIG).is_file() and any(config.out.rglob("*.parquet")):
+        refuse_other(config.out, config, ANYTHING)
 
 
 def _problem_shards(config: DataConfig, split: str) -> list[Path]:

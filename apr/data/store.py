@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from apr.data.shards import AGAIN, content_hash, read_shard, shard_paths, write_shard
+from apr.data.shards import AGAIN, content_hash, read_shard, shard_facts, shard_paths, write_shard
 from apr.dialects import DIALECTS, dialect_by_name
 from apr.errors import DataError
 from apr.protocols import PROTOCOLS, protocol_by_name
@@ -163,10 +163,9 @@ def read_demonstrations(folder: Path, solver: str) -> Iterator[Trace]:
         yield from traces_of(demonstrations_table(path), str(path))
 
 
-def dialect_in(folder: Path, solver: str) -> Dialect:
-    """The dialect of a teacher's demonstrations. Raises `DataError` as `read_demonstrations` does."""
-    first = shard_paths(demonstrations_folder(folder, solver), "train")[0]
-    return dialect_by_name(facts_in(demonstrations_table(first))["dialect"])
+def demonstrations_facts(folder: Path, solver: str) -> dict[str, str]:
+    """What a teacher's demonstrations say of themselves: dialect, protocol, condition, ... Raises `DataError`."""
+    return shard_facts(shard_paths(demonstrations_folder(folder, solver), "train")[0], DEMONSTRATIONS)
 
 
 def facts_in(table: pa.Table) -> dict[str, str]:

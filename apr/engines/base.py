@@ -46,7 +46,7 @@ class Completion:
 class Engine(typing.Protocol):
     """Samples strands from one policy.
 
-    Weight-update order (DESIGN section 6): `pause`, `update_weights`, `resume`. `update_weights` finishes with a
+    Weights are updated in this order: `pause`, `update_weights`, `resume`. `update_weights` finishes with a
     version and clears the prefix cache, and raises `EngineError` if it could not: KV of old weights is never kept.
     """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from apr.config import EngineConfig
 from apr.engines.base import Completion, Request
@@ -78,7 +78,7 @@ class EngineActor:
 
 
 class RemoteEngine:
-    """The `Engine` seam over an `EngineActor`'s handle. If the actor dies, all requests in flight are lost."""
+    """The `Engine` seam over an `EngineActor`'s handle. If it dies or cannot be reached, what is in flight is lost."""
 
     def __init__(self, actor: Any, max_context: int, version: int) -> None:
         self._actor = actor
@@ -125,7 +125,8 @@ class RemoteEngine:
             self._keys.discard(request.key)
 
     async def _run(self) -> None:
-        """Send what waits, collect what is ready, until nothing is in flight."""
+        """Send what waits, collect what is ready, until nothing is in flight. Whatever else ends it, those in flight are
+        lost: nobody would ever answer them."""
         try:
             await self._flush()
             while self._waiting:
@@ -137,21 +138,25 @@ class RemoteEngine:
                         future.set_exception(result)
                     else:
                         future.set_result(result)
-        except (RayActorError, RayTaskError) as error:
+        except BaseException as error:
             self._lose(error)
+            if not isinstance(error, Exception):
+                raise
 
     async def _flush(self) -> None:
         requests, self._outbox = self._outbox, []
         if requests:
             try:
                 await self._actor.submit.remote(requests)
-            except (RayActorError, RayTaskError) as error:
+            except BaseException as error:
                 self._lose(error)
+                if not isinstance(error, Exception):
+                    raise
 
-    def _lose(self, error: Exception) -> None:
+    def _lose(self, error: BaseException) -> None:
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(EngineLostError(f"the engine's actor died: {error}"))
+                future.set_exception(EngineLostError(f"the engine's actor was lost: {error!r}"))
         self._waiting.clear()
         self._outbox.clear()
 
@@ -179,7 +184,7 @@ class RemoteEngine:
         actor, self._actor = self._actor, None
         try:
             await actor.close.remote()
-        except (RayActorError, RayTaskError) as error:
+        except RayError as error:
             self._lose(error)
         ray.kill(actor)
         self._lose(EngineError("closed"))
@@ -191,10 +196,10 @@ class RemoteEngine:
         await self._flush()
         try:
             return await getattr(self._actor, method).remote(*arguments)
-        except RayActorError as error:
-            raise EngineLostError(f"the engine's actor died: {error}") from error
         except RayTaskError as error:
             raise cause_of(error) from error
+        except RayError as error:
+            raise EngineLostError(f"the engine's actor was lost: {error}") from error
 
 
 def cause_of(error: RayTaskError) -> Exception:

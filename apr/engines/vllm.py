@@ -18,7 +18,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 _SETTLE_TURNS = 8  # event-loop turns from a finished request to the requests that its caller makes of it
+_ANSWERS_TO_ALL = "llvmlite.binding.ffi"
 _MIN_TEMPERATURE = 0.01  # vLLM samples at this when asked for less
 
 
@@ -85,7 +89,8 @@ class VllmEngine(LocalEngine):
             logprobs_mode="processed_logprobs", disable_log_stats=True, use_tqdm_on_load=verbose,
         )  # fmt: skip
         try:
-            self._engine: Any = LLMEngine.from_engine_args(arguments)
+            with _without_llvmlite():
+                self._engine: Any = LLMEngine.from_engine_args(arguments)
         except (MemoryError, ValueError, RuntimeError, OSError) as error:
             raise _explain(error, checkpoint, kv_cache_bytes) from error
         self._vocabulary = self._engine.model_config.get_vocab_size()
@@ -207,6 +212,18 @@ class VllmEngine(LocalEngine):
             )
 
 
+@contextmanager
+def _without_llvmlite() -> Iterator[None]:
+    """When it starts, vLLM reads the `__dict__` of all that is in any module. One object of llvmlite (numba's compiler,
+    which checks problems) answers to every name, that one included, with a foreign function: keep it out of sight."""
+    module = sys.modules.pop(_ANSWERS_TO_ALL, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[_ANSWERS_TO_ALL] = module
+
+
 def _check_heads(checkpoint: Path) -> None:
     """vLLM on CPU would refuse other head sizes at the first request, with advice for GPUs."""
     from transformers import AutoConfig
@@ -241,9 +258,9 @@ def _explain(error: Exception, checkpoint: Path, kv_cache_bytes: int) -> Excepti
     text = f"{error}".lower()
     if isinstance(error, MemoryError) or "memory" in text or "kv cache" in text:
         return ResourceError(
-            f"vLLM cannot start with {kv_cache_bytes / 2**20:.0f} MiB for keys and values: {error}. "
-            "Lower kv_cache_bytes if the machine lacks memory, raise it if one context does not fit, "
-            "or free memory held by other processes"
+            f"vLLM cannot start with engine.kv_cache_mib={kv_cache_bytes / 2**20:g} for keys and values: lower it if the "
+            "machine lacks memory, raise it if one context does not fit, or free memory held by other processes "
+            f"(vLLM's own words, of options that are not set here: {error})"
         )
     if "block size" in text or "block_size" in text:
         return EngineError(f"vLLM cannot use this block_size: {error}. On a CPU use a multiple of 32")

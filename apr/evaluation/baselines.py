@@ -8,6 +8,7 @@ A report row is a name, a description and an attempt per problem, whichever way 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -26,12 +27,12 @@ def samples_by_problem(traces: Sequence[Trace]) -> list[list[Trace]]:
     return list(groups.values())
 
 
-def without_spaces(answer: str) -> str:
-    """The canonical form that fits any environment: answers that differ in spaces alone are the same answer."""
-    return "".join(answer.split())
+def without_idle_spaces(answer: str) -> str:
+    """The canonical form of an answer: spaces beside `+ - * / = ,` mean nothing. Others do: `1 2` is no `12`."""
+    return re.sub(r"\s*([-+*/=,])\s*", r"\1", answer.strip())
 
 
-def majority(traces: Sequence[Trace], canonical: Callable[[str], str] = without_spaces) -> Attempt:
+def majority(traces: Sequence[Trace], canonical: Callable[[str], str] = without_idle_spaces) -> Attempt:
     """cons@n: the answer that most traces gave, correct iff it is. Traces without an answer do not vote.
 
     `canonical` maps answers that mean the same to the same text; it must not look at correctness. Ties go to the

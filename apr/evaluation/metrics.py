@@ -96,15 +96,19 @@ class Summary:
     costs: dict[str, Spread]
 
 
+def lost(trace: Trace) -> bool:
+    """Whether any of its threads lost the engine."""
+    return any(thread.stop is StopReason.ENGINE_LOST for thread in trace.threads)
+
+
 def attempt(trace: Trace) -> Attempt:
     """The view of a single trace. Raises `ValueError` if it was not verified, or has no costs."""
     if trace.outcome is None or trace.costs is None:
         raise ValueError(f"the trace of problem {trace.problem['id']} has no outcome or no costs: verify it first")
-    lost = any(thread.stop is StopReason.ENGINE_LOST for thread in trace.threads)
     return Attempt(
         problem=trace.problem["id"],
-        correct=trace.outcome.correct and not lost,
-        stop=StopReason.ENGINE_LOST if lost else trace.outcome.stop,
+        correct=trace.outcome.correct and not lost(trace),
+        stop=StopReason.ENGINE_LOST if lost(trace) else trace.outcome.stop,
         answer=trace.answer,
         costs={cost: float(getattr(trace.costs, cost)) for cost in COSTS},
     )

@@ -7,41 +7,53 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from apr.config import EvalConfig
 from apr.data.store import problems_hash, read_problems
 from apr.dialects import dialect_of
 from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
-from apr.errors import RunDirectoryError
-from apr.evaluation.metrics import summarise
+from apr.errors import ConfigError, EngineLostError, RunDirectoryError
+from apr.evaluation.folder import SUMMARY, TRACES, read_facts
+from apr.evaluation.metrics import lost, summarise
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller, with_condition
-from apr.runs import file_hash, run_directory, write_text
+from apr.runs import file_hash, refuse_other, run_directory, write_text
 from apr.seeds import derive_seed
+from apr.sft.train import read_card
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.session import Sampling
 from apr.threads.trace import Trace
+from apr.tokens.dialect import Dialect
 from envs.countdown.env import Countdown, CountdownSpec
 
-TRACES = "traces.jsonl.gz"
-SUMMARY = "summary.json"
 FLUSH_EVERY = 50  # traces; a kill loses no more
+HASHES: dict[str, type] = {"data_hash": str, "checkpoint_hash": str}
+# In which configurations of the same evaluation may differ; the hashes speak for `data` and `checkpoint`.
+ANYTHING = ("out", "data", "checkpoint", "dialect", "problems", "budgets", "engine", "in_flight")
 
 
 def evaluate(config: EvalConfig) -> list[Trace]:
-    """All traces of the evaluation, problem by problem; those already on disk are not made again."""
+    """All traces of the evaluation, problem by problem; those already on disk are not made again.
+
+    Raises `EngineLostError` at the first trace that lost its engine; another call then goes on with that one. Raises
+    `UserError` for what does not fit together, before an engine is started.
+    """
     problems = with_condition(read_problems(config.data, config.split)[: config.problems], config.condition)
     jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
     check_window(config.checkpoint, config.limits.context, config.dialect)
+    dialect = dialect_of(config.checkpoint, config.dialect)
     facts = {
         "data_hash": problems_hash(config.data, config.split),
         "checkpoint_hash": file_hash(config.checkpoint / "model.safetensors"),
+        "card": _card(config),
+        "dialect": dialect.name,
+        "vocabulary": dialect.vocabulary.hash,
+        "traces": len(jobs),
     }
-    _check_config(config, facts["checkpoint_hash"])
+    _check_before(config, facts)
     with run_directory(config.out, config, **facts) as run:
         TraceWriter(run / TRACES).close()  # drops what a kill left unfinished
         done = list(read_traces(run / TRACES))
@@ -49,13 +61,14 @@ def evaluate(config: EvalConfig) -> list[Trace]:
         _check_same(done, jobs, run)
         if missing:
             engine = build_engine(config.engine, config.checkpoint, config.limits.context)
-            done += asyncio.run(_attempts(config, engine, missing, run / TRACES))
+            done += asyncio.run(_attempts(config, dialect, engine, missing, run / TRACES))
         write_text(run / SUMMARY, json.dumps(asdict(summarise(config.out.name, done)), indent=1))
     return done
 
 
-async def _attempts(config: EvalConfig, engine: Engine, jobs: Sequence[Job], path: Path) -> list[Trace]:
-    dialect = dialect_of(config.checkpoint, config.dialect)
+async def _attempts(
+    config: EvalConfig, dialect: Dialect, engine: Engine, jobs: Sequence[Job], path: Path
+) -> list[Trace]:
     roller = Roller(
         Countdown(CountdownSpec(), dialect), engine, protocol_by_name(config.protocol, dialect),
         config.limits, Sampling(config.temperature, derive_seed(config.seed, "eval")), config.in_flight,
@@ -64,6 +77,11 @@ async def _attempts(config: EvalConfig, engine: Engine, jobs: Sequence[Job], pat
     try:
         with TraceWriter(path) as writer, Progress(f"eval {config.out.name}", len(jobs)) as progress:
             async for trace in roller.run(jobs):
+                if lost(trace):
+                    raise EngineLostError(
+                        f"the engine died at problem {trace.problem['id']}, sample {trace.sample} (its log says why); "
+                        f"the traces before are kept in {path}: call the same command again to go on"
+                    )
                 traces.append(replace(trace, budgets=config.budgets.model_dump(exclude_none=True)))
                 writer.append(traces[-1])
                 progress.advance()
@@ -74,20 +92,26 @@ async def _attempts(config: EvalConfig, engine: Engine, jobs: Sequence[Job], pat
     return traces
 
 
-def _check_config(config: EvalConfig, checkpoint_hash: str) -> None:
-    """Refuse to add traces of another model, or made under other limits, to those that `config.out` holds."""
+def _card(config: EvalConfig) -> dict[str, Any]:
+    """The checkpoint's card. Raises `ConfigError` if it was trained in another protocol, in which it can say nothing."""
+    card = read_card(config.checkpoint)
+    if (trained := card.get("protocol", config.protocol)) != config.protocol:
+        raise ConfigError(
+            f"{config.checkpoint} was trained in protocol {trained}, not in {config.protocol}: set protocol={trained}"
+        )
+    return card
+
+
+def _check_before(config: EvalConfig, facts: dict[str, Any]) -> None:
+    """Refuse to add traces of another model or of other data, or made under other limits, to those in `config.out`."""
     if not (config.out / TRACES).is_file():
         return
-    before = yaml.safe_load((config.out / "config.yaml").read_text())
-    now = config.model_dump(mode="json")
-    changed = [
-        key for key in ("seed", "samples", "temperature", "protocol", "condition", "limits", "split") if before[key] != now[key]
-    ]
-    if json.loads((config.out / "manifest.json").read_text())["checkpoint_hash"] != checkpoint_hash:
-        changed.append("checkpoint")
-    if changed:
+    manifest = read_facts(config.out, HASHES, f"delete {config.out}, or give another `out`")
+    refuse_other(config.out, config, ANYTHING, **{name: facts[name] for name in HASHES})
+    if (asked := manifest.get("traces", 0)) > facts["traces"]:
         raise RunDirectoryError(
-            f"{config.out} holds an evaluation with another {', '.join(changed)}: give another `out`"
+            f"{config.out} holds an evaluation of {asked} traces, more than the {facts['traces']} asked for: "
+            "give another `out`"
         )
 
 
@@ -97,3 +121,5 @@ def _check_same(done: Sequence[Trace], jobs: Sequence[Job], run: Path) -> None:
             raise RunDirectoryError(f"{run} holds an evaluation of other problems: give another `out`, or delete it")
     if len(done) > len(jobs):
         raise RunDirectoryError(f"{run} holds {len(done)} traces, more than asked for: give another `out`")
+    if any(map(lost, done)):
+        raise RunDirectoryError(f"{run / TRACES} has traces that lost their engine: delete that file to make them again")

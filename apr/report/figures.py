@@ -46,7 +46,7 @@ RL_PANELS = (
     RlPanel("span (sampled tokens)", {"rollout/span_sampled": "span_sampled"}),
     RlPanel("context (tokens)", {"rollout/context": "context"}),
     RlPanel("work (tokens)", {"rollout/work": "work"}),
-    RlPanel("loss", {"loss/total": "loss/total", "loss/policy": "loss/policy"}),
+    RlPanel("loss", {"loss/policy": "policy"}),
     RlPanel("sampler against learner", {"mismatch/abs_gap_mean": "mean |logprob gap|", "mismatch/kl": "KL"}, "log"),
     RlPanel("seconds a step", {"time/step": "step", "time/rollout": "rollout", "time/learn": "learn"}),
 )

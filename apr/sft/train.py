@@ -6,39 +6,58 @@ import json
 import os
 import random
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from apr.config import ModelConfig, SftConfig
-from apr.data.store import demonstrations_folder, demonstrations_hash, dialect_in, read_demonstrations
+from apr.data.store import demonstrations_facts, demonstrations_folder, demonstrations_hash, read_demonstrations
+from apr.dialects import dialect_by_name
 from apr.errors import CheckpointError, DataError
 from apr.memory import keep_freed_memory
-from apr.runs import commit, run_directory, whole_folder
+from apr.runs import commit, refuse_other, run_directory, whole_folder
 from apr.seeds import derive_rng, derive_seed
 from apr.sft.rows import IGNORED, rows
 from apr.tokens.vocabulary import Vocabulary
 
 CHECKPOINT = "checkpoint"
 CARD = "apr_card.json"
+STATE = "trainer_state.json"  # what the trainer writes last
+# In which configurations of the same training may differ; the data's hash speaks for `data`.
+ANYTHING = ("out", "data", "threads", "log_every", "checkpoint_every")
 
 
 def train(config: SftConfig) -> Path:
-    """Train, or go on from the last checkpoint of an interrupted run; returns the finished checkpoint's folder."""
+    """Train, or go on from the last checkpoint of an interrupted run; returns the finished checkpoint's folder.
+
+    Raises `RunDirectoryError` if `config.out` holds a training of another configuration or on other data, and
+    `CheckpointError` if the checkpoint to go on from is damaged.
+    """
     finished = config.out / CHECKPOINT
+    data_hash = demonstrations_hash(config.data, config.solver)
+    if finished.is_dir() or _last_checkpoint(config.out):
+        refuse_other(config.out, config, ANYTHING, data_hash=data_hash)
     if finished.is_dir():
         return finished
-    data_hash = demonstrations_hash(config.data, config.solver)
-    examples, over = examples_of(config)
     with run_directory(config.out, config, data_hash=data_hash) as run:
+        start = _last_checkpoint(run)
+        if start:
+            _check_whole(start)
+        print(f"sft {config.solver}: reading {demonstrations_folder(config.data, config.solver)}", flush=True)
+        examples, over = examples_of(config)
         tokens = sum(len(example["input_ids"]) for example in examples)
         cut = {"head": "cut to their head", "drop": "dropped"}[config.overlong]
         print(f"sft {config.solver}: {len(examples)} rows, {tokens:,} tokens; {over} over-long ones {cut}", flush=True)
-        vocabulary = dialect_in(config.data, config.solver).vocabulary
+        facts = demonstrations_facts(config.data, config.solver)
+        vocabulary = dialect_by_name(facts["dialect"]).vocabulary
         trainer = _trainer(config, run, examples, vocabulary)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(run))
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
         with whole_folder(finished) as folder:
-            card = {"solver": config.solver, "trained": ["sft"], "data_hash": data_hash, "commit": commit()}
+            card = {
+                "solver": config.solver, "protocol": facts["protocol"], "trained": ["sft"], "data_hash": data_hash,
+                "commit": commit(),
+            }  # fmt: skip
             save_checkpoint(folder, trainer.model, vocabulary, card)
             (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     return finished
@@ -181,7 +200,29 @@ def _processing_class(run: Path, vocabulary: Vocabulary) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _last_checkpoint(run: Path) -> str | None:
-    """The newest whole checkpoint of the trainer: `trainer_state.json` is what it writes last."""
-    whole = [state.parent for state in (run / "trainer").glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))) if whole else None
+def _last_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that the trainer wrote to its end."""
+    written = [state.parent for state in (run / "trainer").glob(f"checkpoint-*/{STATE}")]
+    return max(written, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise `CheckpointError` if a file of the trainer's checkpoint was cut off or spoilt since."""
+    from safetensors import SafetensorError, safe_open
+
+    archives = {folder / "optimizer.pt", folder / "scheduler.pt", *folder.glob("rng_state*.pth")}
+    path = folder / STATE
+    try:
+        json.loads(path.read_text())
+        path = folder / "model.safetensors"
+        with safe_open(path, "np"):  # compares its length with what its header says
+            pass
+        for path in sorted(archives):
+            with zipfile.ZipFile(path) as archive:
+                if spoilt := archive.testzip():
+                    raise zipfile.BadZipFile(f"{spoilt} has another checksum")
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): delete the folder {folder}, and call the same command again; training goes on "
+            "from the checkpoint before it, or starts over"
+        ) from error

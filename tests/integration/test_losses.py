@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apr.config import LearnerConfig
-from apr.errors import AprError, ParityError
-from rl.learner import Learner, check_parity
+from apr.errors import AprError, CheckpointError, ParityError
+from rl.learner import OPTIMIZER_FILE, Learner, check_parity
 from rl.losses import LossTerms, policy_loss
 from rl.samples import Sample
 
@@ -94,6 +94,7 @@ def sample(rng: random.Random) -> Sample:
     return Sample(ids, positions, *numbers)
 
 
+ANY_GAP = (math.inf, math.inf)  # where samples are of no engine
 BATCH = [sample(random.Random(seed)) for seed in range(12)]
 
 
@@ -120,7 +121,7 @@ def gradient(learner: Learner, batch: list[Sample], tokens_per_pass: int = 1 << 
 
     step, learner.optimizer.step = learner.optimizer.step, keep
     try:
-        metrics = asyncio.run(learner.update(batch, 1e-4))
+        metrics = asyncio.run(learner.update(batch, 1e-4, ANY_GAP))
     finally:
         learner.optimizer.step = step
     return metrics["loss/policy"], found[0]
@@ -167,10 +168,10 @@ def test_untrained_tokens_and_padding_have_no_part(learner: Learner) -> None:
 def test_an_update_raises_what_was_good_and_lowers_what_was_bad(make_learner: Callable[..., Learner]) -> None:
     ids = (1, 20, 21, 22, 23)
     for advantage in (1.0, -1.0):
-        learner = make_learner(lr=1e-5, inner_steps=3)  # small enough not to be clipped
+        learner = make_learner(inner_steps=3)
         before = logprobs_of(learner, ids)
         one = Sample(ids, [2, 3, 4], before[1:].tolist(), [advantage] * 3, [1 / 3] * 3)
-        metrics = asyncio.run(learner.update([one], 1e-4, parity=(1e-4, 1e-2)))
+        metrics = asyncio.run(learner.update([one], 1e-5, parity=(1e-4, 1e-2)))  # too small to be clipped
         assert (logprobs_of(learner, ids)[1:] - before[1:]).sum() * advantage > 0
         assert metrics["loss/tokens"] == 3 and metrics["mismatch/abs_gap_max"] < 1e-5
         assert metrics["loss/padding_share"] == 0 and metrics["loss/grad_norm"] > 0
@@ -213,10 +214,25 @@ def test_parity_bounds_mean_and_maximum(mean: float, most: float, raises: bool) 
         check_parity(gaps, (1e-4, 1e-2))
 
 
+def test_the_optimiser_goes_on_only_when_a_run_does_and_by_its_configuration(
+    make_learner: Callable[..., Learner], tmp_path: Path
+) -> None:
+    learner = make_learner(weight_decay=0.5)
+    asyncio.run(learner.update(BATCH, 1e-4, ANY_GAP))
+    asyncio.run(learner.save(tmp_path))
+    config = LearnerConfig(threads=1, weight_decay=0.25)
+    resumed, new = (Learner(tmp_path, config, 1.0, resumed=resumed) for resumed in (True, False))
+    assert len(resumed.optimizer.state) == len(list(resumed.model.parameters())) and not new.optimizer.state
+    assert [group["weight_decay"] for group in resumed.optimizer.param_groups] == [0.25]
+    (tmp_path / OPTIMIZER_FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt is missing"):
+        Learner(tmp_path, config, 1.0, resumed=True)
+
+
 def test_gradients_that_are_not_finite_end_the_run_before_the_step(make_learner: Callable[..., Learner]) -> None:
     learner = make_learner()
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     one = Sample((1, 20, 21), [1, 2], [-1.0, -1.0], [math.inf, 1.0], [1.0, 1.0])
     with pytest.raises(AprError, match="gradient norm is"):
-        asyncio.run(learner.update([one], 1e-4))
+        asyncio.run(learner.update([one], 1e-4, ANY_GAP))
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())

@@ -75,6 +75,11 @@ def test_the_whole_path_and_a_second_call_that_does_nothing(tmp_path: Path) -> N
         path: at for path, at in before.items() if path not in lock
     }
 
+    # A stage whose product is gone runs again, whatever was done before.
+    (run / "report.html").unlink()
+    third = quickstart(tmp_path)
+    assert third.returncode == 0 and third.stdout.count("done before") == 8 and (run / "report.html").is_file()
+
     # A stage that is asked for again is the only one that runs, and one that fails says how to go on.
     (run / "done" / "report").unlink()
     (run / "eval" / "spawn_join_sft" / "traces.jsonl.gz").write_bytes(b"spoilt")

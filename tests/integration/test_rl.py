@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from apr.runs import run_directory
 from apr.threads.codec import read_traces
 from rl import checkpoint, loop
 from rl.launch import launch
+from rl.learner import Learner
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4
@@ -151,6 +153,44 @@ def test_a_run_is_not_overwritten_nor_shared(whole: Path, spawning: Path) -> Non
     assert (whole / "config.yaml").read_bytes() == before
 
 
+def test_a_run_goes_on_only_as_it_began(whole: Path, spawning: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    before = metrics(whole)
+
+    def resume(**more: Any) -> None:
+        launch(rl_config(spawning, tmp_path / "run", **more), resume=True)
+
+    for more, named in (
+        ({"seed": 1}, "seed"), ({"temperature": 0.9, "group_size": 2}, "group_size, temperature"),
+        ({"reward": {"budgets": {"work": 9}}}, "reward.budgets.work"),
+        ({"learner": {"lr": 3e-4, "threads": 1, "inner_steps": 2}}, "learner.inner_steps"),
+    ):  # fmt: skip
+        with pytest.raises(RunDirectoryError, match=f"differs: {named}\\."):
+            resume(**more)
+    manifest = tmp_path / "run" / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**facts, "data_hash": "of other problems"}))
+    with pytest.raises(RunDirectoryError, match="differs: data_hash"):
+        resume()
+    assert metrics(tmp_path / "run") == before
+    manifest.write_text(json.dumps(facts))
+    resume(in_flight=3, validate_problems=0, checkpoint_every=1, learner={"lr": 1e-4, "threads": 1}, steps=5)
+    (line,) = metrics(tmp_path / "run")[STEPS:]
+    assert line["loss/lr"] == 1e-4
+
+
+def test_a_checkpoint_that_is_not_here_is_not_taken_for_one(
+    spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def elsewhere(learner: Learner, folder: Path) -> None:
+        """As a learner on another node does, where `folder` is another folder."""
+
+    monkeypatch.setattr(Learner, "save", elsewhere)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not here.*`out` must be .* share"):
+        launch(rl_config(spawning, tmp_path, steps=1, validate_problems=0), resume=False)
+    assert checkpoint.latest(tmp_path) is None
+
+
 def test_a_checkpoint_of_another_schema_or_torn_is_refused(spawning: Path, tmp_path: Path) -> None:
     config = rl_config(spawning, tmp_path / "run", steps=1, validate_problems=0)
     launch(config, resume=False)
@@ -164,7 +204,7 @@ def test_a_checkpoint_of_another_schema_or_torn_is_refused(spawning: Path, tmp_p
             launch(config.model_copy(update={"steps": 2}), resume=True)
     (folder / "state.json").write_text(good)
     (folder / "optimizer.pt").write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match=r"optimizer\.pt is corrupt"):
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt is missing, corrupt"):
         launch(config.model_copy(update={"steps": 2}), resume=True)
 
 
@@ -214,6 +254,15 @@ def test_other_weights_in_the_engine_are_found_out_before_a_step(
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_sync_that_does_nothing_is_found_out_once_the_weights_have_changed(
+    spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TinyEngine, "_load", lambda engine, source: None)
+    with pytest.raises(ParityError, match="did not arrive"):
+        launch(rl_config(spawning, tmp_path, validate_problems=0, learner={"lr": 2e-3, "threads": 1}), resume=False)
+    assert len(metrics(tmp_path)) >= 1
+
+
 def test_a_lost_engine_ends_the_run(spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, calls = TinyEngine._forward, iter(range(1_000_000))
 
@@ -226,6 +275,27 @@ def test_a_lost_engine_ends_the_run(spawning: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(EngineLostError, match="16 of 16 traces lost"):
         launch(rl_config(spawning, tmp_path), resume=False)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_an_engine_lost_in_validation_ends_the_run(
+    spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, validate, validating = TinyEngine._forward, loop.validate, []
+
+    def dying(engine: TinyEngine, ids: Any, cache: Any) -> Any:
+        if validating:
+            raise RuntimeError("out of memory")
+        return forward(engine, ids, cache)
+
+    async def noted(*arguments: Any) -> dict[str, float]:
+        validating.append(True)
+        return await validate(*arguments)
+
+    monkeypatch.setattr(TinyEngine, "_forward", dying)
+    monkeypatch.setattr(loop, "validate", noted)
+    with pytest.raises(EngineLostError, match="validation at step 1: 2 of 2 traces lost"):
+        launch(rl_config(spawning, tmp_path, steps=1, max_lost_share=1.0), resume=False)
+    assert not (tmp_path / "final").exists()
 
 
 # In processes of their own.

@@ -1,6 +1,7 @@
 """Supervised fine-tuning with TRL: on a handful of rows, interrupted and resumed, to a checkpoint that others open."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from apr.data.store import (
     write_demonstrations,
 )
 from apr.engines.build import check_checkpoint
-from apr.errors import DataError
+from apr.errors import CheckpointError, DataError, RunDirectoryError
 from apr.sft import train as sft
 from apr.sft.rows import IGNORED, rows
 from apr.sft.train import examples_of, read_card, token_batches, train
@@ -90,16 +91,29 @@ def test_the_checkpoint_says_what_it_is(trained: Path, data: Path) -> None:
 
 def test_a_finished_training_is_not_repeated(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sft, "_trainer", None)
-    assert train(config(data, trained.parent)) == trained
+    assert train(config(data, trained.parent, threads=2, log_every=7, checkpoint_every=9)) == trained
 
 
-def test_an_interrupted_training_goes_on_where_it_stopped(
-    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = config(data, tmp_path / "run")
+def test_the_checkpoint_of_another_training_is_not_returned(trained: Path, data: Path, tmp_path: Path) -> None:
+    before = (trained.parent / "config.yaml").read_bytes()
+    with pytest.raises(RunDirectoryError, match=r"differs: seed, model\.layers\. Give another `out`"):
+        train(config(data, trained.parent, seed=1, model={**MODEL, "layers": 2}))
+    shutil.copytree(data, tmp_path / "data")
+    assert train(config(tmp_path / "data", trained.parent)) == trained  # the same data elsewhere
+    shutil.rmtree(tmp_path / "data")
+    generate(check(DataConfig, {**SPAWNING, "seed": 1, "out": tmp_path / "data"}, "toy"))
+    with pytest.raises(RunDirectoryError, match=r"differs: data_hash\."):
+        train(config(tmp_path / "data", trained.parent))
+    assert (trained.parent / "config.yaml").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def interrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was stopped at step 30; its last checkpoint is of step 20."""
+    made = config(data, tmp_path_factory.mktemp("interrupted") / "run")
     make_trainer = sft._trainer
 
-    def interrupted(*arguments: Any) -> Any:
+    def stopped(*arguments: Any) -> Any:
         from transformers import TrainerCallback
 
         class Stop(TrainerCallback):  # type: ignore[misc]
@@ -111,16 +125,53 @@ def test_an_interrupted_training_goes_on_where_it_stopped(
         trainer.add_callback(Stop())
         return trainer
 
-    with monkeypatch.context() as patch:
-        patch.setattr(sft, "_trainer", interrupted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sft, "_trainer", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(made)
     assert [path.name for path in (made.out / "trainer").glob("checkpoint-*")] == ["checkpoint-20"]
     assert not (made.out / "checkpoint").exists()
-    resumed = train(made)
+    return made.out
+
+
+def test_an_interrupted_training_goes_on_where_it_stopped(
+    trained: Path, data: Path, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(interrupted, tmp_path / "run")
+    resumed = train(config(data, tmp_path / "run", checkpoint_every=30))
+    assert capsys.readouterr().out.startswith(f"sft toy: reading {demonstrations_folder(data, 'toy')}\n")
     whole = losses(trained)
     assert losses(resumed).keys() == whole.keys()
     assert losses(resumed) == pytest.approx(whole, rel=1e-3)
+
+
+def test_an_interrupted_training_does_not_go_on_as_another(data: Path, interrupted: Path) -> None:
+    before = (interrupted / "config.yaml").read_bytes()
+    for more, said in (({"model": {**MODEL, "layers": 2}}, r"model\.layers"), ({"lr": 0.5}, "lr")):
+        with pytest.raises(RunDirectoryError, match=f"differs: {said}\\. Give another `out`"):
+            train(config(data, interrupted, **more))
+    assert (interrupted / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_damaged_checkpoint_to_go_on_from_is_named(
+    file: str, data: Path, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    path = Path(shutil.copytree(interrupted, run)) / "trainer" / "checkpoint-20" / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    monkeypatch.setattr(sft, "_trainer", None)
+    with pytest.raises(CheckpointError, match=f"{path} is damaged .*: delete the folder {path.parent}"):
+        train(config(data, run))
+
+
+def test_a_run_that_left_no_checkpoint_may_be_started_anew_with_another_configuration(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sft, "_trainer", None)
+    for seed in (0, 1):
+        with pytest.raises(TypeError, match="not callable"):
+            train(config(data, tmp_path, seed=seed))
 
 
 def test_rows_are_those_of_the_traces_cut_to_the_window(data: Path, tmp_path: Path) -> None:

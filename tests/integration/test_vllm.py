@@ -73,6 +73,7 @@ def trained(make_checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def engine(trained: Path) -> Iterator[Engine]:
+    import solvers.compiled  # noqa: F401 - as evaluation and RL have when they start vLLM, which stumbled over it
     from apr.engines.vllm import VllmEngine
 
     engine = VllmEngine(trained, max_context=WINDOW, seed=0, max_num_seqs=32, kv_cache_bytes=2 << 20)  # 2,048 tokens
@@ -266,20 +267,20 @@ async def _tied_weights_update(engine: Engine, start: Path, other: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "error"),
+    ("change", "error", "says"),
     [
-        ({"kv_cache_bytes": 1 << 10}, ResourceError),
-        ({"kv_cache_bytes": 1 << 50}, ResourceError),
-        ({"max_context": 4096}, CheckpointError),
-        ({"block_size": 16}, EngineError),
-        ({"checkpoint": Path("nowhere")}, CheckpointError),
+        ({"kv_cache_bytes": 1 << 10}, ResourceError, r"engine\.kv_cache_mib=0\.0009"),
+        ({"kv_cache_bytes": 1 << 50}, ResourceError, r"engine\.kv_cache_mib=1\.07\S+ .*lower it"),
+        ({"max_context": 4096}, CheckpointError, "window"),
+        ({"block_size": 16}, EngineError, "multiple of 32"),
+        ({"checkpoint": Path("nowhere")}, CheckpointError, "nowhere"),
     ],
 )
-def test_what_cannot_start_says_why(trained: Path, change: dict[str, Any], error: type[Exception]) -> None:
+def test_what_cannot_start_says_why(trained: Path, change: dict[str, Any], error: type[Exception], says: str) -> None:
     from apr.engines.vllm import VllmEngine
 
     arguments: dict[str, Any] = {"checkpoint": trained, "max_context": WINDOW, "seed": 0, "kv_cache_bytes": 64 << 20}
-    with pytest.raises(error):
+    with pytest.raises(error, match=says):
         VllmEngine(**{**arguments, **change})
 
 

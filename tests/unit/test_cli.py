@@ -1,8 +1,11 @@
 """The command line: quick to answer, and what cannot work ends with status 2, one message and nothing half-written."""
 
 import gzip
+import json
+import os
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -14,8 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import apr.evaluation.run as evaluating
+import apr.quickstart as starting
 from apr.cli import main
-from apr.config import DataConfig, EvalConfig, RlConfig, dump, load
+from apr.config import DataConfig, EvalConfig, QuickstartConfig, RlConfig, dump, load
 from apr.data.shards import shard_path
 from apr.data.store import PROBLEMS, demonstrations_folder, problems_folder
 from apr.runs import run_directory
@@ -165,6 +170,79 @@ def test_unknown_configurations_are_named(cli: Cli) -> None:
     said = cli.refused("rl", "--resume", str(cli.out))
     assert f"{cli.out / 'config.yaml'}" in said
     assert "leave --config out" in cli.refused("rl", "--resume", str(cli.out), "--config", "tiny_cpu")
+
+
+def test_a_folder_of_another_kind_is_named_and_left_alone(data: Path, start: Path, cli: Cli) -> None:
+    before = (data / "config.yaml").read_bytes()
+    rest = [f"data={data}", f"checkpoint={start}", f"out={data}", "limits.context=100", "engine.kind=tiny"]
+    said = "is the folder of an `apr data`, not of an `apr "
+    assert f"{data} {said}eval`" in cli.refused("eval", *rest)
+    assert f"{data} {said}rl`" in cli.refused("rl", *rest)
+    assert f"{data} {said}rl`" in cli.refused("rl", "--resume", str(data))
+    assert f"{data} {said}sft`" in cli.refused("sft", "solver=sos_plus", f"data={data}", f"out={data}")
+    assert (data / "config.yaml").read_bytes() == before
+    with run_directory(cli.out, RlConfig()):
+        pass
+    arguments = ["data", "generate", "--config", str(data / "config.yaml")]
+    assert f"{cli.out} is the folder of an `apr rl`, not of an `apr data`" in cli.refused(*arguments, f"out={cli.out}")
+
+
+def test_a_directory_made_before_kinds_were_recorded_is_usable(data: Path, cli: Cli) -> None:
+    manifest = json.loads((data / "manifest.json").read_text())
+    assert manifest.pop("kind") == "data"
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    (data / "README.md").unlink()
+    assert main(["data", "generate", "--config", str(data / "config.yaml"), f"out={data}"]) == 0
+    assert json.loads((data / "manifest.json").read_text())["kind"] == "data"
+
+
+@pytest.mark.parametrize("override", ["seed=1", "preset=other", "start=sft", "samples=9"])
+def test_a_quickstart_of_another_configuration(override: str, cli: Cli) -> None:
+    config = QuickstartConfig(out=cli.out)
+    with run_directory(cli.out, config) as run:
+        (run / "done").mkdir()
+        (run / "done" / "data").touch()
+    before = (cli.out / "config.yaml").read_bytes()
+    cli.capsys.readouterr()
+    assert main(["quickstart", f"out={cli.out}", override]) == 2
+    assert f"what differs: {override.partition('=')[0]}." in cli.capsys.readouterr().err
+    assert (cli.out / "config.yaml").read_bytes() == before
+
+
+def test_a_quickstart_runs_the_stages_whose_product_is_gone(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = starting.plan(QuickstartConfig(out=cli.out), cli.out)
+    ran: list[str] = []
+
+    def run(command: list[str]) -> int:
+        [stage] = [stage for stage in stages if stage.arguments == command[3:]]
+        stage.product.parent.mkdir(parents=True, exist_ok=True)
+        stage.product.touch()
+        ran.append(stage.name)
+        return 0
+
+    monkeypatch.setattr(starting, "_run", run)
+    for gone in (stages, [], [stages[1], stages[-1]]):
+        for stage in gone:
+            stage.product.unlink(missing_ok=True)
+        ran.clear()
+        assert main(["quickstart", f"out={cli.out}"]) == 0
+        assert ran == [stage.name for stage in gone]
+
+
+def test_sigterm_ends_a_command_with_a_message(
+    data: Path, start: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    arguments = [
+        "eval", f"data={data}", f"checkpoint={start}", f"out={cli.out}", "engine.kind=tiny", "protocol=serial",
+        "limits.context=60",
+    ]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating.Progress, "advance", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert main(arguments) == 130
+    assert cli.capsys.readouterr().err.count("apr: interrupted: call the same command again to go on\n") == 1
+    assert signal.getsignal(signal.SIGTERM) is before and not (cli.out / "summary.json").exists()
+    assert main(arguments) == 0
 
 
 def data_file(data: Path, stage: str, split: str) -> Path:

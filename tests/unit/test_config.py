@@ -83,6 +83,11 @@ def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
         (RlConfig, ["limits.context=64", "reward.budgets.context=65"], ["reward.budgets.context (65)", "(64)"]),
         (RlConfig, ["limits.depth=0"], ["limits.depth"]),
         (RlConfig, ["reward.soft_span={budget: 10, weight: 1.5}"], ["reward.soft_span.weight: ", "less than"]),
+        (RlConfig, ["reward.soft_span={budget: 9, weight: 1}"], ["reward: ", "soft_span.weight is 1", "less than 1"]),
+        (
+            RlConfig, ["reward.soft_span={budget: 9, weight: 0.5}", "reward.soft_work={budget: 9, weight: 0.5}"],
+            ["soft_span.weight, soft_work.weight is 1", "no more than a failure"],
+        ),
         (EvalConfig, ["samples=4"], ["temperature"]),
         (SftConfig, ["model.heads=3"], ["hidden (128)", "heads (3)"]),
         (DataConfig, [], ["solvers: "]),

@@ -575,7 +575,7 @@ def test_checking_a_folder_finds_hashes_and_cards_of_other_rows(again: Path) -> 
     with pytest.raises(DataError, match="its statistics are not those of its rows"):
         check_folder(again)
     write_demonstrations(path, fewer.replace_schema_metadata(None), 16, facts)
-    with pytest.raises(DataError, match=r"README\.md is missing, or does not describe what is there"):
+    with pytest.raises(DataError, match=r"README\.md is missing, or lists another content hash of demonstrations/spawn_join"):
         check_folder(again)
     pq.write_table(table, path)
     assert check_folder(again)

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from apr.evaluation.baselines import majority, pass_at, samples_by_problem
+from apr.evaluation.baselines import majority, pass_at, samples_by_problem, without_idle_spaces
 from apr.evaluation.metrics import (
     COSTS,
     METRICS,
@@ -135,6 +135,25 @@ def test_majority_votes_over_canonical_answers() -> None:
     assert (none.answer, none.correct, none.stop) == (None, False, StopReason.CONTEXT)
     assert pass_at(group).correct
     assert not pass_at([group[0], group[1]]).correct
+
+
+@pytest.mark.parametrize(
+    ("answer", "same"),
+    [
+        ("8-6=2, 4+1=5, 2*5=10", "8 - 6 = 2 ,4+1\t=5,\n2*5=10 "),
+        ("12/3=4", "12 / 3 = 4"),
+    ],
+)
+def test_idle_spaces_make_no_other_answer(answer: str, same: str) -> None:
+    assert without_idle_spaces(answer) == without_idle_spaces(same)
+
+
+def test_a_malformed_answer_takes_no_votes_from_a_right_one() -> None:
+    right, torn, other = "12+3=15", "1 2+3=15", "3*5=15"
+    group = [trace("p", False, torn), trace("p", True, right), trace("p", False, other), trace("p", False, other)]
+    vote = majority(group)
+    assert (vote.answer, vote.correct) == (other, False)
+    assert majority([trace("p", False, torn), trace("p", True, right), trace("p", True, "12 + 3 = 15")]).correct
 
 
 def test_samples_run_side_by_side() -> None:

@@ -239,7 +239,7 @@ def test_curves_reach_the_accuracy() -> None:
 
 def test_rl_panels_plot_what_is_there() -> None:
     assert rl_panels([]) == []
-    assert rl_panels([{"step": 0, "time/step": float("nan"), "loss/total": "n/a", "other": 1.0}]) == []
+    assert rl_panels([{"step": 0, "time/step": float("nan"), "loss/policy": "n/a", "other": 1.0}]) == []
     records = [{"step": i, "reward/success": 0.01 * i, "mismatch/kl": 0.0} for i in range(60)]
     records[30]["eval/accuracy"] = 0.5
     success, mismatch = rl_panels(records)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from apr.config import RlConfig, load
+from apr.config import EvalConfig, RlConfig, SftConfig, load
 from apr.errors import DataError, ResourceError, RunDirectoryError
-from apr.runs import file_hash, run_directory, whole_folder, write_bytes, write_text
+from apr.runs import check_kind, file_hash, refuse_other, run_directory, whole_folder, write_bytes, write_text
 
 CONFIG = RlConfig()
 ROOT = Path(__file__).parents[2]
@@ -72,6 +72,37 @@ def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
         with pytest.raises(RunDirectoryError, match="another `out`"), run_directory(path, CONFIG):
             pass
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_directory_is_of_one_kind(tmp_path: Path) -> None:
+    check_kind(tmp_path / "nothing", "rl")
+    with run_directory(tmp_path, CONFIG):
+        pass
+    before = (tmp_path / "config.yaml").read_bytes()
+    said = "an `apr rl`, not of an `apr eval`"
+    with pytest.raises(RunDirectoryError, match=said), run_directory(tmp_path, EvalConfig()):
+        pass
+    with pytest.raises(RunDirectoryError, match=said):
+        check_kind(tmp_path, "eval")
+    assert (tmp_path / "config.yaml").read_bytes() == before
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(RunDirectoryError, match=r"manifest\.json is corrupt"), run_directory(tmp_path, CONFIG):
+        pass
+
+
+def test_a_run_of_another_configuration_is_refused_by_its_keys(tmp_path: Path) -> None:
+    made = SftConfig(seed=3)
+    with pytest.raises(RunDirectoryError, match=r"does not say how it was made \(no config\.yaml\)"):
+        refuse_other(tmp_path, made, ())
+    with run_directory(tmp_path, made, data_hash="one"):
+        pass
+    refuse_other(tmp_path, made, (), data_hash="one")
+    other = load(SftConfig, [tmp_path / "config.yaml"], ["threads=7", "model.layers=2", "solver=sos_plus"])
+    with pytest.raises(RunDirectoryError, match=r"differs: solver, model\.layers, data_hash\. Give another"):
+        refuse_other(tmp_path, other, ("threads",), data_hash="two")
+    refuse_other(tmp_path, other, ("threads", "model", "solver"), data_hash="one")
+    with pytest.raises(RunDirectoryError, match="an `apr sft`, not of an `apr rl`"):
+        refuse_other(tmp_path, CONFIG, ())
 
 
 def full(*_: Any, **__: Any) -> None:

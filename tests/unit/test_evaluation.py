@@ -1,0 +1,333 @@
+"""Evaluations on a scripted engine, and reports of them: whole, rightly labelled, or refused with a way out."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import apr.evaluation.run
+from apr.cli import main
+from apr.config import DataConfig, EvalConfig, RlConfig, check, dump
+from apr.data.generate import generate
+from apr.engines.base import Request
+from apr.engines.scripted import ScriptedEngine
+from apr.errors import ConfigError, DataError, EngineLostError, RunDirectoryError, UserError
+from apr.evaluation.run import evaluate
+from apr.report.build import build_report
+from apr.threads.codec import TraceWriter, from_json, read_traces, to_json
+from apr.tokens.compact import CompactDialect
+
+VOCABULARY = CompactDialect().vocabulary
+SILENT = (VOCABULARY.control.join, VOCABULARY.control.eos)  # joins without an answer
+PROBLEMS = 4
+
+
+@pytest.fixture(scope="module")
+def good_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation") / "data"
+    problems = {"numbers": 2, "low": 1, "high": 9, "target_low": 2, "target_high": 20}
+    content = {
+        "problems": problems, "train": 4, "validation": 2, "test": PROBLEMS, "workers": 1, "out": folder,
+        "solvers": {"sos_plus": {"protocol": "serial"}},
+    }  # fmt: skip
+    generate(check(DataConfig, content, "test"))
+    return folder
+
+
+class Place:
+    """A folder with `data`, checkpoints and evaluations; engines say nothing, and die at problem `dies_at`."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder = folder
+        self.data = Path(shutil.copytree(data, folder / "data"))
+        self.out = folder / "report.html"
+        self.dies_at = 1_000
+        self.started = 0
+
+    def engine(self, *_: Any) -> ScriptedEngine:
+        self.started += 1
+        seen: list[object] = []
+
+        def script(request: Request) -> tuple[int, ...] | Exception:
+            attempt = (request.key.problem, request.key.sample)
+            if attempt not in seen:
+                seen.append(attempt)
+            return EngineLostError("gone") if len(seen) >= self.dies_at else SILENT
+
+        return ScriptedEngine(script)
+
+    def checkpoint(self, name: str = "model", **card: Any) -> Path:
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_text(name)
+        (folder / "config.json").write_text('{"max_position_embeddings": 256}')
+        VOCABULARY.save(folder)
+        (folder / "apr_card.json").write_text(json.dumps({"solver": "sos_plus", "trained": ["sft"], **card}))
+        return folder
+
+    def config(self, name: str = "eval", **changes: Any) -> EvalConfig:
+        given = {
+            "data": self.data, "checkpoint": self.folder / "model", "protocol": "serial", "in_flight": 1,
+            "limits": {"context": 128}, "out": self.folder / name,
+        }  # fmt: skip
+        return check(EvalConfig, {**given, **changes}, "test")
+
+    def evaluation(self, name: str = "eval", **changes: Any) -> Path:
+        evaluate(self.config(name, **changes))
+        return self.folder / name
+
+    def report(self, *folders: Path, **more: Any) -> str:
+        """The text of the page, with its markup."""
+        build_report(folders, more.get("rl"), more.get("data"), more.get("out", self.out), "Report")
+        return self.out.read_text()
+
+    def refused(self, kind: type[UserError], *folders: Path, **more: Any) -> str:
+        with pytest.raises(kind) as caught:
+            self.report(*folders, **more)
+        assert not self.out.exists()
+        return str(caught.value)
+
+
+@pytest.fixture
+def place(good_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    made = Place(tmp_path, good_data)
+    made.checkpoint()
+    monkeypatch.setattr(apr.evaluation.run, "build_engine", made.engine)
+    yield made
+
+
+def lead(page: str) -> str:
+    found = re.search(r'<p class="lead">(.*?)</p>', page)
+    assert found is not None
+    return found[1]
+
+
+# Evaluating
+
+
+def test_a_lost_engine_fails_and_the_next_call_goes_on(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.dies_at = 3
+    config = place.config()
+    (place.folder / "eval.yaml").write_text(dump(config))
+    assert main(["eval", "--config", str(place.folder / "eval.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert "apr: failed: the engine died at problem" in said and "call the same command again" in said
+    kept = list(read_traces(config.out / "traces.jsonl.gz"))
+    assert len(kept) == 2 and not (config.out / "summary.json").exists()
+
+    place.dies_at = 1  # all are lost: no more than before is on disk
+    with pytest.raises(EngineLostError):
+        evaluate(config)
+    assert list(read_traces(config.out / "traces.jsonl.gz")) == kept
+
+    place.dies_at = 1_000
+    done = evaluate(config)
+    assert len(done) == PROBLEMS and done[:2] == kept and (config.out / "summary.json").exists()
+    assert evaluate(config) == done and place.started == 3  # whole: no engine is started again
+
+
+def test_another_protocol_than_the_checkpoints_is_refused(place: Place) -> None:
+    place.checkpoint(protocol="spawn_join")
+    with pytest.raises(ConfigError, match="trained in protocol spawn_join, not in serial: set protocol=spawn_join"):
+        evaluate(place.config())
+    assert not (place.folder / "eval").exists()
+    assert len(evaluate(place.config(protocol="spawn_join"))) == PROBLEMS
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[]", "{", '{"checkpoint_hash": 3, "data_hash": "a"}'])
+def test_another_call_needs_the_manifest(place: Place, content: str | None) -> None:
+    manifest = place.evaluation() / "manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    with pytest.raises(UserError) as caught:
+        evaluate(place.config())
+    assert str(manifest) in str(caught.value) and "delete" in str(caught.value)
+
+
+def test_another_call_on_a_partial_or_missing_configuration(place: Place) -> None:
+    path = place.evaluation() / "config.yaml"
+    path.write_text("samples: 1\n")
+    with pytest.raises(RunDirectoryError, match="protocol"):
+        evaluate(place.config())
+    path.unlink()
+    with pytest.raises(RunDirectoryError, match="config.yaml"):
+        evaluate(place.config())
+
+
+@pytest.mark.parametrize("change", ["seed", "limits", "checkpoint", "problems"])
+def test_traces_of_another_evaluation_are_not_added_to(place: Place, change: str) -> None:
+    folder = place.evaluation()
+    before = (folder / "config.yaml").read_bytes()
+    changes = {
+        "seed": 1, "limits": {"context": 99}, "checkpoint": place.checkpoint("other"), "problems": PROBLEMS - 1,
+    }  # fmt: skip
+    with pytest.raises(RunDirectoryError, match="traces asked|more than the 3" if change == "problems" else change):
+        evaluate(place.config(**{change: changes[change]}))
+    assert (folder / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", [EvalConfig, RlConfig])
+def test_a_temperature_too_low_to_sample_at_is_refused_at_once(kind: type[EvalConfig | RlConfig]) -> None:
+    for temperature in (0.005, 0.0099):
+        with pytest.raises(ConfigError, match="temperature: .*0.01 or more"):
+            check(kind, {"temperature": temperature}, "test")
+    assert check(kind, {"temperature": 0.01}, "test").temperature == 0.01
+
+
+# Reporting
+
+
+def test_a_report_needs_no_checkpoint(place: Place) -> None:
+    place.checkpoint("tuned", trained=["sft", "rl"])
+    folders = [place.evaluation("before"), place.evaluation("after", checkpoint=place.folder / "tuned")]
+    first = lead(place.report(*folders))
+    shutil.rmtree(place.folder / "model")
+    shutil.rmtree(place.folder / "tuned")
+    assert lead(place.report(*folders)) == first
+    assert first == f"Greedy accuracy on {PROBLEMS} test problems at one context window: SoS+ SFT 0.0%, SoS+ RL 0.0%."
+
+
+def test_evaluations_of_the_same_kind_go_by_their_folders(place: Place) -> None:
+    place.checkpoint("tuned", trained=["sft", "rl"])
+    place.checkpoint("again", trained=["sft", "rl"])
+    folders = [place.evaluation(name, checkpoint=place.folder / name.removeprefix("e_")) for name in ("e_tuned", "e_again")]
+    assert "e_tuned 0.0%, e_again 0.0%" in lead(place.report(*folders))
+    other = place.evaluation("more/e_again", checkpoint=place.folder / "again")
+    assert f"{folders[1]} 0.0%, {other} 0.0%" in lead(place.report(folders[1], other))
+    place.out.unlink()
+    assert "given twice" in place.refused(DataError, folders[0], folders[0])
+
+
+def test_other_limits_are_refused(place: Place) -> None:
+    folders = [place.evaluation("a"), place.evaluation("b", limits={"context": 64})]
+    said = place.refused(DataError, *folders)
+    assert "context 64 instead of 128" in said and str(folders[1]) in said
+    sampled = place.evaluation("c", limits={"context": 64}, samples=2, temperature=1.0)
+    assert str(sampled) in place.refused(DataError, folders[0], sampled)
+
+
+def test_sampled_attempts_are_not_called_greedy(place: Place) -> None:
+    sampled, greedy = place.evaluation("sampled", temperature=0.5), place.evaluation("greedy")
+    alone = lead(place.report(sampled))
+    assert alone.startswith("Accuracy, sampled at temperature 0.5, on") and "reedy" not in alone
+    both = lead(place.report(sampled, greedy))
+    assert "sampled 0.0% (sampled at temperature 0.5), greedy 0.0% (greedy)" in both and "Greedy" not in both
+
+
+def test_votes_stand_beside_the_greedy_row(place: Place) -> None:
+    page = place.report(place.evaluation("one"), place.evaluation("many", samples=2, temperature=1.0, problems=2))
+    assert "SoS+ SFT cons@2" in page and "any of 2 samples a problem at temperature 1, 2 problems" in page
+
+
+def test_an_interrupted_evaluation_is_refused_until_it_is_finished(place: Place) -> None:
+    place.dies_at = 3
+    with pytest.raises(EngineLostError):
+        place.evaluation()
+    folder, place.dies_at = place.folder / "eval", 1_000
+    said = place.refused(DataError, folder)
+    assert "holds 2 of 4 traces" in said
+    command = re.search(r"`apr (.*?)`", said)
+    assert command is not None and main(command[1].split()) == 0  # as it says
+    assert "SoS+ SFT 0.0%" in place.report(folder)
+    (folder / "traces.jsonl.gz").write_bytes(b"")
+    place.out.unlink()
+    assert "holds 0 of 4 traces" in place.refused(DataError, folder)
+
+
+def spoil(name: str, content: str | None) -> Callable[[Path], Path]:
+    def spoilt(folder: Path) -> Path:
+        path = folder / name
+        path.unlink() if content is None else path.write_text(content)
+        return path
+
+    return spoilt
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        spoil("config.yaml", None),
+        spoil("config.yaml", ""),
+        spoil("config.yaml", "a: ["),
+        spoil("config.yaml", "samples: many"),
+        spoil("config.yaml", "samples: 1"),
+        spoil("manifest.json", None),
+        spoil("manifest.json", "{"),
+        spoil("manifest.json", '{"card": [], "dialect": "compact", "vocabulary": "a", "traces": 4}'),
+        spoil("traces.jsonl.gz", "no gzip"),
+    ],
+)
+def test_a_spoilt_evaluation_is_named(place: Place, spoilt: Callable[[Path], Path]) -> None:
+    folder = place.evaluation()
+    path = spoilt(folder)
+    assert str(path) in place.refused(UserError, folder)
+
+
+def test_the_teacher_is_run_on_the_problems_of_the_evaluation(place: Place) -> None:
+    folder = place.evaluation()
+    assert f"sos_plus, {PROBLEMS} problems" in place.report(folder)
+    assert f"sos_plus, {PROBLEMS} problems" in place.report(folder, data=place.data)
+    shutil.rmtree(place.data)
+    assert "its solver itself" not in place.report(folder)
+    place.out.unlink()
+    assert "nosuch" in place.refused(DataError, folder, data=place.folder / "nosuch")
+
+
+def test_a_teacher_that_the_data_does_not_know(place: Place) -> None:
+    place.checkpoint(solver="someone")
+    folder = place.evaluation()
+    assert "someone SFT 0.0%" in lead(place.report(folder))
+    place.out.unlink()
+    said = place.refused(DataError, folder, data=place.data)
+    assert "no solver someone" in said and "sos_plus" in said and str(place.data) in said
+
+
+@pytest.mark.parametrize("line", ['{"step": 1, "rew', "[1]", '{"reward/success": 1.0}', "\u2028"])
+def test_curves_that_are_cut_off(place: Place, line: str) -> None:
+    rl = place.folder / "rl"
+    rl.mkdir()
+    (rl / "config.yaml").write_text(dump(RlConfig()))
+    (rl / "metrics.jsonl").write_text('{"step": 0, "reward/success": 0.5}\n')
+    folder = place.evaluation()
+    assert "RL: success by step" in place.report(folder, rl=rl)
+    place.out.unlink()
+    with (rl / "metrics.jsonl").open("a") as file:
+        file.write(line)
+    said = place.refused(DataError, folder, rl=rl)
+    assert f"{rl / 'metrics.jsonl'}, line 2" in said and f"--resume {rl}" in said
+    (rl / "config.yaml").unlink()
+    assert str(rl / "config.yaml") in place.refused(ConfigError, folder, rl=rl)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"data": "long"}'])
+def test_wall_times_that_are_corrupt(place: Place, content: str) -> None:
+    folder = place.evaluation()
+    (place.folder / "stages.json").write_text(content)
+    said = place.refused(DataError, folder)
+    assert str(place.folder / "stages.json") in said and "delete" in said
+
+
+def test_a_report_that_cannot_be_written(place: Place) -> None:
+    folder = place.evaluation()
+    assert f"{folder} is a folder" in place.refused(RunDirectoryError, folder, out=folder)
+    below = folder / "config.yaml" / "report.html"
+    assert f"cannot write {below}" in place.refused(RunDirectoryError, folder, out=below)
+
+
+def test_traces_that_lost_their_engine_are_not_scored(place: Place) -> None:
+    """As they were written before a lost engine ended the evaluation."""
+    folder = place.evaluation()
+    traces = [
+        json.loads(json.dumps(line).replace('"answered"', '"engine_lost"').replace('"no_answer"', '"engine_lost"'))
+        for line in map(to_json, read_traces(folder / "traces.jsonl.gz"))
+    ]
+    (folder / "traces.jsonl.gz").unlink()
+    with TraceWriter(folder / "traces.jsonl.gz") as writer:
+        for line in traces:
+            writer.append(from_json(line))
+    assert "delete that file" in place.refused(DataError, folder)
+    with pytest.raises(RunDirectoryError, match="delete that file"):
+        evaluate(place.config())
