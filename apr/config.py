@@ -278,7 +278,7 @@ class RlConfig(Strict):
     validate_problems: int = Field(default=100, ge=0)
     checkpoint_every: int = Field(default=5, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
-    parity_mean: float = Field(default=1e-4, gt=0, description="largest mean |logprob gap| allowed at the first step")
+    parity_mean: float = Field(default=1e-4, gt=0, description="largest mean |logprob gap| allowed before an update")
     parity_max: float = Field(default=1e-2, gt=0)
     max_silent_steps: int = Field(default=10, ge=1, description="steps in a row without signal before the run stops")
     max_lost_share: float = Field(default=0.05, ge=0, le=1, description="of a step's traces lost with their engine")

@@ -66,7 +66,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
         env = Countdown(CountdownSpec(), dialect)
         protocol = protocol_by_name(config.protocol, dialect)
         sync: WeightSync = TensorSync() if config.weight_sync == "tensors" else FileSync(run / "weights")
-        with placed(config, start_from, resumed=found is not None) as (engine, learner):
+        with placed(config, start_from, found is not None) as (engine, learner):
             monitors: list[Monitor] = [JsonlMonitor(run / "metrics.jsonl", start)]
             if config.tensorboard:
                 monitors.append(TensorBoardMonitor(run / "tensorboard", start))

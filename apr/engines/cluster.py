@@ -89,6 +89,7 @@ class RemoteEngine:
         self._waiting: dict[int, asyncio.Future[Completion]] = {}
         self._tickets = itertools.count()
         self._outbox: list[tuple[int, Request]] = []
+        self._sent: set[Any] = set()  # calls that may still be on their way
         self._pump: asyncio.Task[None] | None = None
         self._sender: asyncio.Task[None] | None = None
 
@@ -144,14 +145,17 @@ class RemoteEngine:
                 raise
 
     async def _flush(self) -> None:
-        requests, self._outbox = self._outbox, []
-        if requests:
-            try:
-                await self._actor.submit.remote(requests)
-            except BaseException as error:
-                self._lose(error)
-                if not isinstance(error, Exception):
-                    raise
+        """Send what waits; return when all that was sent has arrived, so that the next call of the actor meets it."""
+        try:
+            if self._outbox:
+                requests, self._outbox = self._outbox, []
+                self._sent.add(self._actor.submit.remote(requests))
+            for sent in list(self._sent):
+                await sent
+                self._sent.discard(sent)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody would ever answer these requests
+            self._sent.clear()
+            self._lose(error)
 
     def _lose(self, error: BaseException) -> None:
         for future in self._waiting.values():

@@ -246,7 +246,7 @@ def test_an_update_changes_the_version_and_the_policy(case: Case) -> None:
 
 def test_an_update_under_requests_in_flight_is_refused(case: Case) -> None:
     async def update() -> None:
-        task = asyncio.create_task(case.engine.generate(ask()))
+        task = asyncio.create_task(case.engine.generate(ask(max_tokens=150)))
         await asyncio.sleep(0)
         with pytest.raises(EngineError, match="pause"):
             await case.engine.update_weights(case.weights(1), 9)
@@ -349,6 +349,33 @@ def test_closing_fails_what_is_in_flight_and_may_be_repeated(case: Case) -> None
             await case.engine.generate(ask())
 
     asyncio.run(close())
+
+
+@pytest.mark.parametrize("method", ["submit", "collect"])
+def test_whatever_ray_raises_no_request_waits_for_ever(method: str) -> None:
+    """A stand-in for the actor: no Ray is started."""
+    from ray.exceptions import ObjectLostError, OutOfMemoryError, RaySystemError
+
+    from apr.engines.cluster import RemoteEngine
+
+    class Method:
+        def __init__(self, error: Exception | None) -> None:
+            self.error = error
+
+        async def remote(self, *arguments: Any) -> None:
+            if self.error is not None:
+                raise self.error
+
+    async def play(error: Exception) -> None:
+        methods = {name: Method(error if name == method else None) for name in ("submit", "collect")}
+        engine = RemoteEngine(type("Actor", (), methods), WINDOW, 0)
+        asked = [engine.generate(ask(name)) for name in "ab"]
+        results = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 30)
+        assert [type(result) for result in results] == [EngineLostError] * 2
+        assert all("lost" in str(result) and type(error).__name__ in str(result) for result in results)
+
+    for error in (ObjectLostError("ref", "owner", "site"), OutOfMemoryError("full"), RaySystemError("x"), OSError("x")):
+        asyncio.run(play(error))
 
 
 def _tensors(folder: Path) -> dict[str, Any]:

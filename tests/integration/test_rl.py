@@ -325,14 +325,14 @@ def recorded(run: Path) -> int:
     return len(path.read_text().splitlines()) if path.is_file() else 0
 
 
-def session_members(leader: int) -> list[str]:
-    """Commands of the living processes of the session that `leader` started."""
-    found = []
+def session_members(leader: int) -> dict[int, str]:
+    """The living processes of the session that `leader` started: their commands."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
             if int(session) == leader and state != "Z":
-                found.append((process / "cmdline").read_text().replace("\0", " "))
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
@@ -354,9 +354,12 @@ def test_a_killed_run_goes_on_and_a_terminated_one_ends_cleanly(whole: Path, spa
     assert process.returncode == 130, said
     assert "SIGTERM: finishing this step" in said and f"apr rl --resume {config.out}" in said
     assert "Traceback" not in said
-    assert session_members(process.pid) == []
+    assert session_members(process.pid) == {}
     _, reached = checkpoint.latest(config.out) or (None, 0)
     assert reached == recorded(config.out) >= 3
+
+
+LOCAL = {"address": "local", "engine_cpus": 0.5, "learner_cpus": 0.5, "timeout": 120}
 
 
 @pytest.fixture
@@ -382,21 +385,33 @@ def alone(spawning: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.ray
 @pytest.mark.parametrize("sync", ["tensors", "file"])
 def test_a_run_on_ray_is_the_run_in_one_process(sync: str, alone: Path, spawning: Path, tmp_path: Path) -> None:
-    config = rl_config(
-        spawning, tmp_path / "run", weight_sync=sync,
-        cluster={"address": "local", "engine_cpus": 0.5, "learner_cpus": 0.5, "timeout": 120},
-    )  # fmt: skip
+    config = rl_config(spawning, tmp_path / "run", weight_sync=sync, cluster=LOCAL)
     process = command(config)
     wait_for(process, lambda: recorded(config.out) >= 1)
     during = session_members(process.pid)
-    assert any("raylet" in said for said in during)
+    assert any("raylet" in said for said in during.values())
+    actors = [pid for pid, said in during.items() if said.startswith("ray::")]
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in actors} == {os.getpriority(os.PRIO_PROCESS, process.pid)}
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert same_run(config.out, alone)
     deadline = time.monotonic() + 20
     while (left := session_members(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert left == []
+    assert left == {}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_on_ray_whose_whole_process_group_is_terminated_ends_cleanly(spawning: Path, tmp_path: Path) -> None:
+    config = rl_config(spawning, tmp_path / "run", steps=400, checkpoint_every=400, validate_problems=0, cluster=LOCAL)
+    process = command(config)
+    wait_for(process, lambda: recorded(config.out) >= 1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    _, reached = checkpoint.latest(config.out) or (None, 0)
+    assert reached == recorded(config.out) >= 1
 
 
 @pytest.mark.slow
@@ -433,10 +448,7 @@ def test_killing_the_engines_actor_ends_the_run_within_seconds(
 
     monkeypatch.setattr(launching, "placed", noted)
     after_step(monkeypatch, 2, kill)
-    config = rl_config(
-        spawning, tmp_path, validate_problems=0, steps=50,
-        cluster={"address": "local", "engine_cpus": 0.5, "learner_cpus": 0.5, "timeout": 120},
-    )  # fmt: skip
+    config = rl_config(spawning, tmp_path, validate_problems=0, steps=50, cluster=LOCAL)
     with pytest.raises(EngineLostError):
         launch(config, resume=False)
     assert time.monotonic() - killed[0] < 30
@@ -446,7 +458,7 @@ def test_killing_the_engines_actor_ends_the_run_within_seconds(
 @pytest.mark.slow
 @pytest.mark.ray
 def test_actors_that_cannot_be_placed_are_an_error_that_says_what_is_free(
-    spawning: Path, tmp_path: Path, ray_gone: None
+    spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_gone: None
 ) -> None:
     from apr.errors import ResourceError
 
@@ -459,3 +471,18 @@ def test_actors_that_cannot_be_placed_are_an_error_that_says_what_is_free(
     nobody = {**cluster, "address": "127.0.0.1:1"}
     with pytest.raises(ResourceError, match=r"no Ray cluster at cluster\.address=127\.0\.0\.1:1 .*refused"):
         launch(rl_config(spawning, tmp_path, cluster=nobody), resume=False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ResourceError, match=r"no Ray cluster at cluster\.address=auto .*refused"):
+        launch(rl_config(spawning, tmp_path, cluster={**cluster, "address": "auto"}), resume=False)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_learner_that_cannot_be_made_says_why_as_in_one_process(
+    whole: Path, spawning: Path, tmp_path: Path, ray_gone: None
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    (checkpoint.folder_of(tmp_path / "run", STEPS) / "optimizer.pt").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"^\S*optimizer\.pt is missing, corrupt") as caught:
+        launch(rl_config(spawning, tmp_path / "run", steps=STEPS + 1, cluster=LOCAL), resume=True)
+    assert "Traceback" not in str(caught.value)
