@@ -156,6 +156,8 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
         from apr.runs import check_kind
 
         check_kind(resume, stage)
+        if any(override.partition("=")[0].strip() == "out" for override in arguments.overrides):
+            raise ConfigError(f"--resume {resume} goes on in its own folder: leave out=... out, or start a new run")
         files = [resume / "config.yaml"]
     config = c.load(kinds[stage], files, arguments.overrides)
     if resume is not None:

@@ -11,8 +11,6 @@ from pathlib import Path
 from apr.engines.base import Engine
 from rl.learner import LearnerApi
 
-MARKER = "COMPLETE"
-
 
 class WeightSync(typing.Protocol):
     async def push(self, learner: LearnerApi, engine: Engine, version: int) -> float:
@@ -33,7 +31,7 @@ class TensorSync:
 
 
 class FileSync:
-    """Through a folder that both can read: safetensors, then a completion marker. The last version is kept."""
+    """Through a folder that both can read. The engine is told of it when it is written; the last version is kept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()  # an engine elsewhere has another working directory
@@ -44,7 +42,6 @@ class FileSync:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         await learner.save_weights(target)
-        (target / MARKER).touch()
         await engine.pause()
         await engine.update_weights(target, version)
         await engine.resume()

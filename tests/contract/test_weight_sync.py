@@ -14,7 +14,7 @@ from apr.engines.tiny import TinyEngine
 from apr.errors import EngineError
 from apr.threads.trace import StrandKey, VersionSpan
 from rl.learner import Learner
-from rl.weight_sync import MARKER, FileSync, TensorSync, WeightSync
+from rl.weight_sync import FileSync, TensorSync, WeightSync
 
 PROMPT = (1, 20, 21, 22)
 
@@ -111,7 +111,6 @@ def test_a_folder_is_complete_and_the_only_one(
         asyncio.run(sync.push(learner, engine, version))
         assert [path.name for path in (tmp_path / "weights").iterdir()] == [f"version_{version:06d}"]
         folder = tmp_path / "weights" / f"version_{version:06d}"
-        assert (folder / MARKER).is_file()
         saved = load_file(folder / "model.safetensors")
         for name, tensor in asyncio.run(learner.weights()).items():
             assert torch.equal(saved[name], tensor)
