@@ -73,6 +73,10 @@ def case(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path]) -
     engine = _make(request.param, make_checkpoint)
     yield Case(request.param, engine, make_checkpoint)
     asyncio.run(engine.close())
+    if request.param == "remote":
+        import ray
+
+        ray.shutdown()  # other tests start a Ray of their own in this process
 
 
 def ask(
