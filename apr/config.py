@@ -161,6 +161,8 @@ class EngineConfig(Strict):
     kv_cache_mib: int = Field(default=512, ge=1)
     max_num_seqs: int = Field(default=256, ge=1)
     block_size: int = Field(default=32, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1, description="devices that one copy of the model is divided among")
+    dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(default=2, ge=1)
 
 
@@ -170,6 +172,24 @@ class ConditionConfig(Strict):
 
     kind: Literal["context", "children"]
     value: int = Field(ge=0)
+
+
+class ClusterConfig(Strict):
+    """Where RL and evaluation run: `none` is one process without Ray; `local` starts a Ray; else the address of one, or
+    `auto`. CPUs and GPUs are those of each engine and of each rank of the learner."""
+
+    address: str = "none"
+    engines: int = Field(default=1, ge=1, description="copies of the model that sample")
+    engine_cpus: float = Field(default=1, ge=0)
+    engine_gpus: float = Field(default=0, ge=0)
+    ranks: int = Field(default=1, ge=1, description="processes that share the learner's work")
+    learner_cpus: float = Field(default=1, ge=0)
+    learner_gpus: float = Field(default=0, ge=0)
+    routing: Literal["trace", "spread"] = Field(
+        default="trace", description="trace: a trace's strands go to one engine; spread: children to the least busy one"
+    )
+    restarts: int = Field(default=10, ge=0, description="of lost engines and learners in a run, before it ends")
+    timeout: float = Field(default=300.0, gt=0, description="seconds to wait for actors to start, or for a reply")
 
 
 class EvalConfig(Strict):
@@ -188,6 +208,7 @@ class EvalConfig(Strict):
     limits: Limits = Limits()
     budgets: Budgets = Budgets()
     engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
     in_flight: int = Field(default=64, ge=1, description="attempts running at once")
     out: Path = Path("runs/eval")
 
@@ -225,29 +246,35 @@ class RewardConfig(Strict):
         return self
 
 
+class LoraConfig(Strict):
+    """Low-rank adapters (arXiv 2106.09685) on the projections inside the layers; all other weights are frozen."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, le=0, description="fixed: the loss needs the sampler's own distribution")
+
+
 class LearnerConfig(Strict):
-    """The optimiser's side of RL. `tokens_per_pass` bounds a padded forward pass; it changes no result."""
+    """The optimiser's side of RL. `row_tokens` and `tokens_per_pass` shape the forward passes; they change no result."""
 
     lr: float = Field(default=2e-4, gt=0)
     lr_schedule: Literal["constant", "linear"] = Field(default="constant", description="linear: down to 0 at the end")
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     inner_steps: int = Field(default=1, ge=1, description="optimiser steps on each batch of traces")
-    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    surrogate: Literal["clip", "cispo"] = "clip"
+    ratio: Literal["token", "strand"] = Field(default="token", description="strand: GSPO's, mean over a strand's tokens")
+    clip_low: float = Field(default=0.2, gt=0, le=1)
     clip_high: float = Field(default=0.2, gt=0)
     importance_cap: float = Field(default=2.0, ge=1)
+    kl_weight: float = Field(default=0.0, ge=0, description="of the k3 KL divergence to the checkpoint RL began from")
+    parallel: Literal["plain", "zero1", "zero2", "zero3"] = Field(default="plain", description="DeepSpeed ZeRO stages")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the compute; weights stay float32")
+    lora: LoraConfig | None = None
+    activation_checkpointing: bool = False
+    row_tokens: int = Field(default=256, ge=16, description="of a packed row; longer samples get rows of their own")
     tokens_per_pass: int = Field(default=8192, ge=64)
     threads: int = Field(default=2, ge=1)
-
-
-class ClusterConfig(Strict):
-    """Where RL runs: `none` is one process without Ray; `local` starts a Ray; else the address of one, or `auto`."""
-
-    address: str = "none"
-    engine_cpus: float = Field(default=1, ge=0)
-    learner_cpus: float = Field(default=1, ge=0)
-    gpus: float = Field(default=0, ge=0, description="for engine and learner each")
-    timeout: float = Field(default=300.0, gt=0, description="seconds to wait for the actors to start")
 
 
 class RlConfig(Strict):
@@ -273,6 +300,10 @@ class RlConfig(Strict):
     engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
     weight_sync: Literal["tensors", "file"] = "tensors"
+    staleness: int = Field(default=0, ge=0, description="updates that rollouts may lag behind; 0: none is made meanwhile")
+    on_update: Literal["finish", "recompute"] = Field(
+        default="finish", description="strands in flight end before an update, or go on after it with their KV recomputed"
+    )
     in_flight: int = Field(default=64, ge=1)
     validate_every: int = Field(default=10, ge=1)
     validate_problems: int = Field(default=100, ge=0)
