@@ -1,29 +1,23 @@
-"""Engine and learner as Ray actors. The loop drives them through the same calls as in one process."""
+"""Engines and learner as Ray actors. The loop drives them through the same calls as in one process."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import asyncio
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from apr.config import ClusterConfig, RlConfig
-from apr.engines.cluster import RemoteEngine, cause_of, start_engine
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from apr.config import RlConfig
+from apr.engines.cluster import cause_of, start_pool
+from apr.engines.placement import bundle, connect, options, refuse_impossible, reserve
+from apr.engines.pool import EnginePool
 from apr.errors import ResourceError
+from rl import checkpoint
 from rl.learner import Learner
 from rl.samples import Sample
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves the actors wherever anything else runs
-import ray  # noqa: E402 (reads the variables above when imported)
-from ray._private.services import get_ray_address_from_environment  # noqa: E402
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError  # noqa: E402
 
 
 class LearnerActor:
@@ -67,98 +61,44 @@ class RemoteLearner:
             ) from error
 
 
-def start(config: RlConfig, checkpoint: Path, resumed: bool) -> tuple[RemoteEngine, RemoteLearner, Callable[[], None]]:
-    """Connect to Ray (or start one), place both actors, wait until they answer.
+def start(config: RlConfig, start_from: Path, resumed: bool) -> tuple[EnginePool, RemoteLearner, Callable[[], None]]:
+    """Connect to Ray (or start one), place all actors, wait until they answer.
 
-    Returns engine, learner, and what ends them. Raises `ResourceError` with what was asked and what is free if they
-    cannot be placed within `cluster.timeout` seconds, and what engine or learner raise when they are made.
+    Returns engines, learner, and what ends them. Raises `ResourceError` with what was asked and what is free if they
+    cannot be placed within `cluster.timeout` seconds, and what engines or learner raise when they are made.
     """
-    c = config.cluster
+    connect(config.cluster.address)
     try:
-        # `auto`: what RAY_ADDRESS names, or the cluster that runs here, or `OSError`.
-        address = get_ray_address_from_environment("auto", None) if c.address == "auto" else c.address
-        _check_reachable(address)
-        own = {"include_dashboard": False} if address == "local" else {}
-        with _terminations_blocked():
-            ray.init(address=address, logging_level="warning", **own)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ResourceError(
-            f"no Ray cluster at cluster.address={c.address} ({error}): start one with `ray start --head`, or use local"
-        ) from error
-    try:
-        return *_placed(config, checkpoint, resumed), ray.shutdown
+        return *asyncio.run(_placed(config, start_from, resumed)), ray.shutdown
     except BaseException:
         ray.shutdown()
         raise
 
 
-def _check_reachable(address: str) -> None:
-    """Raise `OSError` if nobody listens at `host:port`: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-@contextmanager
-def _terminations_blocked() -> Iterator[None]:
-    """Processes started within inherit that SIGTERM is blocked, and so do theirs. One sent to the whole process group
-    would else end Ray under the step that is to be finished and saved; this process still ends them all."""
-    if threading.current_thread() is not threading.main_thread():  # which gets no signals
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _placed(config: RlConfig, checkpoint: Path, resumed: bool) -> tuple[RemoteEngine, RemoteLearner]:
+async def _placed(config: RlConfig, start_from: Path, resumed: bool) -> tuple[EnginePool, RemoteLearner]:
     c = config.cluster
-    deadline = time.monotonic() + c.timeout
-    _check_size(c)
-    demanded = {"engine": _options(c.engine_cpus, c.gpus, config.engine.threads)}
-    demanded["learner"] = _options(c.learner_cpus, c.gpus, config.learner.threads)
+    rank = bundle(c.learner_cpus, c.learner_gpus)
+    refuse_impossible([rank] * c.ranks + [bundle(c.engine_cpus, c.engine_gpus)] * c.engines)
+    # The learner's place first: engines, which may be anywhere, could take all that is left on the one node that fits.
+    group = await reserve([rank] * c.ranks, "PACK", c.timeout, "the learner")
+    settings = options(c.learner_cpus, c.learner_gpus, config.learner.threads, group)
+    actor = ray.remote(LearnerActor).options(**settings).remote()
+    started = actor.start.remote(start_from.resolve(), config.learner, config.temperature, config.dialect, resumed)
+
+    def newest() -> Path:
+        """Where an engine made now begins from; the checkpoint that the run began with may be gone by then."""
+        found = checkpoint.latest(config.out)
+        return found[0] if found else start_from
+
+    engines = await start_pool(config.engine, c, newest, config.limits.context, config.seed)
     try:
-        learner = ray.remote(LearnerActor).options(**demanded["learner"]).remote()
-        learner_started = learner.start.remote(
-            checkpoint.resolve(), config.learner, config.temperature, config.dialect, resumed
-        )
-        engine = start_engine(
-            config.engine, checkpoint, config.limits.context, config.seed,
-            {**demanded["engine"], "max_concurrency": 1000}, c.timeout,
-        )  # fmt: skip
-        ray.get(learner_started, timeout=max(1.0, deadline - time.monotonic()))
-    except GetTimeoutError as error:
-        free = ray.available_resources()
+        await asyncio.wait_for(started, c.timeout)
+    except TimeoutError as error:
         raise ResourceError(
-            f"engine and learner did not start within {c.timeout:.0f} s. Demanded: engine {c.engine_cpus} CPUs, learner "
-            f"{c.learner_cpus} CPUs, {c.gpus} GPUs each; free now: {free}. Lower cluster.*_cpus or cluster.gpus"
+            f"the learner did not start within cluster.timeout={c.timeout:g} s: raise it if it needs longer"
         ) from error
     except RayTaskError as error:
         raise cause_of(error) from error
     except RayError as error:
-        raise ResourceError(f"engine or learner died while starting: {error}") from error
-    return engine, RemoteLearner(learner)
-
-
-def _check_size(cluster: ClusterConfig) -> None:
-    """Refuse at once what the whole cluster could never give, instead of waiting for it."""
-    total = ray.cluster_resources()
-    for name, demanded in (("CPU", cluster.engine_cpus + cluster.learner_cpus), ("GPU", 2 * cluster.gpus)):
-        if demanded > total.get(name, 0):
-            raise ResourceError(
-                f"engine and learner need {demanded:g} {name}s, the cluster has {total.get(name, 0):g}: "
-                f"lower cluster.{'gpus' if name == 'GPU' else '*_cpus'}, or add nodes"
-            )
-
-
-def _options(cpus: float, gpus: float, threads: int) -> dict[str, Any]:
-    """Ray sets OMP_NUM_THREADS from an actor's CPUs, which would halve a learner's speed: set it from `threads`."""
-    quiet = {
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": quiet}}
+        raise ResourceError(f"the learner died while it started: {error}") from error
+    return engines, RemoteLearner(actor)

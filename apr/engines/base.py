@@ -68,7 +68,7 @@ class Engine(typing.Protocol):
         """Stop a request: its `generate` returns what was sampled so far, with `EngineStop.ABORT`."""
         ...
 
-    async def pause(self) -> None:
+    async def pause(self, keep: bool = False) -> None:
         """Return when no request is in flight; later requests wait for `resume`."""
         ...
 

@@ -77,7 +77,7 @@ class LocalEngine(ABC):
             return
         self._settle(flight, self._interrupt(flight) if flight.running else self._completion(flight, (), ()))
 
-    async def pause(self) -> None:
+    async def pause(self, keep: bool = False) -> None:
         self._paused = True
         while running := [flight.done for flight in self._flights.values() if flight.running]:
             await asyncio.wait(running)
