@@ -6,72 +6,45 @@ import os
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from apr.config import ClusterConfig, RlConfig
-from apr.engines.cluster import RemoteEngine, cause_of, start_engine
+from apr.engines.cluster import RemoteEngine, start_engine
 from apr.errors import ResourceError
-from rl.learner import Learner
-from rl.samples import Sample
+from rl.ranks import RemoteLearner, start_learner
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves the actors wherever anything else runs
 import ray  # noqa: E402 (reads the variables above when imported)
 from ray._private.services import get_ray_address_from_environment  # noqa: E402
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError  # noqa: E402
+from ray.exceptions import GetTimeoutError, RayError  # noqa: E402
 
 
-class LearnerActor:
-    """Runs in a Ray actor: a learner, made by `start`, since what a Ray actor raises when it is made arrives without
-    its type."""
+@dataclass
+class Cluster:
+    """A run's actors. `shutdown` ends them; `new_learner` puts another learner in the place of one that was lost."""
 
-    async def start(self, *arguments: Any) -> None:
-        self.learner = Learner(*arguments)
+    config: RlConfig
+    engine: RemoteEngine
+    learner: RemoteLearner
+    shutdown: Callable[[], None]
 
-    async def call(self, method: str, *arguments: Any) -> Any:
-        return await getattr(self.learner, method)(*arguments)
-
-
-class RemoteLearner:
-    """The `LearnerApi` over a `LearnerActor`'s handle."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    async def update(self, batch: Sequence[Sample], lr: float, parity: tuple[float, float]) -> dict[str, float]:
-        metrics: dict[str, float] = await self._call("update", batch, lr, parity)
-        return metrics
-
-    async def weights(self) -> Any:
-        return await self._call("weights")
-
-    async def save_weights(self, folder: Path) -> None:
-        await self._call("save_weights", folder.resolve())
-
-    async def save(self, folder: Path) -> None:
-        await self._call("save", folder.resolve())
-
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        try:
-            return await self._actor.call.remote(method, *arguments)
-        except RayTaskError as error:
-            raise cause_of(error) from error
-        except RayError as error:
-            raise ResourceError(
-                f"the learner's actor died, perhaps for lack of memory ({error}): see its log; --resume goes on"
-            ) from error
+    def new_learner(self, checkpoint: Path, resumed: bool) -> RemoteLearner:
+        self.learner.kill()
+        self.learner = _learner(self.config, checkpoint, resumed)
+        return self.learner
 
 
-def start(config: RlConfig, checkpoint: Path, resumed: bool) -> tuple[RemoteEngine, RemoteLearner, Callable[[], None]]:
-    """Connect to Ray (or start one), place both actors, wait until they answer.
+def start(config: RlConfig, checkpoint: Path, resumed: bool) -> Cluster:
+    """Connect to Ray (or start one), place all actors, wait until they answer.
 
-    Returns engine, learner, and what ends them. Raises `ResourceError` with what was asked and what is free if they
-    cannot be placed within `cluster.timeout` seconds, and what engine or learner raise when they are made.
+    Raises `ResourceError` with what was asked and what is free if they cannot be placed within `cluster.timeout` seconds,
+    and what engine or learner raise when they are made.
     """
     c = config.cluster
     try:
@@ -86,7 +59,9 @@ def start(config: RlConfig, checkpoint: Path, resumed: bool) -> tuple[RemoteEngi
             f"no Ray cluster at cluster.address={c.address} ({error}): start one with `ray start --head`, or use local"
         ) from error
     try:
-        return *_placed(config, checkpoint, resumed), ray.shutdown
+        _check_size(c)
+        engine = _engine(config, checkpoint)
+        return Cluster(config, engine, _learner(config, checkpoint, resumed), ray.shutdown)
     except BaseException:
         ray.shutdown()
         raise
@@ -113,43 +88,45 @@ def _terminations_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _placed(config: RlConfig, checkpoint: Path, resumed: bool) -> tuple[RemoteEngine, RemoteLearner]:
+def _engine(config: RlConfig, checkpoint: Path) -> RemoteEngine:
     c = config.cluster
-    deadline = time.monotonic() + c.timeout
-    _check_size(c)
-    demanded = {"engine": _options(c.engine_cpus, c.gpus, config.engine.threads)}
-    demanded["learner"] = _options(c.learner_cpus, c.gpus, config.learner.threads)
+    options = {**_options(c.engine_cpus, c.engine_gpus, config.engine.threads), "max_concurrency": 1000}
+    with _explained(c, "the engine"):
+        return start_engine(config.engine, checkpoint, config.limits.context, config.seed, options, c.timeout)
+
+
+def _learner(config: RlConfig, checkpoint: Path, resumed: bool) -> RemoteLearner:
+    c = config.cluster
+    options = [_options(c.learner_cpus, c.learner_gpus, config.learner.threads)] * c.ranks
+    with _explained(c, "the learner"):
+        return start_learner(config, checkpoint, resumed, options, c.timeout)
+
+
+@contextmanager
+def _explained(c: ClusterConfig, what: str) -> Iterator[None]:
     try:
-        learner = ray.remote(LearnerActor).options(**demanded["learner"]).remote()
-        learner_started = learner.start.remote(
-            checkpoint.resolve(), config.learner, config.temperature, config.dialect, resumed
-        )
-        engine = start_engine(
-            config.engine, checkpoint, config.limits.context, config.seed,
-            {**demanded["engine"], "max_concurrency": 1000}, c.timeout,
-        )  # fmt: skip
-        ray.get(learner_started, timeout=max(1.0, deadline - time.monotonic()))
+        yield
     except GetTimeoutError as error:
-        free = ray.available_resources()
         raise ResourceError(
-            f"engine and learner did not start within {c.timeout:.0f} s. Demanded: engine {c.engine_cpus} CPUs, learner "
-            f"{c.learner_cpus} CPUs, {c.gpus} GPUs each; free now: {free}. Lower cluster.*_cpus or cluster.gpus"
+            f"{what} did not start within {c.timeout:.0f} s. Demanded: engine {c.engine_cpus} CPUs, learner "
+            f"{c.learner_cpus} CPUs; free now: {ray.available_resources()}. Lower cluster.*_cpus or cluster.*_gpus"
         ) from error
-    except RayTaskError as error:
-        raise cause_of(error) from error
     except RayError as error:
-        raise ResourceError(f"engine or learner died while starting: {error}") from error
-    return engine, RemoteLearner(learner)
+        raise ResourceError(f"{what} died while starting: {error}") from error
 
 
 def _check_size(cluster: ClusterConfig) -> None:
     """Refuse at once what the whole cluster could never give, instead of waiting for it."""
     total = ray.cluster_resources()
-    for name, demanded in (("CPU", cluster.engine_cpus + cluster.learner_cpus), ("GPU", 2 * cluster.gpus)):
+    c = cluster
+    for name, demanded in (
+        ("CPU", c.engines * c.engine_cpus + c.ranks * c.learner_cpus),
+        ("GPU", c.engines * c.engine_gpus + c.ranks * c.learner_gpus),
+    ):
         if demanded > total.get(name, 0):
             raise ResourceError(
                 f"engine and learner need {demanded:g} {name}s, the cluster has {total.get(name, 0):g}: "
-                f"lower cluster.{'gpus' if name == 'GPU' else '*_cpus'}, or add nodes"
+                f"lower cluster.*_{name.lower()}s, or add nodes"
             )
 
 
