@@ -84,6 +84,7 @@ class VllmEngine(LocalEngine):
         arguments = EngineArgs(
             model=str(checkpoint), skip_tokenizer_init=True, dtype=dtype, seed=seed % 2**31,
             max_model_len=max_context, max_num_seqs=max_num_seqs, max_num_batched_tokens=max(8192, max_context),
+            enable_chunked_prefill=False,  # a part of a prompt would draw from its request's generator
             kv_cache_memory_bytes=kv_cache_bytes, block_size=block_size, enable_prefix_caching=True,
             enforce_eager=True, async_scheduling=False, scheduling_policy="priority",
             logprobs_mode="processed_logprobs", disable_log_stats=True, use_tqdm_on_load=verbose,

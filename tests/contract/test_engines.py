@@ -261,6 +261,15 @@ def test_an_update_under_requests_in_flight_is_refused(case: Case) -> None:
     assert case.engine.version == version
 
 
+def test_more_prompt_tokens_than_an_engine_computes_at_once(case: Case) -> None:
+    """A prompt cut in parts must not cost its request a random number."""
+    rng = random.Random(1)
+    crowd = [ask(str(i), ids=rng.choices(range(20, 200), k=150), max_tokens=4, seed=i) for i in range(64)]
+    together = run(case, *crowd)
+    for i in (0, 40, 54, 55, 56, 63):
+        assert same(run(case, crowd[i])[0], together[i])
+
+
 def test_weights_of_another_model_are_refused_and_nothing_changes(case: Case, tmp_path: Path) -> None:
     if not case.neural:
         pytest.skip("a script has no weights")
