@@ -95,8 +95,8 @@ class VllmEngine(LocalEngine):
         except (MemoryError, ValueError, RuntimeError, OSError) as error:
             raise _explain(error, checkpoint, kv_cache_bytes) from error
         self._vocabulary = self._engine.model_config.get_vocab_size()
-        self._by_name: dict[str, Flight] = {}  # vLLM's request names to flights
-        self._names: dict[Flight, str] = {}
+        self._by_name: dict[str, Flight] = {}
+        self._requests: dict[Flight, Any] = {}  # as vLLM's scheduler keeps them
         self._order = itertools.count()
         self._pump_task: asyncio.Task[None] | None = None
         self._counters["steps"] = 0.0
@@ -133,7 +133,7 @@ class VllmEngine(LocalEngine):
         except VLLMValidationError as error:
             raise EngineError(f"vLLM refused {request.key}: {error}") from error
         self._by_name[name] = flight
-        self._names[flight] = internal
+        self._requests[flight] = self._engine.engine_core.engine_core.scheduler.requests[internal]
         if self._pump_task is None or self._pump_task.done():
             self._pump_task = asyncio.get_running_loop().create_task(self._pump())
 
@@ -142,8 +142,8 @@ class VllmEngine(LocalEngine):
         finished = True
         while True:
             for _ in range(_SETTLE_TURNS if finished else 1):
-                await asyncio.sleep(0)
-            if not self._names or self._closed or self._lost is not None:
+                await self._turn()
+            if not self._requests or self._closed or self._lost is not None:
                 return
             finished = self._step()
 
@@ -159,7 +159,7 @@ class VllmEngine(LocalEngine):
         self._counters["busy_seconds"] += time.perf_counter() - started
         for output in outputs:
             flight = self._by_name.pop(output.request_id)
-            del self._names[flight]
+            self._counters["preemptions"] += self._requests.pop(flight).num_preemptions
             sampled = output.outputs[0]
             if sampled.finish_reason not in ("stop", "length"):
                 self._settle(flight, EngineError(f"vLLM ended {flight.request.key}: {sampled.finish_reason}"))
@@ -170,12 +170,17 @@ class VllmEngine(LocalEngine):
             self._settle(flight, self._completion(flight, ids, logprobs, stop, cached))
         return bool(outputs)
 
+    def _progress(self, flight: Flight) -> int:
+        sampled: int = self._requests[flight].num_output_tokens
+        return sampled
+
     def _interrupt(self, flight: Flight) -> Completion:
-        name = self._names.pop(flight)
-        state = self._engine.output_processor.request_states[name]
+        request = self._requests.pop(flight)
+        self._counters["preemptions"] += request.num_preemptions
+        state = self._engine.output_processor.request_states[request.request_id]
         del self._by_name[state.external_req_id]
         ids, logprobs = tuple(state.detokenizer.output_token_ids), tuple(state.logprobs_processor.logprobs.logprobs)
-        self._engine.abort_request([name], internal=True)
+        self._engine.abort_request([request.request_id], internal=True)
         return self._completion(flight, ids, logprobs, cached=min(state.num_cached_tokens, len(flight.request.ids)))
 
     def _load(self, source: Any) -> None:
@@ -185,16 +190,16 @@ class VllmEngine(LocalEngine):
         try:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": chosen})
             self._engine.apply_model(_repack_embeddings)
+            # Suspended requests lose their blocks too, and are computed again in the next step.
+            if not self._engine.reset_prefix_cache(reset_running_requests=True):
+                raise RuntimeError("keys and values of the old weights were kept: a block is in use")
         except Exception as error:  # noqa: BLE001 - half-loaded weights: the engine is beyond use, whatever the cause
             self._lose(error)
             raise EngineError(f"vLLM could not take the weights: {error!r}; start another engine") from error
-        if not self._engine.reset_prefix_cache():
-            self._lose(EngineError("prefix cache not cleared"))
-            raise EngineError("vLLM kept keys and values of the old weights (a block is in use); start another engine")
 
     def _release(self) -> None:
         self._by_name.clear()
-        self._names.clear()
+        self._requests.clear()
         self._engine.engine_core.shutdown()
         self._engine = None
 
