@@ -2,7 +2,8 @@
 
 vLLM's V1 `LLMEngine` is driven by `add_request` and `step`: while requests are in flight, a pump task calls `step` in
 the caller's event loop and lets the loop run between steps. So the order of everything is deterministic, and there is
-no second process to lose or to orphan.
+no second process to lose or to orphan; with `tensor_parallel` above 1 there are that many, which only compute, and which
+end with this one.
 
 What in-process vLLM does to its process: it seeds the global random number generators, makes
 `torch.set_num_threads` a no-op (on CPU), and initialises torch.distributed. One engine at a time per process; another
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr.engines.base import Completion, Request
 from apr.engines.local import WEIGHTS_FILE, Flight, LocalEngine, check_weights, read_weights
-from apr.errors import CheckpointError, EngineError, ResourceError
+from apr.errors import CheckpointError, ConfigError, EngineError, ResourceError
 from apr.threads.trace import EngineStop
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ class VllmEngine(LocalEngine):
 
     `max_context`: tokens in one context, prompt and sampled. `max_num_seqs`: requests decoded at once; more wait.
     `kv_cache_bytes`: memory for keys and values, shared by all of them and the prefix cache. `block_size`: tokens in
-    a block, the grain of prefix sharing; on CPU a multiple of 32. `threads`: torch threads, fixed for the whole
-    process by its first engine (None: as they are). `verbose`: let vLLM log.
+    a block, the grain of prefix sharing; on CPU a multiple of 32. `dtype`: of weights and compute; logprobs are float32.
+    `tensor_parallel`: processes, each with a device and `kv_cache_bytes` of its own, that share every layer. `threads`:
+    torch threads of each, fixed for the whole process by its first engine (None: as they are). `verbose`: let vLLM log.
 
     Raises `CheckpointError` if the checkpoint is missing or unusable, `ResourceError` for too little memory.
     """
@@ -59,12 +61,13 @@ class VllmEngine(LocalEngine):
         kv_cache_bytes: int = 512 << 20,
         block_size: int = 32,
         dtype: str = "float32",
+        tensor_parallel: int = 1,
         version: int = 0,
         threads: int | None = None,
         verbose: bool = False,
     ) -> None:
         super().__init__(max_context, version)
-        _set_environment(verbose)
+        _set_environment(verbose, tensor_parallel, threads)
         self._shapes = _shapes(checkpoint)
         self._check_window(checkpoint)
         import torch
@@ -74,6 +77,11 @@ class VllmEngine(LocalEngine):
         if current_platform.is_cpu():  # else the first request waits for a C++ compiler, to count ranks nobody reads
             current_platform.simple_compile_backend = "eager"
             _check_heads(checkpoint)
+        elif tensor_parallel > (devices := current_platform.device_count()):
+            raise ResourceError(
+                f"engine.tensor_parallel={tensor_parallel} needs as many devices, and this process sees {devices}: lower "
+                "it, or give the engine more (cluster.engine_gpus)"
+            )
         if threads is not None:
             torch.set_num_threads(threads)
             if torch.get_num_threads() != threads:
@@ -83,6 +91,7 @@ class VllmEngine(LocalEngine):
                 )
         arguments = EngineArgs(
             model=str(checkpoint), skip_tokenizer_init=True, dtype=dtype, seed=seed % 2**31,
+            tensor_parallel_size=tensor_parallel, distributed_executor_backend="mp" if tensor_parallel > 1 else None,
             max_model_len=max_context, max_num_seqs=max_num_seqs, max_num_batched_tokens=max(8192, max_context),
             enable_chunked_prefill=False,  # a part of a prompt would draw from its request's generator
             kv_cache_memory_bytes=kv_cache_bytes, block_size=block_size, enable_prefix_caching=True,
@@ -186,7 +195,7 @@ class VllmEngine(LocalEngine):
     def _load(self, source: Any) -> None:
         weights = read_weights(source)
         check_weights(weights, self._shapes)
-        chosen = iter([(name, weights[name]) for name in self._shapes])
+        chosen = [(name, weights[name]) for name in self._shapes]  # a list, which other processes can be sent
         try:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": chosen})
             self._engine.apply_model(_repack_embeddings)
@@ -268,6 +277,10 @@ def _explain(error: Exception, checkpoint: Path, kv_cache_bytes: int) -> Excepti
             "machine lacks memory, raise it if one context does not fit, or free memory held by other processes "
             f"(vLLM's own words, of options that are not set here: {error})"
         )
+    if "tensor parallel" in text:
+        return ConfigError(
+            f"vLLM cannot divide {checkpoint} as engine.tensor_parallel says: give a divisor of its attention heads ({error})"
+        )
     if "block size" in text or "block_size" in text:
         return EngineError(f"vLLM cannot use this block_size: {error}. On a CPU use a multiple of 32")
     return CheckpointError(f"vLLM cannot serve {checkpoint}: {error}. Check its config.json, or export it again")
@@ -284,8 +297,12 @@ def _repack_embeddings(model: torch.nn.Module) -> None:
             method.process_weights_after_loading(layer)
 
 
-def _set_environment(verbose: bool) -> None:
+def _set_environment(verbose: bool, tensor_parallel: int, threads: int | None) -> None:
     """Read when vLLM and torch are imported: one process, nothing sent anywhere, and only errors unless asked."""
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process whose torch has computed may hang
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else each process must have a NUMA node
+    if tensor_parallel > 1 and threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
