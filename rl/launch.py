@@ -69,7 +69,8 @@ def launch(config: RlConfig, resume: bool) -> Path:
         # Validation draws nothing new: problems come from the data set, the environment only spells and verifies.
         env = Countdown(CountdownSpec(), dialect)
         protocol = protocol_by_name(config.protocol, dialect)
-        sync: WeightSync = TensorSync() if config.weight_sync == "tensors" else FileSync(run / "weights")
+        keep = config.on_update == "recompute"
+        sync: WeightSync = TensorSync(keep) if config.weight_sync == "tensors" else FileSync(run / "weights", keep)
         with placed(config, start_from, found is not None) as (engine, learner, new_learner):
             parts = Parts(env, protocol, engine, learner, sync, Monitors([]), train, validation)
             reached = asyncio.run(_drive(config, parts, run, start, new_learner))

@@ -61,8 +61,8 @@ class EngineActor:
     async def abort(self, key: StrandKey) -> None:
         await self.engine.abort(key)
 
-    async def pause(self) -> None:
-        await self.engine.pause()
+    async def pause(self, keep: bool) -> None:
+        await self.engine.pause(keep)
 
     async def resume(self) -> None:
         await self.engine.resume()
@@ -167,8 +167,8 @@ class RemoteEngine:
     async def abort(self, key: StrandKey) -> None:
         await self._call("abort", key)
 
-    async def pause(self) -> None:
-        await self._call("pause")
+    async def pause(self, keep: bool = False) -> None:
+        await self._call("pause", keep)
 
     async def resume(self) -> None:
         await self._call("resume")
