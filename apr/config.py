@@ -192,6 +192,12 @@ class ClusterConfig(Strict):
     timeout: float = Field(default=300.0, gt=0, description="seconds to wait for actors to start")
     reply_timeout: float = Field(default=1800.0, gt=0, description="seconds to wait for the reply of one that runs")
 
+    @model_validator(mode="after")
+    def _together(self) -> ClusterConfig:
+        if self.engines > 1 and self.address == "none":
+            raise ValueError("several engines run on Ray only: set cluster.address (local starts one), or cluster.engines=1")
+        return self
+
 
 class EvalConfig(Strict):
     """Evaluation of one checkpoint. `samples` > 1 gives cons@n and pass@n."""

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ MAY_DIFFER = (
 )  # fmt: skip
 LEARNER_MAY_DIFFER = ("lr", "threads", "row_tokens", "tokens_per_pass", "activation_checkpointing")
 WHILE_RUNNING = (OPTIMIZER_FILE, ZERO_FOLDER, STATE_FILE, ADAPTER_FILE)  # in a checkpoint that a run goes on from
-NewLearner = Callable[[Path, bool], LearnerApi]  # from a checkpoint, with its optimiser's state or without
+NewLearner = Callable[[Path, bool], Awaitable[LearnerApi]]  # from a checkpoint, with its optimiser's state or without
 
 
 def launch(config: RlConfig, resume: bool) -> Path:
@@ -110,7 +110,7 @@ async def _drive(config: RlConfig, parts: Parts, run: Path, start: int, new_lear
                     found = checkpoint.latest(run)
                     start_from, start = found or (config.checkpoint, 0)
                     print(f"{error}: restart {lost} of {config.cluster.restarts}, from step {start}", file=sys.stderr)
-                    parts.learner = await asyncio.to_thread(new_learner, start_from, found is not None)
+                    parts.learner = await new_learner(start_from, found is not None)
                 finally:
                     parts.monitor.close()
     finally:
@@ -145,15 +145,17 @@ def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[
     if config.cluster.address == "none":
         engine = build_engine(config.engine, start_from, config.limits.context, config.seed)
 
-        def new_learner(checkpoint: Path, resumed: bool) -> Learner:
-            return Learner(checkpoint, config.learner, config.temperature, config.dialect, resumed, config.checkpoint)
+        async def new_learner(start_from: Path, resumed: bool) -> Learner:
+            return Learner(start_from, config.learner, config.temperature, config.dialect, resumed, config.checkpoint)
 
-        yield engine, new_learner(start_from, resumed), new_learner
+        yield engine, asyncio.run(new_learner(start_from, resumed)), new_learner
         return
+    import ray
+
     from rl.cluster import start
 
     cluster = start(config, start_from, resumed)
     try:
         yield cluster.engine, cluster.learner, cluster.new_learner
     finally:
-        cluster.shutdown()
+        ray.shutdown()

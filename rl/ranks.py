@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from apr.config import RlConfig
 from apr.engines.cluster import cause_of
@@ -132,27 +132,28 @@ def _known(error: BaseException) -> bool:
     return isinstance(error, RayActorError) or (isinstance(error, RayTaskError) and isinstance(error.cause, AprError))
 
 
-def start_learner(
-    config: RlConfig, checkpoint: Path, resumed: bool, options: Sequence[Mapping[str, Any]], timeout: float
+async def start_learner(
+    config: RlConfig, start_from: Path, resumed: bool, options: Sequence[Mapping[str, Any]]
 ) -> RemoteLearner:
     """Start a rank in an actor with each of `options`, and wait until all are ready.
 
-    Raises what a rank raises when it is made, and `ray.exceptions.GetTimeoutError` after `timeout` seconds.
+    Raises what a rank raises when it is made, and `TimeoutError` after `cluster.timeout` seconds.
     """
     actors = [ray.remote(RankActor).options(**option).remote() for option in options]
     try:
-        together = len(actors) > 1 or config.learner.parallel != "plain"
-        address = ray.get(actors[0].address.remote(), timeout=timeout) if together else ""
-        arguments = {
-            "checkpoint": checkpoint.resolve(), "config": config.learner, "temperature": config.temperature,
-            "dialect": config.dialect, "resumed": resumed, "origin": config.checkpoint.resolve(),
-        }  # fmt: skip
-        started = [
-            actor.start.remote(Rank(index, len(actors)), address, config.cluster.reply_timeout, **arguments)
-            for index, actor in enumerate(actors)
-        ]
-        ray.get(started, timeout=timeout)
-    except RayError as error:
+        async with asyncio.timeout(config.cluster.timeout):
+            together = len(actors) > 1 or config.learner.parallel != "plain"
+            address = await actors[0].address.remote() if together else ""
+            arguments = {
+                "checkpoint": start_from.resolve(), "config": config.learner, "temperature": config.temperature,
+                "dialect": config.dialect, "resumed": resumed, "origin": config.checkpoint.resolve(),
+            }  # fmt: skip
+            started = [
+                actor.start.remote(Rank(index, len(actors)), address, config.cluster.reply_timeout, **arguments)
+                for index, actor in enumerate(actors)
+            ]
+            await asyncio.gather(*map(_reply, started))
+    except BaseException as error:
         for actor in actors:
             ray.kill(actor)
         if isinstance(error, RayTaskError):

@@ -1,27 +1,34 @@
-"""An engine in a Ray actor, and its stand-in on this side, which passes the same contract.
+"""An engine in a Ray actor, its stand-in on this side, which passes the same contract, and a pool of them.
 
 Requests made in one turn of the event loop travel together, and so do completions: a strand costs a share of two remote
-calls, however many are in flight.
+calls, however many are in flight. Every wait for the actor ends: it answers within `timeout` seconds, if only that there
+is nothing yet, or it is lost and its process is killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from apr.config import EngineConfig
-from apr.engines.base import Completion, Request
+from apr.config import ClusterConfig, EngineConfig
+from apr.engines.base import Completion, Engine, Request
 from apr.engines.build import build_engine
-from apr.errors import AprError, EngineError, EngineLostError
+from apr.engines.placement import bundle, connect, options, refuse_impossible, reserve
+from apr.engines.pool import EnginePool
+from apr.errors import AprError, EngineError, EngineLostError, ResourceError
 from apr.threads.trace import StrandKey
 
 Result = tuple[int, Completion | Exception]  # the ticket of a request, and how it ended
+PATIENCE = 0.25  # of `timeout`: how long the actor looks for something to say before it says that there is nothing
 
 
 class EngineActor:
@@ -43,9 +50,11 @@ class EngineActor:
             self.running.add(task)
             task.add_done_callback(self.running.discard)
 
-    async def collect(self) -> list[Result]:
-        """Waits for at least one result; returns all there are."""
-        results = [await self.finished.get()]
+    async def collect(self, patience: float) -> list[Result]:
+        """All results there are; waits up to `patience` seconds for the first."""
+        results = []
+        with suppress(TimeoutError):
+            results.append(await asyncio.wait_for(self.finished.get(), patience))
         while not self.finished.empty():
             results.append(self.finished.get_nowait())
         return results
@@ -61,8 +70,13 @@ class EngineActor:
     async def abort(self, key: StrandKey) -> None:
         await self.engine.abort(key)
 
-    async def pause(self, keep: bool) -> None:
-        await self.engine.pause(keep)
+    async def pause(self, keep: bool, patience: float) -> bool:
+        """Whether the engine is paused; it may have to wait for requests longer than `patience` seconds."""
+        try:
+            await asyncio.wait_for(self.engine.pause(keep), patience)
+        except TimeoutError:
+            return False
+        return True
 
     async def resume(self) -> None:
         await self.engine.resume()
@@ -78,18 +92,24 @@ class EngineActor:
 
 
 class RemoteEngine:
-    """The `Engine` seam over an `EngineActor`'s handle. If it dies or cannot be reached, what is in flight is lost."""
+    """The `Engine` seam over an `EngineActor`'s handle. If it dies, cannot be reached, does not answer within `timeout`
+    seconds or says that its engine died, what is in flight is lost, and `end` is called, once, to kill its process: an
+    actor whose engine is dead must not stay."""
 
-    def __init__(self, actor: Any, max_context: int, version: int) -> None:
+    def __init__(self, actor: Any, max_context: int, version: int, timeout: float, end: Callable[[], None]) -> None:
         self._actor = actor
         self._max_context = max_context
         self._version = version
+        self._timeout = timeout
+        self._end = end
+        self._lost: str | None = None  # why
         self._keys: set[StrandKey] = set()
         # By ticket, not by key: a cancelled request's late result must not answer the next one under its key.
         self._waiting: dict[int, asyncio.Future[Completion]] = {}
         self._tickets = itertools.count()
         self._outbox: list[tuple[int, Request]] = []
         self._sent: set[Any] = set()  # calls that may still be on their way
+        self._collecting: Any = None  # the call under way: if its pump is cancelled, the next one needs its results
         self._pump: asyncio.Task[None] | None = None
         self._sender: asyncio.Task[None] | None = None
 
@@ -104,8 +124,8 @@ class RemoteEngine:
     async def generate(self, request: Request) -> Completion:
         if request.key in self._keys:
             raise EngineError(f"{request.key} is in flight already; a key names one request at a time")
-        if self._actor is None:
-            raise EngineLostError("the engine is closed")
+        if self._lost is not None:
+            raise EngineLostError(self._lost)
         loop = asyncio.get_running_loop()
         ticket = next(self._tickets)
         future: asyncio.Future[Completion] = loop.create_future()
@@ -119,30 +139,37 @@ class RemoteEngine:
         try:
             return await future
         except asyncio.CancelledError:
-            await self.abort(request.key)
+            with suppress(EngineLostError):
+                await self.abort(request.key)
             raise
         finally:
             self._waiting.pop(ticket, None)
             self._keys.discard(request.key)
 
     async def _run(self) -> None:
-        """Send what waits, collect what is ready, until nothing is in flight. Whatever else ends it, those in flight are
-        lost: nobody would ever answer them."""
+        """Send what waits, collect what is ready, until nothing is in flight."""
         try:
             await self._flush()
             while self._waiting:
-                for ticket, result in await self._actor.collect.remote():
-                    future = self._waiting.pop(ticket, None)
-                    if future is None or future.done():
-                        continue
-                    if isinstance(result, Exception):
-                        future.set_exception(result)
-                    else:
-                        future.set_result(result)
-        except BaseException as error:
+                if self._collecting is None:
+                    self._collecting = self._actor.collect.remote(self._timeout * PATIENCE)
+                results = await self._reply(self._collecting, "requests")
+                self._collecting = None
+                for ticket, result in results:
+                    self._settle(ticket, result)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody would ever answer these requests
             self._lose(error)
-            if not isinstance(error, Exception):
-                raise
+
+    def _settle(self, ticket: int, result: Completion | Exception) -> None:
+        if isinstance(result, EngineLostError):
+            raise result
+        future = self._waiting.pop(ticket, None)
+        if future is None or future.done():
+            return
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
 
     async def _flush(self) -> None:
         """Send what waits; return when all that was sent has arrived, so that the next call of the actor meets it."""
@@ -151,24 +178,29 @@ class RemoteEngine:
                 requests, self._outbox = self._outbox, []
                 self._sent.add(self._actor.submit.remote(requests))
             for sent in list(self._sent):
-                await sent
+                await self._reply(sent, "submit")
                 self._sent.discard(sent)
-        except Exception as error:  # noqa: BLE001 - whatever it is, nobody would ever answer these requests
-            self._sent.clear()
+        except Exception as error:  # noqa: BLE001 - as above
             self._lose(error)
 
-    def _lose(self, error: BaseException) -> None:
+    def _lose(self, error: Exception) -> None:
+        """The engine is beyond use: what is in flight, and what comes later, fails."""
+        if self._lost is None:
+            self._lost = str(error) if isinstance(error, EngineLostError) else f"the engine's actor was lost: {error!r}"
+            self._end()
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(EngineLostError(f"the engine's actor was lost: {error!r}"))
+                future.set_exception(EngineLostError(self._lost))
         self._waiting.clear()
         self._outbox.clear()
+        self._sent.clear()
 
     async def abort(self, key: StrandKey) -> None:
         await self._call("abort", key)
 
     async def pause(self, keep: bool = False) -> None:
-        await self._call("pause", keep)
+        while not await self._call("pause", keep, self._timeout * PATIENCE):
+            pass
 
     async def resume(self) -> None:
         await self._call("resume")
@@ -182,28 +214,33 @@ class RemoteEngine:
         return metrics
 
     async def close(self) -> None:
-        """End the actor's engine, then the actor; what is still in flight is lost. Closing twice does nothing."""
-        if self._actor is None:
-            return
-        actor, self._actor = self._actor, None
-        try:
-            await actor.close.remote()
-        except RayError as error:
-            self._lose(error)
-        ray.kill(actor)
-        self._lose(EngineError("closed"))
+        """End the engine, then its actor; what is still in flight is lost. Closing twice does nothing."""
+        if self._lost is None:
+            with suppress(EngineLostError):
+                await self._call("close")
+            self._lose(EngineLostError("the engine is closed"))
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         """A call of the actor, after all requests made before it."""
-        if self._actor is None:
-            raise EngineLostError("the engine is closed")
         await self._flush()
+        if self._lost is not None:
+            raise EngineLostError(self._lost)
         try:
-            return await getattr(self._actor, method).remote(*arguments)
+            return await self._reply(getattr(self._actor, method).remote(*arguments), method)
+        except EngineLostError as error:
+            self._lose(error)
+            raise
+
+    async def _reply(self, call: Any, what: str) -> Any:
+        """What the actor returned or raised; `EngineLostError` if nothing comes."""
+        try:
+            return await asyncio.wait_for(call, self._timeout)
+        except TimeoutError as error:
+            raise EngineLostError(f"the engine's actor gave no answer ({what}) within {self._timeout:g} s") from error
         except RayTaskError as error:
             raise cause_of(error) from error
-        except RayError as error:
-            raise EngineLostError(f"the engine's actor was lost: {error}") from error
+        except (RayError, OSError) as error:
+            raise EngineLostError(f"the engine's actor was lost ({what}): {error!r}") from error
 
 
 def cause_of(error: RayTaskError) -> Exception:
@@ -212,14 +249,64 @@ def cause_of(error: RayTaskError) -> Exception:
     return cause
 
 
-def start_engine(
-    config: EngineConfig, checkpoint: Path, max_context: int, seed: int, options: Mapping[str, Any], timeout: float
+async def start_engine(
+    config: EngineConfig, checkpoint: Path, max_context: int, seed: int, cluster: ClusterConfig
 ) -> RemoteEngine:
-    """Start an engine actor and wait until it serves. Raises `ray.exceptions.GetTimeoutError` after `timeout` s."""
-    actor = ray.remote(EngineActor).options(**options).remote()
-    started = actor.start.remote(config, checkpoint.resolve(), max_context, seed)
+    """Place an engine's actor and wait until it serves. Raises `ResourceError` if that takes longer than it may."""
+    needs = bundle(cluster.engine_cpus, cluster.engine_gpus)
+    group = await reserve([needs], "PACK", cluster.timeout, "an engine")
     try:
-        window, version = ray.get(started, timeout=timeout)
-    except RayTaskError as error:
-        raise cause_of(error) from error
-    return RemoteEngine(actor, window, version)
+        settings = options(cluster.engine_cpus, cluster.engine_gpus, config.threads, group)
+        actor = ray.remote(EngineActor).options(**settings, max_concurrency=1000).remote()
+        started = actor.start.remote(config, checkpoint.resolve(), max_context, seed)
+        window, version = await asyncio.wait_for(started, cluster.timeout)
+    except BaseException as error:
+        remove_placement_group(group)  # and with it the actor, if there is one
+        if isinstance(error, TimeoutError):
+            raise ResourceError(
+                f"an engine had its place, but did not start within cluster.timeout={cluster.timeout:g} s: its log, in "
+                "Ray's session folder, says how far it came; raise cluster.timeout if it needs longer"
+            ) from error
+        if isinstance(error, RayTaskError):
+            raise cause_of(error) from error
+        if isinstance(error, RayError):
+            raise ResourceError(f"an engine died while it started, perhaps for lack of memory: {error}") from error
+        raise
+    return RemoteEngine(actor, window, version, cluster.timeout, partial(_end, actor, group))
+
+
+def _end(actor: Any, group: PlacementGroup) -> None:
+    ray.kill(actor)
+    remove_placement_group(group)
+
+
+class ClusterPool(EnginePool):
+    """A pool whose engines read the tensors of an update from the object store, where they are put once for all."""
+
+    async def update_weights(self, source: Any, version: int) -> None:
+        await super().update_weights(ray.put(source) if isinstance(source, Mapping) else source, version)
+
+
+async def start_pool(
+    config: EngineConfig, cluster: ClusterConfig, checkpoint: Callable[[], Path], max_context: int, seed: int
+) -> EnginePool:
+    """All engines of `cluster`, each with a place of its own. `checkpoint`: where an engine made now begins from; the
+    first one may be gone when one is made again."""
+
+    async def make(index: int) -> Engine:
+        return await start_engine(config, checkpoint(), max_context, seed, cluster)
+
+    return await ClusterPool.start(
+        make, cluster.engines, routing=cluster.routing, restarts=cluster.restarts, timeout=cluster.timeout
+    )
+
+
+@contextmanager
+def served(config: EngineConfig, cluster: ClusterConfig, checkpoint: Path, max_context: int) -> Iterator[EnginePool]:
+    """The engines of `cluster`, on the Ray that it names; connected to within the block, where nothing else runs."""
+    connect(cluster.address)
+    try:
+        refuse_impossible([bundle(cluster.engine_cpus, cluster.engine_gpus)] * cluster.engines)
+        yield asyncio.run(start_pool(config, cluster, lambda: checkpoint, max_context, seed=0))
+    finally:
+        ray.shutdown()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from envs.countdown.env import Countdown, CountdownSpec
 FLUSH_EVERY = 50  # traces; a kill loses no more
 HASHES: dict[str, type] = {"data_hash": str, "checkpoint_hash": str}
 # In which configurations of the same evaluation may differ; the hashes speak for `data` and `checkpoint`.
-ANYTHING = ("out", "data", "checkpoint", "dialect", "problems", "budgets", "engine", "in_flight")
+ANYTHING = ("out", "data", "checkpoint", "dialect", "problems", "budgets", "engine", "cluster", "in_flight")
 
 
 def evaluate(config: EvalConfig) -> list[Trace]:
@@ -60,10 +61,22 @@ def evaluate(config: EvalConfig) -> list[Trace]:
         missing = jobs[len(done) :]
         _check_same(done, jobs, run)
         if missing:
-            engine = build_engine(config.engine, config.checkpoint, config.limits.context)
-            done += asyncio.run(_attempts(config, dialect, engine, missing, run / TRACES))
+            with _engine(config) as engine:
+                done += asyncio.run(_attempts(config, dialect, engine, missing, run / TRACES))
         write_text(run / SUMMARY, json.dumps(asdict(summarise(config.out.name, done)), indent=1))
     return done
+
+
+@contextmanager
+def _engine(config: EvalConfig) -> Iterator[Engine]:
+    """In this process, or as Ray actors that end with the block."""
+    if config.cluster.address == "none":
+        yield build_engine(config.engine, config.checkpoint, config.limits.context)
+        return
+    from apr.engines.cluster import served
+
+    with served(config.engine, config.cluster, config.checkpoint, config.limits.context) as engines:
+        yield engines
 
 
 async def _attempts(

@@ -46,17 +46,30 @@ def _remote(checkpoint: Path) -> Engine:
     """The tiny engine in a Ray actor of a local cluster, which ends with this process."""
     import ray
 
-    from apr.config import EngineConfig
+    from apr.config import ClusterConfig, EngineConfig
     from apr.engines.cluster import start_engine
 
     ray.init(num_cpus=1, include_dashboard=False, logging_level="warning", ignore_reinit_error=True)
-    options = {"num_cpus": 1, "max_concurrency": 1000}
-    return start_engine(EngineConfig(kind="tiny", threads=1), checkpoint, WINDOW, 0, options, 120)
+    config, cluster = EngineConfig(kind="tiny", threads=1), ClusterConfig(address="local", timeout=120)
+    return asyncio.run(start_engine(config, checkpoint, WINDOW, 0, cluster))
+
+
+def _pool(checkpoint: Path) -> Engine:
+    """Two tiny engines behind one seam."""
+    from apr.engines.pool import EnginePool
+    from apr.engines.tiny import TinyEngine
+
+    async def make(index: int) -> Engine:
+        return TinyEngine.from_checkpoint(checkpoint, max_context=WINDOW)
+
+    return asyncio.run(EnginePool.start(make, 2))
 
 
 def _make(kind: str, checkpoint: Callable[[int], Path]) -> Engine:
     if kind == "remote":
         return _remote(checkpoint(0))
+    if kind == "pool":
+        return _pool(checkpoint(0))
     if kind == "scripted":
         return ScriptedEngine(_babble, max_context=WINDOW, delays=lambda request: len(request.ids))
     if kind == "tiny":
@@ -68,7 +81,7 @@ def _make(kind: str, checkpoint: Callable[[int], Path]) -> Engine:
     return VllmEngine(checkpoint(0), max_context=WINDOW, seed=0, max_num_seqs=64, kv_cache_bytes=64 << 20)
 
 
-@pytest.fixture(scope="module", params=["scripted", "tiny", "remote", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.fixture(scope="module", params=["scripted", "tiny", "pool", "remote", pytest.param("vllm", marks=pytest.mark.vllm)])
 def case(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path]) -> Iterator[Case]:
     engine = _make(request.param, make_checkpoint)
     yield Case(request.param, engine, make_checkpoint)
@@ -502,11 +515,15 @@ def test_whatever_ray_raises_no_request_waits_for_ever(method: str) -> None:
 
     async def play(error: Exception) -> None:
         methods = {name: Method(error if name == method else None) for name in ("submit", "collect")}
-        engine = RemoteEngine(type("Actor", (), methods), WINDOW, 0)
+        ends: list[bool] = []
+        engine = RemoteEngine(type("Actor", (), methods), WINDOW, 0, 30, lambda: ends.append(True))
         asked = [engine.generate(ask(name)) for name in "ab"]
         results = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 30)
         assert [type(result) for result in results] == [EngineLostError] * 2
         assert all("lost" in str(result) and type(error).__name__ in str(result) for result in results)
+        assert ends == [True]
+        with pytest.raises(EngineLostError):
+            await engine.generate(ask())
 
     for error in (ObjectLostError("ref", "owner", "site"), OutOfMemoryError("full"), RaySystemError("x"), OSError("x")):
         asyncio.run(play(error))

@@ -1,0 +1,130 @@
+"""Connecting to Ray, and places for actors there. Every wait ends, with an error that says what was lacking."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private.services import get_ray_address_from_environment
+from ray._private.state import available_resources_per_node
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from apr.errors import ResourceError
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # Ray's 15 starves the actors wherever anything else runs
+}
+LOWER = "lower cluster.engines, cluster.ranks, cluster.*_cpus or cluster.*_gpus"
+Bundle = Mapping[str, float]  # what one actor needs, by resource
+
+
+def connect(address: str) -> None:
+    """Connect to the Ray at `cluster.address`, or start one. Raises `ResourceError` if there is none."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        # `auto`: what RAY_ADDRESS names, or the cluster that runs here, or `OSError`.
+        found = get_ray_address_from_environment("auto", None) if address == "auto" else address
+        _check_reachable(found)
+        own = {"include_dashboard": False} if found == "local" else {}
+        with _terminations_blocked():
+            ray.init(address=found, logging_level="warning", **own)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ResourceError(
+            f"no Ray cluster at cluster.address={address} ({error}): start one with `ray start --head`, or use local"
+        ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raise `OSError` if nobody listens at `host:port`: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+@contextmanager
+def _terminations_blocked() -> Iterator[None]:
+    """Processes started within inherit that SIGTERM is blocked, and so do theirs. One sent to the whole process group
+    would else end Ray under the step that is to be finished and saved; this process still ends them all."""
+    if threading.current_thread() is not threading.main_thread():  # which gets no signals
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def bundle(cpus: float, gpus: float) -> Bundle:
+    """What an actor needs, as Ray reserves it: no zeros, and never nothing."""
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount} or {"CPU": 0.001}
+
+
+def refuse_impossible(bundles: Sequence[Bundle]) -> None:
+    """Raise `ResourceError` at once for what the whole cluster could never give, instead of waiting for it."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name in ("CPU", "GPU"):
+        amounts = [one.get(name, 0.0) for one in bundles]
+        have = [node.get(name, 0.0) for node in nodes]
+        if sum(amounts) > sum(have):
+            raise ResourceError(f"all actors need {sum(amounts):g} {name}s, the cluster has {sum(have):g}: {LOWER}")
+        if max(amounts) > max(have):
+            raise ResourceError(f"one actor needs {max(amounts):g} {name}s, no node has over {max(have):g}: {LOWER}")
+
+
+async def reserve(bundles: Sequence[Bundle], strategy: str, timeout: float, what: str) -> PlacementGroup:
+    """Places for actors, together or not at all. `what` names them in the `ResourceError` raised after `timeout` s."""
+    group = placement_group([dict(one) for one in bundles], strategy=strategy)
+    deadline = time.monotonic() + timeout
+    try:
+        while placement_group_table(group)["state"] != "CREATED":
+            if time.monotonic() > deadline:
+                needs = " + ".join(_words(one) for one in bundles)
+                raise ResourceError(
+                    f"{what} found no place within cluster.timeout={timeout:g} s. Needed: {needs} ({strategy}); free now: "
+                    f"{_free()}. End what holds the rest, add nodes, or {LOWER}"
+                )
+            await asyncio.sleep(0.05)
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    return group
+
+
+def options(cpus: float, gpus: float, threads: int, group: PlacementGroup, index: int = 0) -> dict[str, Any]:
+    """How an actor is started in bundle `index` of `group`. Ray sets OMP_NUM_THREADS from an actor's CPUs, which would
+    halve a learner's speed: it is set from `threads`."""
+    quiet = {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    place = PlacementGroupSchedulingStrategy(group, index)
+    return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": quiet}, "scheduling_strategy": place}
+
+
+def _free() -> str:
+    """What is free now, node by node."""
+    free = available_resources_per_node()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return "; ".join(
+        f"{node['NodeManagerHostname']} {_words(free.get(node['NodeID'], {}))} (of {_words(node['Resources'])})"
+        for node in nodes
+    )
+
+
+def _words(resources: Bundle) -> str:
+    return ", ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
