@@ -189,7 +189,8 @@ class ClusterConfig(Strict):
         default="trace", description="trace: a trace's strands go to one engine; spread: children to the least busy one"
     )
     restarts: int = Field(default=10, ge=0, description="of lost engines and learners in a run, before it ends")
-    timeout: float = Field(default=300.0, gt=0, description="seconds to wait for actors to start, or for a reply")
+    timeout: float = Field(default=300.0, gt=0, description="seconds to wait for actors to start")
+    reply_timeout: float = Field(default=1800.0, gt=0, description="seconds to wait for the reply of one that runs")
 
     @model_validator(mode="after")
     def _together(self) -> ClusterConfig:
@@ -232,6 +233,13 @@ class SoftBudget(Strict):
     weight: float = Field(gt=0, le=1)
 
 
+class Bonus(Strict):
+    """A success earns `weight` times min(1, measure / `cap`)."""
+
+    cap: float = Field(gt=0)
+    weight: float = Field(gt=0)
+
+
 class RewardConfig(Strict):
     """Success = correct and within the hard budgets; soft terms only separate successes."""
 
@@ -239,6 +247,12 @@ class RewardConfig(Strict):
     soft_context: SoftBudget | None = None
     soft_span: SoftBudget | None = None
     soft_work: SoftBudget | None = None
+    acceleration: Bonus | None = Field(
+        default=None, description="1 - span_sampled / work_sampled; ThreadWeaver (arXiv 2512.07843): cap 0.2, weight 0.1"
+    )
+    concurrency: Bonus | None = Field(
+        default=None, description="threads active on average; AsyncThink (arXiv 2510.26658): cap is tau times its pool"
+    )
 
     @model_validator(mode="after")
     def _success_pays(self) -> RewardConfig:
@@ -321,6 +335,7 @@ class RlConfig(Strict):
     max_lost_share: float = Field(default=0.05, ge=0, le=1, description="of a step's traces lost with their engine")
     traces_per_step: int = Field(default=8, ge=0, description="sampled traces kept for the viewer")
     tensorboard: bool = True
+    wandb: str | None = Field(default=None, description="a Weights & Biases project to log to as well")
     out: Path = Path("runs/rl")
 
     @model_validator(mode="after")
@@ -332,6 +347,14 @@ class RlConfig(Strict):
             raise ValueError(f"reward.budgets.context ({budget}) exceeds limits.context ({self.limits.context})")
         if self.protocol == "spawn_join" and self.limits.depth < 1:
             raise ValueError("protocol spawn_join needs limits.depth of at least 1")
+        divided = self.learner.parallel != "plain" or max(self.cluster.ranks, self.cluster.engines) > 1
+        if divided and self.cluster.address == "none":
+            raise ValueError(
+                "cluster.engines, cluster.ranks above 1 and learner.parallel need Ray: set cluster.address=local, or the "
+                "address of a cluster"
+            )
+        if self.learner.lora and self.learner.parallel == "zero3":
+            raise ValueError("learner.lora leaves too little to divide for zero3: set learner.parallel to zero2 or less")
         return self
 
 

@@ -41,6 +41,14 @@ class EngineLostError(EngineError):
     """The engine died with requests in flight; the strand may be sampled again under the same key."""
 
 
+class LearnerLostError(AprError, RuntimeError):
+    """A rank of the learner died; the run goes on from its newest checkpoint, with a new learner."""
+
+
+class JudgeError(AprError, RuntimeError):
+    """The environment raised whenever it was asked to judge an answer."""
+
+
 class ParityError(AprError, RuntimeError):
     """The sampler's and the learner's logprobs of the same tokens disagree: training on them would be wrong."""
 

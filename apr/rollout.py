@@ -9,11 +9,15 @@ from typing import Any
 
 from apr.config import ConditionConfig
 from apr.engines.base import Engine
+from apr.errors import JudgeError
 from apr.threads.limits import Limits
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.session import Sampling, attempt
 from apr.threads.trace import Outcome, StopReason, Trace
 from envs.base import Env
+from envs.countdown.verify import Verdict
+
+JUDGE_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,9 @@ class Job:
     sample: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Roller:
-    """All that attempts share."""
+    """All that attempts share. At most `in_flight` run at once, over all calls of `run`; earlier calls go first."""
 
     env: Env
     engine: Engine
@@ -35,12 +39,14 @@ class Roller:
     sampling: Sampling
     in_flight: int
 
+    def __post_init__(self) -> None:
+        self._slots = asyncio.Semaphore(self.in_flight)
+
     async def run(self, jobs: Sequence[Job], step: int = 0) -> AsyncIterator[Trace]:
-        """Verified traces in the order of `jobs`, at most `in_flight` attempts at once."""
-        slots = asyncio.Semaphore(self.in_flight)
+        """Verified traces in the order of `jobs`. Raises `JudgeError` if the environment cannot judge one."""
 
         async def one(job: Job) -> Trace:
-            async with slots:
+            async with self._slots:
                 trace = await attempt(
                     job.problem, self.env.prompt(job.problem), engine=self.engine, protocol=self.protocol,
                     limits=self.limits, sampling=self.sampling, step=step, sample=job.sample,
@@ -66,6 +72,21 @@ def verified(trace: Trace, env: Env, protocol: ThreadProtocol) -> Trace:
     """The trace with its answer and outcome. A lost engine anywhere makes the whole trace lost, never wrong."""
     if any(thread.stop is StopReason.ENGINE_LOST for thread in trace.threads):
         return replace(trace, outcome=Outcome(StopReason.ENGINE_LOST, False, "the engine was lost"))
-    answer = env.read(protocol.answer(trace.root))
-    verdict = env.verify(trace.problem, answer)
+    answer, verdict = _judged(trace, env, protocol)
     return replace(trace, answer=answer, outcome=Outcome(trace.root.stop, verdict.ok, verdict.reason))
+
+
+def _judged(trace: Trace, env: Env, protocol: ThreadProtocol) -> tuple[str | None, Verdict]:
+    """A judge that asks others (a sandbox, a service) may fail once; one that fails always must not pass for a verdict."""
+    failures = 0
+    while True:
+        try:
+            answer = env.read(protocol.answer(trace.root))
+            return answer, env.verify(trace.problem, answer)
+        except Exception as error:  # noqa: BLE001 - an environment is the user's code: whatever it raises
+            failures += 1
+            if failures == JUDGE_ATTEMPTS:
+                raise JudgeError(
+                    f"the environment failed {failures} times to judge an answer to problem {trace.problem['id']!r}: "
+                    f"{error!r}. Mend its `verify`; nothing was scored wrong for it, and --resume goes on"
+                ) from error

@@ -14,7 +14,8 @@ from apr.engines.local import WEIGHTS_FILE
 from apr.errors import CheckpointError
 from apr.runs import whole_folder
 from apr.threads.trace import SCHEMA
-from rl.learner import OPTIMIZER_FILE, LearnerApi
+from rl.learner import LearnerApi
+from rl.parallel import OPTIMIZER_FILE, ZERO_FOLDER
 
 STATE_FILE = "state.json"
 
@@ -31,10 +32,10 @@ async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
     final = folder_of(run, step)
     with whole_folder(final) as folder:
         await learner.save(folder)
-        for name in (WEIGHTS_FILE, OPTIMIZER_FILE):
-            if not (folder / name).is_file():
+        for names in ((WEIGHTS_FILE,), (OPTIMIZER_FILE, ZERO_FOLDER)):
+            if not any((folder / name).exists() for name in names):
                 raise CheckpointError(
-                    f"the learner saved its checkpoint, but {folder / name} is not here. Does it run on another node? "
+                    f"the learner saved its checkpoint, but {folder / names[0]} is not here. Does it run on another node? "
                     "`out` must be a folder that all nodes of the cluster share"
                 )
         (folder / STATE_FILE).write_text(json.dumps({"schema": SCHEMA, "step": step}))

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,28 @@ from apr.data.store import problems_hash, read_problems
 from apr.dialects import dialect_of
 from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
-from apr.errors import RunDirectoryError
+from apr.errors import LearnerLostError, RunDirectoryError
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
 from apr.runs import refuse_other, run_directory, whole_folder
 from envs.countdown.env import Countdown, CountdownSpec
 from rl import checkpoint, loop
 from rl.checkpoint import STATE_FILE
-from rl.learner import OPTIMIZER_FILE, Learner, LearnerApi
-from rl.monitor import JsonlMonitor, Monitor, Monitors, TensorBoardMonitor
+from rl.learner import ADAPTER_FILE, Learner, LearnerApi
+from rl.monitor import Monitors, open_monitors
+from rl.parallel import OPTIMIZER_FILE, ZERO_FOLDER
+from rl.parts import Parts
 from rl.weight_sync import FileSync, TensorSync, WeightSync
 
 # What may change when a run goes on: where and how it runs, how long, what is watched and kept; and the learning rate.
 MAY_DIFFER = (
     "out", "steps", "checkpoint_every", "keep_checkpoints", "validate_every", "validate_problems", "cluster", "engine",
-    "weight_sync", "in_flight", "traces_per_step", "tensorboard", "max_silent_steps", "max_lost_share", "parity_mean",
+    "weight_sync", "in_flight", "traces_per_step", "tensorboard", "wandb", "max_silent_steps", "max_lost_share", "parity_mean",
     "parity_max",
 )  # fmt: skip
-LEARNER_MAY_DIFFER = ("lr", "threads", "tokens_per_pass")
+LEARNER_MAY_DIFFER = ("lr", "threads", "row_tokens", "tokens_per_pass", "activation_checkpointing")
+WHILE_RUNNING = (OPTIMIZER_FILE, ZERO_FOLDER, STATE_FILE, ADAPTER_FILE)  # in a checkpoint that a run goes on from
+NewLearner = Callable[[Path, bool], Awaitable[LearnerApi]]  # from a checkpoint, with its optimiser's state or without
 
 
 def launch(config: RlConfig, resume: bool) -> Path:
@@ -65,16 +69,11 @@ def launch(config: RlConfig, resume: bool) -> Path:
         # Validation draws nothing new: problems come from the data set, the environment only spells and verifies.
         env = Countdown(CountdownSpec(), dialect)
         protocol = protocol_by_name(config.protocol, dialect)
-        sync: WeightSync = TensorSync() if config.weight_sync == "tensors" else FileSync(run / "weights")
-        with placed(config, start_from, found is not None) as (engine, learner):
-            monitors: list[Monitor] = [JsonlMonitor(run / "metrics.jsonl", start)]
-            if config.tensorboard:
-                monitors.append(TensorBoardMonitor(run / "tensorboard", start))
-            parts = loop.Parts(env, protocol, engine, learner, sync, Monitors(monitors), train, validation)
-            try:
-                reached = asyncio.run(_drive(config, parts, run, start))
-            finally:
-                parts.monitor.close()
+        keep = config.on_update == "recompute"
+        sync: WeightSync = TensorSync(keep) if config.weight_sync == "tensors" else FileSync(run / "weights", keep)
+        with placed(config, start_from, found is not None) as (engine, learner, new_learner):
+            parts = Parts(env, protocol, engine, learner, sync, Monitors([]), train, validation)
+            reached = asyncio.run(_drive(config, parts, run, start, new_learner))
         newest = checkpoint.folder_of(run, reached)
         if reached == config.steps:
             return _finished(run, newest)
@@ -91,14 +90,29 @@ def _finished(run: Path, newest: Path) -> Path:
     """`final`: the last checkpoint without the optimiser's state, for evaluation and export."""
     final = run / "final"
     with whole_folder(final) as folder:
-        shutil.copytree(newest, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(OPTIMIZER_FILE, STATE_FILE))
+        shutil.copytree(newest, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*WHILE_RUNNING))
     return final
 
 
-async def _drive(config: RlConfig, parts: loop.Parts, run: Path, start: int) -> int:
+async def _drive(config: RlConfig, parts: Parts, run: Path, start: int, new_learner: NewLearner) -> int:
+    """The loop, begun again from the newest checkpoint with a new learner if one is lost, so often as it may be."""
+    lost = 0
     try:
         with _stop_at_signal() as stopping:
-            return await loop.run(config, parts, run, start, stopping)
+            while True:
+                parts.monitor = open_monitors(config, run, start)
+                try:
+                    return await loop.run(config, parts, run, start, stopping)
+                except LearnerLostError as error:
+                    lost += 1
+                    if lost > config.cluster.restarts:
+                        raise
+                    found = checkpoint.latest(run)
+                    start_from, start = found or (config.checkpoint, 0)
+                    print(f"{error}: restart {lost} of {config.cluster.restarts}, from step {start}", file=sys.stderr)
+                    parts.learner = await new_learner(start_from, found is not None)
+                finally:
+                    parts.monitor.close()
     finally:
         await parts.engine.close()
 
@@ -126,16 +140,22 @@ def _stop_at_signal() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[Engine, LearnerApi]]:
-    """Engine and learner in this process, or as Ray actors that end with the block."""
+def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[Engine, LearnerApi, NewLearner]]:
+    """Engine and learner in this process, or as Ray actors that end with the block; and what replaces a lost learner."""
     if config.cluster.address == "none":
         engine = build_engine(config.engine, start_from, config.limits.context, config.seed)
-        yield engine, Learner(start_from, config.learner, config.temperature, config.dialect, resumed)
+
+        async def new_learner(start_from: Path, resumed: bool) -> Learner:
+            return Learner(start_from, config.learner, config.temperature, config.dialect, resumed, config.checkpoint)
+
+        yield engine, asyncio.run(new_learner(start_from, resumed)), new_learner
         return
+    import ray
+
     from rl.cluster import start
 
-    remote_engine, learner, shutdown = start(config, start_from, resumed)
+    cluster = start(config, start_from, resumed)
     try:
-        yield remote_engine, learner
+        yield cluster.engine, cluster.learner, cluster.new_learner
     finally:
-        shutdown()
+        ray.shutdown()

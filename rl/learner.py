@@ -1,192 +1,256 @@
 """The learner: holds the trained weights, turns samples into gradients, and hands out weights and checkpoints.
 
-All methods are coroutines, so that the loop calls a learner in its own process and one in a Ray actor alike.
+All methods are coroutines, so that the loop calls a learner in its own process and one in Ray actors alike. Of several
+ranks each runs this same code on its share of the passes; `rl.parallel` joins their gradients.
 """
 
 from __future__ import annotations
 
-import io
-import math
-import pickle
 import time
 import typing
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from apr.config import LearnerConfig
 from apr.dialects import dialect_of
-from apr.errors import AprError, CheckpointError, ParityError
+from apr.errors import CheckpointError, ParityError
 from apr.memory import keep_freed_memory
-from apr.runs import write_bytes
 from apr.sft.train import read_card, save_checkpoint
-from rl.losses import policy_loss
+from rl import adapters
+from rl.losses import LossTerms, policy_loss
+from rl.packing import Pass, plan
+from rl.parallel import Rank, backend
 from rl.samples import Sample
 
-OPTIMIZER_FILE = "optimizer.pt"
+ADAPTER_FILE = "adapter.safetensors"
+ALONE = Rank()
 
 
 class LearnerApi(typing.Protocol):
-    """What the loop asks of a learner, here or in a Ray actor (`rl.cluster.RemoteLearner`)."""
+    """What the loop asks of a learner, here or in Ray actors (`rl.ranks.RemoteLearner`)."""
 
     async def update(self, batch: Sequence[Sample], lr: float, parity: tuple[float, float]) -> dict[str, float]: ...
 
-    async def weights(self) -> dict[str, Tensor]: ...
+    async def weights(self) -> Any: ...
 
     async def save_weights(self, folder: Path) -> None: ...
 
     async def save(self, folder: Path) -> None: ...
 
 
+class Scorer(nn.Module):
+    """Logprobs of chosen tokens at a temperature. What is trained, and divided among ranks."""
+
+    def __init__(self, model: Any, temperature: float, dtype: str) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.dtype = getattr(torch, dtype)
+
+    def forward(self, one: Pass) -> Tensor:
+        """The logprobs of the pass's trained tokens, shape [tokens], in float32. Only they go through the output layer."""
+        with torch.autocast(one.ids.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            hidden = self.model.get_decoder()(
+                input_ids=one.ids, position_ids=one.positions, attention_mask=one.mask, use_cache=False
+            ).last_hidden_state
+            logits = self.model.get_output_embeddings()(hidden[one.rows, one.before])
+        return torch.log_softmax(logits.float() / self.temperature, dim=-1).gather(1, one.targets[:, None]).squeeze(1)
+
+
 class Learner:
-    """One rank of plain torch, float32. `temperature` divides its logits, as it divides the sampler's; `dialect` is
-    that of a checkpoint that does not say. `resumed`: the optimiser goes on from its state in the checkpoint; a new run
-    begins without one, whatever run its checkpoint is from."""
+    """One rank. `temperature` divides its logits, as it divides the sampler's; `dialect` is that of a checkpoint that
+    does not say. `origin` is the checkpoint that RL began from: the reference of the KL term, and what adapters are added
+    to. `resumed`: the optimiser goes on from its state in `checkpoint`; a new run begins without one, whatever run its
+    checkpoint is from.
+
+    Raises `CheckpointError` if a checkpoint cannot be read or is of another kind of run.
+    """
 
     def __init__(
         self, checkpoint: Path, config: LearnerConfig, temperature: float, dialect: str | None = None,
-        resumed: bool = False,
+        resumed: bool = False, origin: Path | None = None, rank: Rank = ALONE,
     ) -> None:  # fmt: skip
         keep_freed_memory()
         torch.set_num_threads(config.threads)
         self.config = config
-        self.temperature = temperature
+        self.rank = rank
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{checkpoint} holds no readable model ({error}): train or export it again"
-            ) from error
-        self.model = model.to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        origin = origin or checkpoint
+        self.model = _model(origin if config.lora else checkpoint, self.device)
+        if config.lora:
+            adapters.add(self.model, config.lora)
+            if resumed:
+                adapters.load(self.model, _tensors(checkpoint / ADAPTER_FILE), checkpoint)
+        if config.activation_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.enable_input_require_grads()
+        self.scorer = Scorer(self.model, temperature, config.dtype)
+        # With adapters the reference is the model without them.
+        frozen = (
+            _model(origin, self.device).requires_grad_(False) if config.kl_weight and not config.lora else self.model
         )
+        self.reference = Scorer(frozen, temperature, config.dtype)
+        self.backend = backend(self.scorer, config, rank)
         self.vocabulary = dialect_of(checkpoint, dialect).vocabulary
         card = read_card(checkpoint)
         self.card = {**card, "trained": [*(stage for stage in card.get("trained", []) if stage != "rl"), "rl"]}
         if resumed:
-            self._load_optimizer(checkpoint)
-
-    def _load_optimizer(self, checkpoint: Path) -> None:
-        path = checkpoint / OPTIMIZER_FILE
-        try:
-            self.optimizer.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
-        except (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(
-                f"{path} is missing, corrupt or of another model ({error}): delete {checkpoint} to resume before it"
-            ) from error
-        for group in self.optimizer.param_groups:  # the state brings its own; `update` sets the learning rate
-            group["weight_decay"] = self.config.weight_decay
+            self.backend.load(checkpoint)
 
     async def update(self, batch: Sequence[Sample], lr: float, parity: tuple[float, float]) -> dict[str, float]:
-        """`inner_steps` optimiser steps on one batch at learning rate `lr`. Returns metrics. `parity`: (mean, max)
-        absolute gap between the sampler's logprobs and ours that is still allowed; beyond it `ParityError`, before this
-        update has changed a weight."""
+        """`inner_steps` optimiser steps on one batch at learning rate `lr`. Returns metrics, the same on every rank.
+        `parity`: (mean, max) absolute gap between the logprobs that the sampler had from these very weights and ours that
+        is still allowed; beyond it `ParityError`, before this update has changed a weight."""
         started = time.monotonic()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        passes = list(self._passes(batch))
+        plans = plan(batch, self.config.row_tokens, self.config.tokens_per_pass, self.rank.count)
+        passes = [Pass(rows, self.device) for rows in plans[self.rank.index]]
+        references = [self._reference(one) for one in passes]
         old: list[Tensor] = []
         metrics: dict[str, float] = {}
         for inner in range(self.config.inner_steps):
-            loss, clipped, tokens = 0.0, 0.0, 0
+            terms = []
             for i, one in enumerate(passes):
-                with torch.enable_grad():
-                    new = self._logprobs(one)
+                new = self.backend.module(one)
                 if inner == 0:
                     old.append(new.detach())
-                terms = policy_loss(
-                    new, old[i], one.sampler, one.advantages, one.weights,
-                    self.config.clip_low, self.config.clip_high, self.config.importance_cap,
-                )  # fmt: skip
-                terms.loss.backward()
-                loss += terms.loss.item()
-                clipped += terms.clipped.sum().item()
-                tokens += len(one.sampler)
+                term = policy_loss(
+                    new, old[i], one.sampler, one.advantages, one.weights, one.strands, self.config, references[i]
+                )
+                self.backend.backward(term.loss, last=i + 1 == len(passes))
+                terms.append(term)
             if inner == 0:
-                metrics |= _mismatch(old, [one.sampler for one in passes])
+                metrics |= self._mismatch(old, passes)
                 check_parity(metrics, parity)
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm).item()
-            if not math.isfinite(norm):
-                raise AprError(f"the gradient norm is {norm}: lower learner.lr; the last checkpoint is whole")
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            metrics |= {"loss/policy": loss, "loss/grad_norm": norm, "loss/clipped_share": clipped / tokens}
-        forwarded = sum(one.ids.numel() for one in passes)
-        unpadded = sum(len(sample.ids) for sample in batch)
+            norm = self.backend.step(lr)
+            metrics |= self._loss_metrics(terms, passes) | {"loss/grad_norm": norm}
+        tokens = sum(len(sample.block.ids) for rows in plans[self.rank.index] for row in rows for sample in row)
+        forwarded, unique = self.rank.total([sum(one.forwarded for one in passes), tokens])
+        seconds = time.monotonic() - started
         return {
             **metrics,
             "loss/lr": lr,
-            "loss/tokens": float(sum(len(one.sampler) for one in passes)),
-            "loss/padding_share": 1.0 - unpadded / forwarded,
-            "time/learn": time.monotonic() - started,
-        }  # fmt: skip
+            "loss/padding_share": 1.0 - unique / forwarded,
+            "time/learn": seconds,
+            "time/learn_tokens_per_second": unique * self.config.inner_steps / seconds,
+        }
 
     async def weights(self) -> dict[str, Tensor]:
-        """The model's parameters by name, on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        """The model's parameters by name, on the CPU, adapters merged; empty on all ranks but the first."""
+        with self.backend.gathered():
+            return {name: tensor.detach().cpu().clone() for name, tensor in self._state().items()}
 
     async def save_weights(self, folder: Path) -> None:
         """`model.safetensors` in `folder`."""
-        self.model.save_pretrained(folder)
+        with self.backend.gathered():
+            if self.rank.index == 0:
+                self.model.save_pretrained(folder, state_dict=self._state())
 
     async def save(self, folder: Path) -> None:
-        """A checkpoint that `Learner` (and `AutoModelForCausalLM`) opens: weights, tokenizer, optimiser state."""
-        save_checkpoint(folder, self.model, self.vocabulary, self.card)
-        state = io.BytesIO()  # torch's own writer does not say when a disk is full
-        torch.save(self.optimizer.state_dict(), state)
-        write_bytes(folder / OPTIMIZER_FILE, state.getvalue())
+        """A checkpoint that `Learner` (and `AutoModelForCausalLM`) opens: weights, tokenizer, optimiser state; with adapters
+        the merged weights, and the adapters beside them."""
+        with self.backend.gathered():
+            if self.rank.index == 0:
+                save_checkpoint(folder, self.model, self.vocabulary, self.card, self._state())
+                if self.config.lora:
+                    save_file(adapters.state(self.model), folder / ADAPTER_FILE)
+        self.backend.save(folder)
 
-    def _passes(self, batch: Sequence[Sample]) -> Iterator[_Pass]:
-        """Samples of similar length, right-padded, at most `tokens_per_pass` padded tokens together."""
-        waiting: list[Sample] = []
-        for sample in sorted(batch, key=lambda sample: len(sample.ids)):
-            if waiting and (len(waiting) + 1) * len(sample.ids) > self.config.tokens_per_pass:
-                yield _Pass(waiting, self.device)
-                waiting = []
-            waiting.append(sample)
-        if waiting:
-            yield _Pass(waiting, self.device)
+    def _state(self) -> dict[str, Tensor]:
+        if self.rank.index:
+            return {}
+        return adapters.merged(self.model) if self.config.lora else self.model.state_dict()
 
-    def _logprobs(self, one: _Pass) -> Tensor:
-        """The model's logprobs of the trained tokens, shape [tokens]. Right padding cannot reach them: causal."""
-        logits = self.model(input_ids=one.ids, use_cache=False).logits
-        chosen = logits[one.rows, one.positions - 1].float() / self.temperature
-        return torch.log_softmax(chosen, dim=-1).gather(1, one.targets[:, None]).squeeze(1)
+    @torch.no_grad()
+    def _reference(self, one: Pass) -> Tensor | None:
+        if not self.config.kl_weight:
+            return None
+        with self._without_adapters():
+            logprobs: Tensor = self.reference(one)
+        return logprobs
+
+    @contextmanager
+    def _without_adapters(self) -> Iterator[None]:
+        if not self.config.lora:
+            yield
+            return
+        with adapters.disabled(self.model):
+            yield
+
+    def _loss_metrics(self, terms: Sequence[LossTerms], passes: Sequence[Pass]) -> dict[str, float]:
+        weights = [one.weights for one in passes]
+        loss, clipped, truncated, kl, lags, tokens = self.rank.total([
+            sum(term.loss.item() for term in terms),
+            sum(term.clipped.sum().item() for term in terms),
+            sum((term.importance >= self.config.importance_cap).sum().item() for term in terms),
+            sum((term.kl * weight).sum().item() for term, weight in zip(terms, weights)),
+            sum(one.lags.sum().item() for one in passes),
+            sum(len(one.sampler) for one in passes),
+        ])  # fmt: skip
+        (lag,) = self.rank.largest([max((one.lags.max().item() for one in passes if len(one.lags)), default=0.0)])
+        found = {
+            "loss/policy": loss, "loss/clipped_share": clipped / tokens, "loss/truncated_share": truncated / tokens,
+            "loss/tokens": tokens, "off_policy/lag_mean": lags / tokens, "off_policy/lag_max": lag,
+        }  # fmt: skip
+        return found | ({"loss/kl": kl} if self.config.kl_weight else {})
+
+    def _mismatch(self, old: Sequence[Tensor], passes: Sequence[Pass]) -> dict[str, float]:
+        """How the sampler's logprobs differ from the learner's before the step: mean and max gap and k3 KL of the tokens
+        that the sampler had from these very weights, and k3 KL of those it had from older ones."""
+        gap = torch.cat([ours - one.sampler for ours, one in zip(old, passes)])
+        fresh = torch.cat([one.lags == 0 for one in passes])
+        k3 = torch.exp(gap.clamp(-20, 20)) - 1 - gap
+        count, gaps, kl, stale, stale_kl = self.rank.total([
+            fresh.sum().item(), gap[fresh].abs().sum().item(), k3[fresh].sum().item(),
+            (~fresh).sum().item(), k3[~fresh].sum().item(),
+        ])  # fmt: skip
+        (most,) = self.rank.largest([gap[fresh].abs().max().item() if fresh.any() else 0.0])
+        found = {"off_policy/share": stale / (count + stale)} if stale else {}
+        if count:
+            found |= {
+                "mismatch/abs_gap_mean": gaps / count, "mismatch/abs_gap_max": most, "mismatch/kl": kl / count,
+            }  # fmt: skip
+        if stale:
+            found["off_policy/kl"] = stale_kl / stale
+        return found
 
 
-class _Pass:
-    """A padded batch: `ids` [rows, length]; the others [trained tokens]."""
+def _model(checkpoint: Path, device: torch.device) -> Any:
+    """In float32 and in training mode, as activation checkpointing wants it, without dropout, which the sampler has not."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint} holds no readable model ({error}): train or export it again") from error
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.to(device).train()
 
-    def __init__(self, samples: Sequence[Sample], device: torch.device) -> None:
-        length = max(len(sample.ids) for sample in samples)
-        self.ids = torch.tensor([[*s.ids, *[0] * (length - len(s.ids))] for s in samples], device=device)
-        self.rows = torch.tensor([row for row, s in enumerate(samples) for _ in s.positions], device=device)
-        self.positions = torch.tensor([p for s in samples for p in s.positions], device=device)
-        self.targets = self.ids[self.rows, self.positions]
-        self.sampler = torch.tensor([x for s in samples for x in s.logprobs], device=device)
-        self.advantages = torch.tensor([x for s in samples for x in s.advantages], device=device)
-        self.weights = torch.tensor([x for s in samples for x in s.weights], device=device)
 
-
-def _mismatch(old: Sequence[Tensor], sampler: Sequence[Tensor]) -> dict[str, float]:
-    """How the sampler's logprobs differ from the learner's before the step: mean and max gap, and k3 KL estimate."""
-    gap = torch.cat(list(old)) - torch.cat(list(sampler))
-    k3 = torch.exp(gap.clamp(-20, 20)) - 1 - gap
-    return {
-        "mismatch/abs_gap_mean": gap.abs().mean().item(),
-        "mismatch/abs_gap_max": gap.abs().max().item(),
-        "mismatch/kl": k3.mean().item(),
-    }
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is missing or corrupt ({error}): delete {path.parent} to resume before it"
+        ) from error
+    return tensors
 
 
 def check_parity(gaps: dict[str, float], allowed: tuple[float, float]) -> None:
-    """Raise `ParityError` if the sampler and the learner disagree more than (mean, max) allow."""
+    """Raise `ParityError` if the sampler and the learner disagree more than (mean, max) allow. Tokens that were sampled
+    from older weights say nothing about it."""
+    if "mismatch/abs_gap_mean" not in gaps:
+        return
     mean, most = gaps["mismatch/abs_gap_mean"], gaps["mismatch/abs_gap_max"]
     if not (mean <= allowed[0] and most <= allowed[1]):
         raise ParityError(

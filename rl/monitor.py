@@ -8,7 +8,10 @@ import sys
 import typing
 from pathlib import Path
 
+from apr.config import RlConfig
+from apr.errors import ConfigError, ResourceError
 from apr.runs import write_text
+from apr.seeds import derive_seed
 
 
 class Monitor(typing.Protocol):
@@ -54,6 +57,42 @@ class TensorBoardMonitor:
         self.writer.close()
 
 
+class WandbMonitor:
+    """Weights & Biases (`pip install wandb`), if `wandb` names a project. WANDB_MODE=offline writes to the run alone."""
+
+    def __init__(self, project: str, run: Path, config: dict[str, object]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(f"wandb={project} needs the package: pip install wandb, or leave wandb out") from error
+        try:
+            # One W&B run for a run directory: what a resumed run logs again is dropped there, by its step.
+            self.run = wandb.init(project=project, id=run_id(run), dir=str(run), config=config, resume="allow")
+        except (wandb.Error, OSError) as error:
+            raise ResourceError(f"W&B does not answer ({error}): WANDB_MODE=offline, or leave wandb out") from error
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.run.log(metrics, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def run_id(run: Path) -> str:
+    """The same for each start of a run."""
+    return f"{derive_seed(0, 'wandb', run.resolve()):x}"
+
+
+def open_monitors(config: RlConfig, run: Path, start: int) -> Monitors:
+    """All that `config` asks for, from step `start` on."""
+    monitors: list[Monitor] = [JsonlMonitor(run / "metrics.jsonl", start)]
+    if config.tensorboard:
+        monitors.append(TensorBoardMonitor(run / "tensorboard", start))
+    if config.wandb:
+        monitors.append(WandbMonitor(config.wandb, run, config.model_dump(mode="json")))
+    return Monitors(monitors)
+
+
 class Monitors:
     """All monitors of a run, as one that never raises after the start."""
 
@@ -64,10 +103,13 @@ class Monitors:
         for monitor in list(self.monitors):
             try:
                 monitor.log(step, metrics)
-            except (OSError, ValueError, RuntimeError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever a service's client raises, it may not stop a run
                 print(f"warning: {type(monitor).__name__} failed and is switched off: {error}", file=sys.stderr)
                 self.monitors.remove(monitor)
 
     def close(self) -> None:
         for monitor in self.monitors:
-            monitor.close()
+            try:
+                monitor.close()
+            except Exception as error:  # noqa: BLE001 - as above
+                print(f"warning: {type(monitor).__name__} failed to close: {error}", file=sys.stderr)

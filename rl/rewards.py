@@ -2,7 +2,7 @@
 
 `correct` is the verifier's verdict, `within` that every hard budget held, `success` both. Soft penalties subtract from
 successful traces only, and together less than a success is worth: no cheap failure is ever preferred to a dearer
-success, and none to another failure.
+success, and none to another failure. Bonuses for parallel work add to successful traces only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from apr.config import RewardConfig
-from apr.threads.trace import Trace
+from apr.threads.trace import Costs, Trace
 
 
 def rewarded(trace: Trace, config: RewardConfig) -> Trace:
@@ -31,4 +31,17 @@ def rewarded(trace: Trace, config: RewardConfig) -> Trace:
             excess = max(0.0, getattr(trace.costs, name) / soft.budget - 1.0)
             parts[f"penalty_{name}"] = success * soft.weight * min(1.0, excess)
             total -= parts[f"penalty_{name}"]
+    bonuses = {
+        "acceleration": (config.acceleration, acceleration(trace.costs)),
+        "concurrency": (config.concurrency, trace.costs.parallelism_sampled),
+    }
+    for name, (bonus, amount) in bonuses.items():
+        if bonus is not None:
+            parts[f"bonus_{name}"] = success * bonus.weight * min(1.0, amount / bonus.cap)
+            total += parts[f"bonus_{name}"]
     return replace(trace, reward={**parts, "total": total}, budgets=config.budgets.model_dump(exclude_none=True))
+
+
+def acceleration(costs: Costs) -> float:
+    """1 - L_crit / L_tot of ThreadWeaver (arXiv 2512.07843), in sampled tokens: 0 for a serial trace."""
+    return 1.0 - costs.span_sampled / costs.work_sampled if costs.work_sampled else 0.0

@@ -1,4 +1,5 @@
-"""From scored traces to training samples: rows with, per trained token, the sampler's logprob, advantage and weight.
+"""From scored traces to training samples: blocks of strands with, per trained token, the sampler's logprob, advantage
+and weight.
 
 The weights are computed here, over the whole step, so that the loss is a plain sum and does not depend on how samples
 are packed, ordered or divided among learners.
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from apr.sft.rows import rows
+from apr.threads.layout import Block, blocks
 from apr.threads.trace import Strand
 from rl.advantages import Scored
 
@@ -19,19 +20,27 @@ Weighting = Literal["token", "strand", "trace", "constant"]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One causal row. The lists run over its trained tokens; `positions[i]` is token i's index in `ids`."""
+    """A block of a trace. The lists run over its trained tokens: `trained[i]` is token i's index in the block,
+    `before[i]` the index of the token that predicts it, `strands[i]` the number of its segment, and `lags[i]` how many
+    updates the learner has made since it was sampled."""
 
-    ids: tuple[int, ...]
-    positions: list[int]
+    block: Block
+    trained: list[int]
+    before: list[int]
+    strands: list[int]
     logprobs: list[float]
     advantages: list[float]
     weights: list[float]
+    lags: list[int]
 
 
-def samples(scored: Sequence[Scored], weighting: Weighting = "token", constant: int = 1024) -> list[Sample]:
-    """Rows of all traces; the weights of all trained tokens sum to 1 (`constant`: to tokens / (traces * constant)).
+def samples(
+    scored: Sequence[Scored], weighting: Weighting = "token", version: int = 0, constant: int = 1024
+) -> list[Sample]:
+    """Blocks of all traces with a trained token; every sampled token is trained in exactly one, injected ones never.
+    `version`: the learner's own. The weights of all trained tokens sum to 1 (`constant`: to tokens / (traces * constant)).
 
-    * token: each token of the step weighs the same (DAPO).
+    * token: each token of the step weighs the same (DAPO, arXiv 2503.14476).
     * strand: each strand weighs the same, shared equally by its tokens.
     * trace: each trace weighs the same, then each of its strands, then tokens (the APR paper, over rollouts).
     * constant: each token weighs 1 / (traces * constant) (Dr.GRPO, arXiv 2503.20783).
@@ -54,18 +63,30 @@ def samples(scored: Sequence[Scored], weighting: Weighting = "token", constant: 
     result = []
     for one in scored:
         by_id = one.trace.by_id()
-        for row in rows(one.trace):
-            sample = Sample(row.ids, [], [], [], [])
-            for position, place in enumerate(row.sampled):
-                if place is None:
+        for block in blocks(one.trace.strands):
+            sample = Sample(block, [], [], [], [], [], [], [])
+            before = block.before()
+            for number, segment in enumerate(block.segments):
+                strand = by_id[segment.strand]
+                if not strand.sampled:
                     continue
-                strand = by_id[place[0]]
                 if strand.logprobs is None:
                     raise ValueError(f"strand {strand.id} has no sampler logprobs: a demonstration cannot train RL")
-                sample.positions.append(position)
-                sample.logprobs.append(strand.logprobs[place[1]])
-                sample.advantages.append(one.advantage)
-                sample.weights.append(weight(one, strand))
-            if sample.positions:
+                own = range(segment.start + len(strand.injected_ids), segment.stop)
+                sample.trained.extend(own)
+                sample.before.extend(before[place] for place in own)
+                sample.strands.extend([number] * len(own))
+                sample.logprobs.extend(strand.logprobs)
+                sample.advantages.extend([one.advantage] * len(own))
+                sample.weights.extend([weight(one, strand)] * len(own))
+                sample.lags.extend(_lags(strand, version))
+            if sample.trained:
                 result.append(sample)
     return result
+
+
+def _lags(strand: Strand, version: int) -> list[int]:
+    lags = [0] * len(strand.sampled)
+    for span in strand.versions:
+        lags[span.start : span.end] = [version - span.version] * (span.end - span.start)
+    return lags

@@ -1,5 +1,6 @@
 """How a learner's weights reach the engine. Order of an update: pause, send, finish with a version, clear the prefix
-cache (the engine checks that it was cleared), resume."""
+cache (the engine checks that it was cleared), resume. `keep`: requests in flight are not waited for, and go on from the
+new weights."""
 
 from __future__ import annotations
 
@@ -21,10 +22,13 @@ class WeightSync(typing.Protocol):
 class TensorSync:
     """Hands the tensors over: by reference in one process, through the object store between Ray actors."""
 
+    def __init__(self, keep: bool) -> None:
+        self.keep = keep
+
     async def push(self, learner: LearnerApi, engine: Engine, version: int) -> float:
         started = time.monotonic()
         weights = await learner.weights()
-        await engine.pause()
+        await engine.pause(self.keep)
         await engine.update_weights(weights, version)
         await engine.resume()
         return time.monotonic() - started
@@ -33,8 +37,9 @@ class TensorSync:
 class FileSync:
     """Through a folder that both can read. The engine is told of it when it is written; the last version is kept."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keep: bool) -> None:
         self.folder = folder.resolve()  # an engine elsewhere has another working directory
+        self.keep = keep
 
     async def push(self, learner: LearnerApi, engine: Engine, version: int) -> float:
         started = time.monotonic()
@@ -42,7 +47,7 @@ class FileSync:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         await learner.save_weights(target)
-        await engine.pause()
+        await engine.pause(self.keep)
         await engine.update_weights(target, version)
         await engine.resume()
         for old in self.folder.glob("version_*"):

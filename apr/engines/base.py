@@ -48,6 +48,8 @@ class Engine(typing.Protocol):
 
     Weights are updated in this order: `pause`, `update_weights`, `resume`. `update_weights` finishes with a
     version and clears the prefix cache, and raises `EngineError` if it could not: KV of old weights is never kept.
+    A completion's `versions` name the policy of each sampled token: one span, or one for each version that a request
+    was sampled from while pauses suspended it.
     """
 
     @property
@@ -69,7 +71,11 @@ class Engine(typing.Protocol):
         ...
 
     async def pause(self, keep: bool = False) -> None:
-        """Return when no request is in flight; later requests wait for `resume`."""
+        """Return when no request is in flight; later requests wait for `resume`.
+
+        `keep`: return with those in flight suspended where they are. After `resume` they sample on: from the weights
+        of then, with all their KV recomputed if these have changed. `abort` ends a suspended request as any other.
+        """
         ...
 
     async def update_weights(self, source: Any, version: int) -> None:
@@ -79,7 +85,12 @@ class Engine(typing.Protocol):
     async def resume(self) -> None: ...
 
     async def metrics(self) -> Mapping[str, float]:
-        """Engine counters since the start: tokens sampled, prefilled and cached, seconds busy."""
+        """Counters since the start.
+
+        `requests` that ended, whole or aborted, with their `sampled_tokens`; of their own `ids`, those computed
+        (`prefilled_tokens`) and those found in the prefix cache (`cached_tokens`); `preemptions`: how often a request
+        lost its KV, for lack of room or to new weights, and had it recomputed; `busy_seconds` spent computing.
+        """
         ...
 
     async def close(self) -> None: ...

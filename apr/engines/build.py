@@ -21,7 +21,8 @@ def build_engine(config: EngineConfig, checkpoint: Path, max_context: int, seed:
 
     return VllmEngine(
         checkpoint, max_context=max_context, seed=seed, max_num_seqs=config.max_num_seqs,
-        kv_cache_bytes=config.kv_cache_mib << 20, block_size=config.block_size, threads=config.threads,
+        kv_cache_bytes=config.kv_cache_mib << 20, block_size=config.block_size, dtype=config.dtype,
+        tensor_parallel=config.tensor_parallel, threads=config.threads,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """What engines that live in their caller's process share: requests by key, pause, abort, weights, counters, death.
 
-A subclass says how a request starts (`_begin`), what it has sampled when it is cut short (`_interrupt`), how weights
-are taken (`_load`) and how the engine is let go (`_release`). Everything runs in the caller's event loop: no threads.
+A subclass says how a request starts (`_begin`), how far it is (`_progress`), what it has sampled when it is cut short
+(`_interrupt`), how weights are taken (`_load`) and how the engine is let go (`_release`). Everything runs in the caller's
+event loop: no threads. Between tokens a subclass awaits `_turn`, where requests can be suspended.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,24 @@ WEIGHTS_FILE = "model.safetensors"
 
 @dataclass(eq=False)
 class Flight:
-    """A request on its way. It is not `running` while a pause holds it back, nor once it has ended."""
+    """A request on its way. It is not `running` while a pause holds it back, nor once it has ended; suspended ones are.
+
+    `marks`: for each update that it lived through, the version before and the tokens sampled until then.
+    """
 
     request: Request
     done: asyncio.Future[Completion]
     running: bool = False
+    marks: list[tuple[int, int]] = field(default_factory=list)
+
+    def versions(self, version: int, sampled: int) -> tuple[VersionSpan, ...]:
+        """The policy of each of its `sampled` tokens, the last ones being of `version`."""
+        spans: list[VersionSpan] = []
+        for policy, end in (*self.marks, (version, sampled)):
+            start = spans[-1].end if spans else 0
+            if end > start:
+                spans.append(VersionSpan(policy, start, end))
+        return tuple(spans)
 
 
 class LocalEngine(ABC):
@@ -41,11 +55,12 @@ class LocalEngine(ABC):
         self._version = version
         self._flights: dict[StrandKey, Flight] = {}
         self._paused = False
+        self._suspended: asyncio.Event | None = None  # set when those suspended go on
         self._closed = False
         self._lost: Exception | None = None
         self._vocabulary: int | None = None  # ids below it are tokens; None: any id is
         self._counters = dict.fromkeys(
-            ("requests", "sampled_tokens", "prefilled_tokens", "cached_tokens", "busy_seconds"), 0.0
+            ("requests", "sampled_tokens", "prefilled_tokens", "cached_tokens", "preemptions", "busy_seconds"), 0.0
         )
 
     @property
@@ -79,11 +94,16 @@ class LocalEngine(ABC):
 
     async def pause(self, keep: bool = False) -> None:
         self._paused = True
+        if keep:
+            self._suspended = self._suspended or asyncio.Event()
+            return
+        self._go_on()
         while running := [flight.done for flight in self._flights.values() if flight.running]:
             await asyncio.wait(running)
 
     async def resume(self) -> None:
         self._paused = False
+        self._go_on()
         for flight in list(self._flights.values()):
             if not flight.running and not flight.done.done():
                 self._launch(flight)
@@ -92,16 +112,18 @@ class LocalEngine(ABC):
         """Take weights from a folder with `model.safetensors` or a mapping of names to tensors.
 
         Raises `CheckpointError` if the folder cannot be read, `EngineError` if the weights do not fit, if requests are
-        in flight, or if the engine could not take them.
+        in flight and not suspended, or if the engine could not take them.
         """
         self._check_alive()
-        if any(flight.running for flight in self._flights.values()):
+        running = [flight for flight in self._flights.values() if flight.running]
+        if running and self._suspended is None:
             raise EngineError("weights cannot change under requests in flight: await pause() first, then resume()")
         self._load(source)
+        for flight in running:
+            flight.marks.append((self._version, self._progress(flight)))
         self._version = version
 
     async def metrics(self) -> Mapping[str, float]:
-        """Counters since the start; `busy_seconds` is time spent computing."""
         return dict(self._counters)
 
     async def close(self) -> None:
@@ -119,18 +141,28 @@ class LocalEngine(ABC):
         """Start sampling; `_settle` the flight when it is done. May raise `EngineError`."""
 
     @abstractmethod
+    def _progress(self, flight: Flight) -> int:
+        """How many tokens a running request has sampled."""
+
+    @abstractmethod
     def _interrupt(self, flight: Flight) -> Completion:
         """Stop a running request; what it sampled so far."""
 
     @abstractmethod
     def _load(self, source: Any) -> None:
-        """Take new weights, and forget every cache made with the old ones."""
+        """Take new weights, and forget every cache made with the old ones, suspended requests' own included."""
 
     @abstractmethod
     def _release(self) -> None:
         """Free what the engine holds."""
 
     # What a subclass uses.
+
+    async def _turn(self) -> None:
+        """Let the event loop turn; while requests are suspended, until they go on."""
+        await asyncio.sleep(0)
+        while self._suspended is not None:
+            await self._suspended.wait()
 
     def _completion(
         self,
@@ -146,8 +178,7 @@ class LocalEngine(ABC):
             self._counters["sampled_tokens"] += len(ids)
             self._counters["prefilled_tokens"] += len(flight.request.ids) - cached
             self._counters["cached_tokens"] += cached
-        versions = (VersionSpan(self._version, 0, len(ids)),) if ids else ()
-        return Completion(flight.request.key, ids, logprobs, stop, versions, cached)
+        return Completion(flight.request.key, ids, logprobs, stop, flight.versions(self._version, len(ids)), cached)
 
     def _settle(self, flight: Flight, result: Completion | Exception) -> None:
         """The flight has ended with `result`; its caller may be gone already."""
@@ -172,9 +203,16 @@ class LocalEngine(ABC):
         except EngineError as error:
             self._settle(flight, error)
 
+    def _go_on(self) -> None:
+        """End the suspension of requests, if they are."""
+        if self._suspended is not None:
+            self._suspended.set()
+            self._suspended = None
+
     def _fail_flights(self, message: str) -> None:
         for flight in self._flights.values():
             self._settle(flight, EngineLostError(message))
+        self._go_on()
 
     def _check_alive(self) -> None:
         if self._lost is not None:

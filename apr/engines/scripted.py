@@ -42,7 +42,7 @@ class ScriptedEngine(LocalEngine):
 
     async def _answer(self, flight: Flight, reply: Reply, turns: int) -> None:
         for _ in range(turns):
-            await asyncio.sleep(0)
+            await self._turn()
         del self._tasks[flight]
         if isinstance(reply, Exception):
             self._settle(flight, reply)
@@ -76,6 +76,9 @@ class ScriptedEngine(LocalEngine):
             if token in request.stop_ids:
                 return tuple(ids), EngineStop.STOP
         return tuple(ids), EngineStop.LENGTH
+
+    def _progress(self, flight: Flight) -> int:
+        return 0  # a reply is sampled all at once, when its delay is over
 
     def _interrupt(self, flight: Flight) -> Completion:
         self._tasks.pop(flight).cancel()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class _Sampled:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    cache: Any = None  # keys and values of all before the last token, under the weights of now; None: to be computed
 
 
 class TinyEngine(LocalEngine):
@@ -61,20 +62,20 @@ class TinyEngine(LocalEngine):
         request, sampled = flight.request, self._sampled[flight]
         most = min(request.max_tokens, self.max_context - len(request.ids))
         generator = torch.Generator().manual_seed(request.seed)
-        ids, cache, stop = request.ids, None, EngineStop.LENGTH
+        stop = EngineStop.LENGTH
         try:
             while len(sampled.ids) < most:
+                await self._turn()
                 started = time.perf_counter()
-                logits, cache = self._forward(ids, cache)
+                ids = (*request.ids, *sampled.ids) if sampled.cache is None else (sampled.ids[-1],)
+                logits, sampled.cache = self._forward(ids, sampled.cache)
                 token, logprob = _sample(logits, request.temperature, generator)
                 self._counters["busy_seconds"] += time.perf_counter() - started
                 sampled.ids.append(token)
                 sampled.logprobs.append(logprob)
-                ids = (token,)
                 if token in request.stop_ids:
                     stop = EngineStop.STOP
                     break
-                await asyncio.sleep(0)
         except RuntimeError as error:  # what torch raises: out of memory, and the like
             self._lose(error)
             return
@@ -87,6 +88,9 @@ class TinyEngine(LocalEngine):
         inputs = torch.tensor([ids], device=self._model.device)
         output = self._model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return output.logits[0, -1].float().cpu(), output.past_key_values
+
+    def _progress(self, flight: Flight) -> int:
+        return len(self._sampled[flight].ids)
 
     def _interrupt(self, flight: Flight) -> Completion:
         sampled = self._sampled[flight]
@@ -103,6 +107,8 @@ class TinyEngine(LocalEngine):
         with torch.no_grad():
             for name, tensor in self._model.named_parameters():
                 tensor.copy_(weights[name])
+        for sampled in self._sampled.values():
+            sampled.cache = None
 
     def _release(self) -> None:
         for task in self._tasks.values():

@@ -2,7 +2,8 @@
 
 vLLM's V1 `LLMEngine` is driven by `add_request` and `step`: while requests are in flight, a pump task calls `step` in
 the caller's event loop and lets the loop run between steps. So the order of everything is deterministic, and there is
-no second process to lose or to orphan.
+no second process to lose or to orphan; with `tensor_parallel` above 1 there are that many, which only compute, and which
+end with this one.
 
 What in-process vLLM does to its process: it seeds the global random number generators, makes
 `torch.set_num_threads` a no-op (on CPU), and initialises torch.distributed. One engine at a time per process; another
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr.engines.base import Completion, Request
 from apr.engines.local import WEIGHTS_FILE, Flight, LocalEngine, check_weights, read_weights
-from apr.errors import CheckpointError, EngineError, ResourceError
+from apr.errors import CheckpointError, ConfigError, EngineError, ResourceError
 from apr.threads.trace import EngineStop
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ class VllmEngine(LocalEngine):
 
     `max_context`: tokens in one context, prompt and sampled. `max_num_seqs`: requests decoded at once; more wait.
     `kv_cache_bytes`: memory for keys and values, shared by all of them and the prefix cache. `block_size`: tokens in
-    a block, the grain of prefix sharing; on CPU a multiple of 32. `threads`: torch threads, fixed for the whole
-    process by its first engine (None: as they are). `verbose`: let vLLM log.
+    a block, the grain of prefix sharing; on CPU a multiple of 32. `dtype`: of weights and compute; logprobs are float32.
+    `tensor_parallel`: processes, each with a device and `kv_cache_bytes` of its own, that share every layer. `threads`:
+    torch threads of each, fixed for the whole process by its first engine (None: as they are). `verbose`: let vLLM log.
 
     Raises `CheckpointError` if the checkpoint is missing or unusable, `ResourceError` for too little memory.
     """
@@ -59,12 +61,13 @@ class VllmEngine(LocalEngine):
         kv_cache_bytes: int = 512 << 20,
         block_size: int = 32,
         dtype: str = "float32",
+        tensor_parallel: int = 1,
         version: int = 0,
         threads: int | None = None,
         verbose: bool = False,
     ) -> None:
         super().__init__(max_context, version)
-        _set_environment(verbose)
+        _set_environment(verbose, tensor_parallel, threads)
         self._shapes = _shapes(checkpoint)
         self._check_window(checkpoint)
         import torch
@@ -74,6 +77,11 @@ class VllmEngine(LocalEngine):
         if current_platform.is_cpu():  # else the first request waits for a C++ compiler, to count ranks nobody reads
             current_platform.simple_compile_backend = "eager"
             _check_heads(checkpoint)
+        elif tensor_parallel > (devices := current_platform.device_count()):
+            raise ResourceError(
+                f"engine.tensor_parallel={tensor_parallel} needs as many devices, and this process sees {devices}: lower "
+                "it, or give the engine more (cluster.engine_gpus)"
+            )
         if threads is not None:
             torch.set_num_threads(threads)
             if torch.get_num_threads() != threads:
@@ -83,7 +91,9 @@ class VllmEngine(LocalEngine):
                 )
         arguments = EngineArgs(
             model=str(checkpoint), skip_tokenizer_init=True, dtype=dtype, seed=seed % 2**31,
+            tensor_parallel_size=tensor_parallel, distributed_executor_backend="mp" if tensor_parallel > 1 else None,
             max_model_len=max_context, max_num_seqs=max_num_seqs, max_num_batched_tokens=max(8192, max_context),
+            enable_chunked_prefill=False,  # a part of a prompt would draw from its request's generator
             kv_cache_memory_bytes=kv_cache_bytes, block_size=block_size, enable_prefix_caching=True,
             enforce_eager=True, async_scheduling=False, scheduling_policy="priority",
             logprobs_mode="processed_logprobs", disable_log_stats=True, use_tqdm_on_load=verbose,
@@ -94,8 +104,8 @@ class VllmEngine(LocalEngine):
         except (MemoryError, ValueError, RuntimeError, OSError) as error:
             raise _explain(error, checkpoint, kv_cache_bytes) from error
         self._vocabulary = self._engine.model_config.get_vocab_size()
-        self._by_name: dict[str, Flight] = {}  # vLLM's request names to flights
-        self._names: dict[Flight, str] = {}
+        self._by_name: dict[str, Flight] = {}
+        self._requests: dict[Flight, Any] = {}  # as vLLM's scheduler keeps them
         self._order = itertools.count()
         self._pump_task: asyncio.Task[None] | None = None
         self._counters["steps"] = 0.0
@@ -132,7 +142,7 @@ class VllmEngine(LocalEngine):
         except VLLMValidationError as error:
             raise EngineError(f"vLLM refused {request.key}: {error}") from error
         self._by_name[name] = flight
-        self._names[flight] = internal
+        self._requests[flight] = self._engine.engine_core.engine_core.scheduler.requests[internal]
         if self._pump_task is None or self._pump_task.done():
             self._pump_task = asyncio.get_running_loop().create_task(self._pump())
 
@@ -141,8 +151,8 @@ class VllmEngine(LocalEngine):
         finished = True
         while True:
             for _ in range(_SETTLE_TURNS if finished else 1):
-                await asyncio.sleep(0)
-            if not self._names or self._closed or self._lost is not None:
+                await self._turn()
+            if not self._requests or self._closed or self._lost is not None:
                 return
             finished = self._step()
 
@@ -158,7 +168,7 @@ class VllmEngine(LocalEngine):
         self._counters["busy_seconds"] += time.perf_counter() - started
         for output in outputs:
             flight = self._by_name.pop(output.request_id)
-            del self._names[flight]
+            self._counters["preemptions"] += self._requests.pop(flight).num_preemptions
             sampled = output.outputs[0]
             if sampled.finish_reason not in ("stop", "length"):
                 self._settle(flight, EngineError(f"vLLM ended {flight.request.key}: {sampled.finish_reason}"))
@@ -169,31 +179,36 @@ class VllmEngine(LocalEngine):
             self._settle(flight, self._completion(flight, ids, logprobs, stop, cached))
         return bool(outputs)
 
+    def _progress(self, flight: Flight) -> int:
+        sampled: int = self._requests[flight].num_output_tokens
+        return sampled
+
     def _interrupt(self, flight: Flight) -> Completion:
-        name = self._names.pop(flight)
-        state = self._engine.output_processor.request_states[name]
+        request = self._requests.pop(flight)
+        self._counters["preemptions"] += request.num_preemptions
+        state = self._engine.output_processor.request_states[request.request_id]
         del self._by_name[state.external_req_id]
         ids, logprobs = tuple(state.detokenizer.output_token_ids), tuple(state.logprobs_processor.logprobs.logprobs)
-        self._engine.abort_request([name], internal=True)
+        self._engine.abort_request([request.request_id], internal=True)
         return self._completion(flight, ids, logprobs, cached=min(state.num_cached_tokens, len(flight.request.ids)))
 
     def _load(self, source: Any) -> None:
         weights = read_weights(source)
         check_weights(weights, self._shapes)
-        chosen = iter([(name, weights[name]) for name in self._shapes])
+        chosen = [(name, weights[name]) for name in self._shapes]  # a list, which other processes can be sent
         try:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": chosen})
             self._engine.apply_model(_repack_embeddings)
+            # Suspended requests lose their blocks too, and are computed again in the next step.
+            if not self._engine.reset_prefix_cache(reset_running_requests=True):
+                raise RuntimeError("keys and values of the old weights were kept: a block is in use")
         except Exception as error:  # noqa: BLE001 - half-loaded weights: the engine is beyond use, whatever the cause
             self._lose(error)
             raise EngineError(f"vLLM could not take the weights: {error!r}; start another engine") from error
-        if not self._engine.reset_prefix_cache():
-            self._lose(EngineError("prefix cache not cleared"))
-            raise EngineError("vLLM kept keys and values of the old weights (a block is in use); start another engine")
 
     def _release(self) -> None:
         self._by_name.clear()
-        self._names.clear()
+        self._requests.clear()
         self._engine.engine_core.shutdown()
         self._engine = None
 
@@ -262,6 +277,10 @@ def _explain(error: Exception, checkpoint: Path, kv_cache_bytes: int) -> Excepti
             "machine lacks memory, raise it if one context does not fit, or free memory held by other processes "
             f"(vLLM's own words, of options that are not set here: {error})"
         )
+    if "tensor parallel" in text:
+        return ConfigError(
+            f"vLLM cannot divide {checkpoint} as engine.tensor_parallel says: give a divisor of its attention heads ({error})"
+        )
     if "block size" in text or "block_size" in text:
         return EngineError(f"vLLM cannot use this block_size: {error}. On a CPU use a multiple of 32")
     return CheckpointError(f"vLLM cannot serve {checkpoint}: {error}. Check its config.json, or export it again")
@@ -278,8 +297,12 @@ def _repack_embeddings(model: torch.nn.Module) -> None:
             method.process_weights_after_loading(layer)
 
 
-def _set_environment(verbose: bool) -> None:
+def _set_environment(verbose: bool, tensor_parallel: int, threads: int | None) -> None:
     """Read when vLLM and torch are imported: one process, nothing sent anywhere, and only errors unless asked."""
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork of a process whose torch has computed may hang
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else each process must have a NUMA node
+    if tensor_parallel > 1 and threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -173,9 +173,12 @@ def new_model(config: ModelConfig, vocabulary: int, pad: int, seed: int) -> Any:
     )  # fmt: skip
 
 
-def save_checkpoint(folder: Path, model: Any, vocabulary: Vocabulary, card: dict[str, Any]) -> None:
-    """A Hugging Face folder: weights, model config, tokenizer, the vocabulary's hash, and where it came from."""
-    model.save_pretrained(folder)
+def save_checkpoint(
+    folder: Path, model: Any, vocabulary: Vocabulary, card: dict[str, Any], state: dict[str, Any] | None = None
+) -> None:
+    """A Hugging Face folder: weights (`state` in place of the model's own, if given), model config, tokenizer, the
+    vocabulary's hash, and where it came from."""
+    model.save_pretrained(folder, state_dict=state)
     vocabulary.save(folder)
     (folder / CARD).write_text(json.dumps(card, indent=1))
 

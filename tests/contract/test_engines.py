@@ -110,6 +110,17 @@ def run(case: Case, *requests: Request) -> list[Completion]:
     return asyncio.run(together())
 
 
+async def update(engine: Engine, source: Any, version: int, keep: bool = False) -> None:
+    await engine.pause(keep)
+    await engine.update_weights(source, version)
+    await engine.resume()
+
+
+async def turns(number: int) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
 def same(a: Completion, b: Completion) -> bool:
     """Equal tokens; logprobs equal up to what batching may change."""
     return a.ids == b.ids and a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
@@ -201,8 +212,7 @@ def test_abort_returns_what_was_sampled_so_far(case: Case) -> None:
     async def cut() -> tuple[Completion, Completion]:
         task = asyncio.create_task(case.engine.generate(long))
         other = asyncio.create_task(case.engine.generate(ask("other")))
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await turns(20)
         await case.engine.abort(long.key)
         await case.engine.abort(StrandKey(0, "unknown", 0, "r", 0))
         return await task, await other
@@ -226,8 +236,7 @@ def test_pause_waits_for_those_in_flight_and_holds_later_ones_until_resume(case:
         await engine.pause()
         late = asyncio.create_task(engine.generate(ask("late")))
         unwanted = asyncio.create_task(engine.generate(ask("unwanted")))
-        for _ in range(60):
-            await asyncio.sleep(0)
+        await turns(60)
         assert all(task.done() for task in early)
         assert not late.done()
         await engine.abort(ask("unwanted").key)
@@ -240,18 +249,13 @@ def test_pause_waits_for_those_in_flight_and_holds_later_ones_until_resume(case:
 
 
 def test_an_update_changes_the_version_and_the_policy(case: Case) -> None:
-    async def update(source: Any, version: int) -> None:
-        await case.engine.pause()
-        await case.engine.update_weights(source, version)
-        await case.engine.resume()
-
     request = ask(ids=(*PROMPT, *range(30, 110)), temperature=0.0, max_tokens=20)
     (before,) = run(case, request)
-    asyncio.run(update(case.weights(1), 7))
+    asyncio.run(update(case.engine, case.weights(1), 7))
     assert case.engine.version == 7
     (after,) = run(case, request)
     assert after.versions == (VersionSpan(7, 0, 20),)
-    asyncio.run(update(_tensors(case.weights(0)), 8))
+    asyncio.run(update(case.engine, _tensors(case.weights(0)), 8))
     (back,) = run(case, request)
     assert back.versions == (VersionSpan(8, 0, 20),)
     assert same(back, before)
@@ -272,6 +276,133 @@ def test_an_update_under_requests_in_flight_is_refused(case: Case) -> None:
     version = case.engine.version
     asyncio.run(update())
     assert case.engine.version == version
+
+
+LONG = [ask(str(i), ids=(*PROMPT, *range(30, 60 + i)), max_tokens=100, seed=i) for i in range(4)]
+
+
+def test_suspended_requests_go_on_from_new_weights_with_their_kv_recomputed(case: Case) -> None:
+    """Three policies in one strand. Each token has the logprob that its own policy gives it in its whole context, which
+    no KV of another policy would."""
+
+    async def play() -> list[Completion]:
+        tasks = [asyncio.create_task(case.engine.generate(request)) for request in LONG]
+        await turns(20)
+        await update(case.engine, case.weights(1), 11, keep=True)
+        await turns(15)
+        await update(case.engine, _tensors(case.weights(2)), 12, keep=True)
+        return await asyncio.gather(*tasks)
+
+    asyncio.run(update(case.engine, case.weights(0), 10))
+    folders = {10: case.weights(0), 11: case.weights(1), 12: case.weights(2)}
+    completions = asyncio.run(play())
+    asyncio.run(update(case.engine, case.weights(0), 0))
+    for request, completion in zip(LONG, completions):
+        assert len(completion.ids) == len(completion.logprobs) == 100
+        assert completion.stop is EngineStop.LENGTH
+        _check_spans(completion)
+        if case.kind in ("tiny", "vllm"):  # what a remote engine has sampled by then depends on time
+            assert [span.version for span in completion.versions] == [10, 11, 12]
+        if case.neural:
+            for version, start, end in completion.versions:
+                expected = _recompute(folders[version], request.ids, completion.ids[:end], 1.0)
+                assert completion.logprobs[start:end] == pytest.approx(expected[start:], abs=1e-4)
+
+
+@pytest.mark.parametrize("updates", [0, 1, 2])
+def test_suspension_and_the_same_weights_change_no_result(case: Case, updates: int) -> None:
+    whole = run(case, *LONG)
+    version = case.engine.version
+
+    async def play() -> list[Completion]:
+        tasks = [asyncio.create_task(case.engine.generate(request)) for request in LONG]
+        await turns(20)
+        await case.engine.pause(keep=True)
+        for number in range(updates):
+            await case.engine.update_weights(case.weights(0), version + 1 + number)
+        await case.engine.resume()
+        return await asyncio.gather(*tasks)
+
+    for completion, unbroken in zip(asyncio.run(play()), whole):
+        assert same(completion, unbroken)
+        _check_spans(completion)
+        if updates == 0:
+            assert completion.versions == (VersionSpan(version, 0, 100),)
+        elif case.kind in ("tiny", "vllm"):  # an update that saw no token has no span
+            assert [span.version for span in completion.versions] == [version, version + updates]
+
+
+def test_nothing_is_sampled_while_requests_are_suspended(case: Case) -> None:
+    async def play() -> None:
+        engine = case.engine
+        tasks = [asyncio.create_task(engine.generate(request)) for request in LONG[:2]]
+        await turns(20)
+        await engine.pause(keep=True)
+        late = asyncio.create_task(engine.generate(ask("late")))
+        await turns(200)
+        if case.kind != "remote":  # which may have been done before
+            assert not any(task.done() for task in tasks)
+        assert not late.done()
+        await engine.pause()  # now for those that were suspended to end
+        await turns(60)
+        assert all(task.done() for task in tasks)
+        assert not late.done()
+        await engine.resume()
+        assert len((await late).ids) == 12
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("updated", [False, True])
+def test_abort_of_a_suspended_request_returns_what_it_has(case: Case, updated: bool) -> None:
+    (whole,) = run(case, LONG[0])
+    version = case.engine.version
+
+    async def play() -> list[Completion]:
+        tasks = [asyncio.create_task(case.engine.generate(request)) for request in LONG[:2]]
+        await turns(20)
+        await case.engine.pause(keep=True)
+        if updated:
+            await case.engine.update_weights(case.weights(0), version + 1)
+        await case.engine.abort(LONG[0].key)
+        first = await tasks[0]  # before the engine goes on
+        await case.engine.resume()
+        return [first, await tasks[1]]
+
+    aborted, other = asyncio.run(play())
+    assert aborted.ids == whole.ids[: len(aborted.ids)]
+    assert len(aborted.ids) == len(aborted.logprobs)
+    _check_spans(aborted)
+    assert len(other.ids) == 100
+    if case.kind in ("tiny", "vllm"):
+        assert aborted.stop is EngineStop.ABORT
+        assert aborted.versions == (VersionSpan(version, 0, len(aborted.ids)),)
+    assert same(run(case, LONG[0])[0], whole)
+
+
+def test_a_cancelled_suspended_request_leaves_the_engine_idle(case: Case) -> None:
+    async def play() -> None:
+        tasks = [asyncio.create_task(case.engine.generate(request)) for request in LONG]
+        await turns(20)
+        await case.engine.pause(keep=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await case.engine.update_weights(case.weights(0), case.engine.version)
+        await asyncio.wait_for(case.engine.pause(), 60)
+        await case.engine.resume()
+
+    asyncio.run(play())
+    assert len(run(case, LONG[0])[0].ids) == 100
+
+
+def test_more_prompt_tokens_than_an_engine_computes_at_once(case: Case) -> None:
+    """A prompt cut in parts must not cost its request a random number."""
+    rng = random.Random(1)
+    crowd = [ask(str(i), ids=rng.choices(range(20, 200), k=150), max_tokens=4, seed=i) for i in range(64)]
+    together = run(case, *crowd)
+    for i in (0, 40, 54, 55, 56, 63):
+        assert same(run(case, crowd[i])[0], together[i])
 
 
 def test_weights_of_another_model_are_refused_and_nothing_changes(case: Case, tmp_path: Path) -> None:
@@ -326,8 +457,7 @@ def test_a_cancelled_request_leaves_the_engine_idle(case: Case) -> None:
     async def cancel() -> None:
         long = [ask(str(i), ids=(*PROMPT, *range(30, 60)), max_tokens=100) for i in range(4)]
         tasks = [asyncio.create_task(case.engine.generate(request)) for request in long]
-        for _ in range(15):
-            await asyncio.sleep(0)
+        await turns(15)
         for task in tasks:
             task.cancel()
         await asyncio.wait_for(case.engine.pause(), 10)
@@ -349,6 +479,7 @@ def test_metrics_count_tokens(case: Case) -> None:
     assert grown["cached_tokens"] == sum(completion.cached for completion in done)
     assert grown["prefilled_tokens"] == 2 * len(PROMPT) - grown["cached_tokens"]
     assert grown["busy_seconds"] > 0 or not case.neural
+    assert grown["preemptions"] == 0
 
 
 def test_closing_fails_what_is_in_flight_and_may_be_repeated(case: Case) -> None:
@@ -356,8 +487,7 @@ def test_closing_fails_what_is_in_flight_and_may_be_repeated(case: Case) -> None
 
     async def close() -> None:
         running = asyncio.create_task(case.engine.generate(ask("running", max_tokens=100)))
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await turns(3)
         await case.engine.close()
         with pytest.raises(EngineLostError):
             await running
@@ -397,6 +527,14 @@ def test_whatever_ray_raises_no_request_waits_for_ever(method: str) -> None:
 
     for error in (ObjectLostError("ref", "owner", "site"), OutOfMemoryError("full"), RaySystemError("x"), OSError("x")):
         asyncio.run(play(error))
+
+
+def _check_spans(completion: Completion) -> None:
+    """Version spans cover the sampled tokens, each once, in order."""
+    ends = [0, *(span.end for span in completion.versions)]
+    assert [span.start for span in completion.versions] == ends[:-1]
+    assert all(span.start < span.end for span in completion.versions)
+    assert ends[-1] == len(completion.ids)
 
 
 def _tensors(folder: Path) -> dict[str, Any]:

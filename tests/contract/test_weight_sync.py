@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ PROMPT = (1, 20, 21, 22)
 
 @pytest.fixture(params=["tensors", "file"])
 def sync(request: pytest.FixtureRequest, tmp_path: Path) -> WeightSync:
-    return TensorSync() if request.param == "tensors" else FileSync(tmp_path / "weights")
+    return TensorSync(keep=False) if request.param == "tensors" else FileSync(tmp_path / "weights", keep=False)
 
 
 @pytest.fixture
@@ -92,6 +93,24 @@ def test_a_push_waits_for_what_is_in_flight_and_requests_wait_for_it(
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("kind", [TensorSync, FileSync])
+def test_a_push_that_keeps_requests_in_flight_does_not_wait_for_them(
+    kind: type[Any], learner: Learner, engine: TinyEngine, tmp_path: Path
+) -> None:
+    sync: WeightSync = TensorSync(keep=True) if kind is TensorSync else FileSync(tmp_path / "weights", keep=True)
+
+    async def body() -> None:
+        early = asyncio.create_task(engine.generate(request("early")))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await sync.push(learner, engine, 9)
+        assert not early.done()
+        assert [span.version for span in (await early).versions] == [0, 9]
+        agree(learner, await engine.generate(request("late")))
+
+    asyncio.run(body())
+
+
 def test_weights_of_another_model_are_refused(sync: WeightSync, learner: Learner, engine: TinyEngine) -> None:
     learner.model.model.norm.weight = torch.nn.Parameter(torch.ones(32))
     with pytest.raises(EngineError, match=r"model\.norm\.weight"):
@@ -103,7 +122,7 @@ def test_a_folder_is_complete_and_the_only_one(
     learner: Learner, engine: TinyEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sync = FileSync(Path("weights"))
+    sync = FileSync(Path("weights"), keep=False)
     torn = tmp_path / "weights" / "version_000002"
     torn.mkdir(parents=True)
     (torn / "model.safetensors").write_bytes(b"half a file")  # as a killed run leaves it

@@ -17,7 +17,7 @@ from apr.engines.tiny import TinyEngine
 from apr.errors import CheckpointError, EngineLostError, NoSignalError, ParityError, RunDirectoryError
 from apr.runs import run_directory
 from apr.threads.codec import read_traces
-from rl import checkpoint, loop
+from rl import checkpoint, loop, rollouts
 from rl.launch import launch
 from rl.learner import Learner
 
@@ -118,7 +118,7 @@ def test_a_run_of_more_problems_a_step_than_there_are(spawning: Path, tmp_path: 
 def test_an_epoch_serves_each_problem_once(spawning: Path) -> None:
     config = rl_config(spawning, Path("unused"), problems_per_step=4)
     train = [{"id": str(i)} for i in range(10)]
-    served = [problem["id"] for step in range(5) for problem in loop.problems_of(config, train, step)]
+    served = [problem["id"] for step in range(5) for problem in rollouts.problems_of(config, train, step)]
     assert sorted(served[:10]) == sorted(served[10:]) == sorted(problem["id"] for problem in train)
     assert served[:10] != served[10:]
 

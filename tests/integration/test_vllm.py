@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from apr.engines.base import Completion, Engine, Request
-from apr.errors import CheckpointError, EngineError, EngineLostError, ResourceError
+from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError, ResourceError
 from apr.seeds import SplitMix64
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling, attempt
@@ -273,6 +273,7 @@ async def _tied_weights_update(engine: Engine, start: Path, other: Path) -> None
         ({"kv_cache_bytes": 1 << 50}, ResourceError, r"engine\.kv_cache_mib=1\.07\S+ .*lower it"),
         ({"max_context": 4096}, CheckpointError, "window"),
         ({"block_size": 16}, EngineError, "multiple of 32"),
+        ({"tensor_parallel": 3}, ConfigError, r"engine\.tensor_parallel"),
         ({"checkpoint": Path("nowhere")}, CheckpointError, "nowhere"),
     ],
 )

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scored import trace
 
-from apr.config import RewardConfig, SoftBudget
+from apr.config import Bonus, RewardConfig, SoftBudget
 from apr.threads.limits import Budgets
-from rl.rewards import rewarded
+from rl.rewards import acceleration, rewarded
 
 HARD = RewardConfig(budgets=Budgets(context=100, span_sampled=50, work=200))
 
@@ -62,6 +62,26 @@ def test_no_failure_is_preferred_to_another_nor_to_a_success_nor_a_dear_success_
     dear = {name: max(a[name], b[name]) for name in a}
     cheap_total, dear_total = (rewarded(trace(True, **costs), config).reward["total"] for costs in (cheap, dear))
     assert 0 < dear_total <= cheap_total <= 1.0
+
+
+def test_a_success_earns_for_acceleration_up_to_the_cap_and_a_failure_nothing() -> None:
+    """ThreadWeaver's 1 + 0.5 min(eta, 0.2), on three threads of 10, 20 and 30 tokens with 5 outside: eta = 1 - 35/65."""
+    config = RewardConfig(acceleration=Bonus(cap=0.2, weight=0.1))
+    assert acceleration(trace(span_sampled=35, work_sampled=65).costs) == pytest.approx(1 - 35 / 65)  # type: ignore[arg-type]
+    for span, bonus in ((100, 0.0), (90, 0.05), (80, 0.1), (35, 0.1)):
+        made = rewarded(trace(True, span_sampled=span, work_sampled=100), config)
+        assert made.reward["bonus_acceleration"] == pytest.approx(bonus)
+        assert made.reward["total"] == pytest.approx(1 + bonus)
+    assert rewarded(trace(False, span_sampled=35, work_sampled=100), config).reward["total"] == 0
+
+
+def test_a_success_earns_for_threads_that_ran_at_once() -> None:
+    """AsyncThink's min(eta / c, tau) / tau for a pool of 4 and tau 0.5: all of it from 2 active threads on."""
+    config = RewardConfig(concurrency=Bonus(cap=2.0, weight=0.2))
+    for span, bonus in ((100, 0.1), (50, 0.2), (20, 0.2)):
+        made = rewarded(trace(True, span_sampled=span, work_sampled=100), config)
+        assert made.reward["total"] == pytest.approx(1 + bonus)
+    assert rewarded(trace(False, span_sampled=20, work_sampled=100), config).reward["bonus_concurrency"] == 0
 
 
 def test_a_trace_without_verdict_or_costs_cannot_be_rewarded() -> None:

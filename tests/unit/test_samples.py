@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from scored import SERIAL, SPAWNING, trace
 
-from apr.sft.rows import rows
-from apr.threads.trace import Strand
+from apr.threads.layout import blocks
+from apr.threads.trace import Strand, VersionSpan
 from rl.advantages import Scored
 from rl.samples import Weighting, samples
 
@@ -24,10 +24,11 @@ def shares(weighting: Weighting, by_strand: bool) -> dict[object, float]:
     found: dict[object, float] = defaultdict(float)
     made = iter(samples(SCORED, weighting))
     for number, one in enumerate(SCORED):
-        for row in rows(one.trace):
-            places = [place for place in row.sampled if place is not None]
-            for place, weight in zip(places, next(made).weights, strict=True):
-                found[(number, place[0]) if by_strand else number] += weight
+        for _ in blocks(one.trace.strands):
+            sample = next(made)
+            for strand, weight in zip(sample.strands, sample.weights, strict=True):
+                place = sample.block.segments[strand].strand
+                found[(number, place) if by_strand else number] += weight
     assert next(made, None) is None
     return found
 
@@ -38,11 +39,11 @@ def strands(number: int) -> tuple[Strand, ...]:
 
 def test_every_sampled_token_is_there_once_with_its_logprob_and_advantage() -> None:
     made = samples(SCORED)
-    assert sum(len(sample.positions) for sample in made) == TOKENS
+    assert sum(len(sample.trained) for sample in made) == TOKENS
     found = defaultdict(list)
     for sample in made:
-        for position, logprob, advantage in zip(sample.positions, sample.logprobs, sample.advantages, strict=True):
-            found[advantage].append((sample.ids[position], logprob))
+        for place, logprob, advantage in zip(sample.trained, sample.logprobs, sample.advantages, strict=True):
+            found[advantage].append((sample.block.ids[place], logprob))
     for one in SCORED:
         expected = [pair for s in one.trace.strands for pair in zip(s.sampled, s.logprobs or (), strict=True)]
         assert sorted(found[one.advantage]) == sorted(expected)
@@ -88,6 +89,15 @@ def test_a_demonstration_cannot_train_rl() -> None:
     bare = replace(SCORED[1].trace, strands=tuple(replace(s, logprobs=None) for s in SCORED[1].trace.strands))
     with pytest.raises(ValueError, match="no sampler logprobs"):
         samples([Scored(bare, 1.0)])
+
+
+def test_lags_count_the_updates_since_each_token_was_sampled() -> None:
+    first, *others = SCORED[1].trace.strands
+    cut = len(first.sampled) // 2
+    spans = (VersionSpan(3, 0, cut), VersionSpan(5, cut, len(first.sampled)))
+    odd = replace(SCORED[1].trace, strands=(replace(first, versions=spans), *others))
+    (sample,) = samples([Scored(odd, 1.0)], version=5)
+    assert sample.lags == [2] * cut + [0] * (len(first.sampled) - cut)
 
 
 def test_nothing_scored_is_nothing_to_learn() -> None:

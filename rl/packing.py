@@ -1,0 +1,106 @@
+"""Samples in rows, rows in passes, passes to ranks: each token is forwarded once, and little else is.
+
+The attention mask of a row is dense, so that its cost grows with the row's length: rows are kept short, and the tokens
+of a pass lie in many of them.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rl.samples import Sample
+
+Row = list[Sample]
+
+
+def plan(batch: Sequence[Sample], row_tokens: int, tokens_per_pass: int, ranks: int = 1) -> list[list[list[Row]]]:
+    """The passes of each rank, as many for each: ranks that share a model must call it equally often. A rank without
+    samples left gets passes of no rows.
+
+    Rows of like length share a pass of at most `tokens_per_pass` padded tokens (a longer row is a pass alone).
+    """
+    rows = sorted(pack(batch, row_tokens), key=_length, reverse=True)
+    passes: list[list[Row]] = []
+    for row in rows:
+        if passes and (len(passes[-1]) + 1) * _length(passes[-1][0]) <= tokens_per_pass:
+            passes[-1].append(row)
+        else:
+            passes.append([row])
+    shares: list[list[list[Row]]] = [[] for _ in range(ranks)]
+    # Each pass to the rank with the fewest tokens so far.
+    for rows_ in passes:
+        min(shares, key=lambda share: sum(len(one) * _length(one[0]) for one in share)).append(rows_)
+    most = max(map(len, shares))
+    return [[*share, *([[]] * (most - len(share)))] for share in shares]
+
+
+def pack(batch: Sequence[Sample], row_tokens: int) -> list[Row]:
+    """Best fit, longest first: each sample into the fullest row with room for it; longer ones are rows alone."""
+    rows: list[Row] = []
+    room: list[tuple[int, int]] = []  # (tokens free, row), ascending
+    for number in sorted(range(len(batch)), key=lambda number: (-len(batch[number].block.ids), number)):
+        sample = batch[number]
+        length = len(sample.block.ids)
+        place = bisect.bisect_left(room, (length, -1))
+        if place < len(room):
+            free, row = room.pop(place)
+            rows[row].append(sample)
+        else:
+            free, row = max(row_tokens, length), len(rows)
+            rows.append([sample])
+        bisect.insort(room, (free - length, row))
+    return rows
+
+
+def _length(row: Row) -> int:
+    return sum(len(sample.block.ids) for sample in row)
+
+
+class Pass:
+    """Rows as tensors: `ids` and `positions` [rows, length], `mask` [rows, 1, length, length], true where a token attends;
+    the others [trained tokens]: `rows` and `before` place the token that predicts, `strands` number the strands."""
+
+    def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
+        length = max([1, *map(_length, rows)])
+        shape = (max(1, len(rows)), length)
+        ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        mask = torch.zeros((shape[0], 1, length, length), dtype=torch.bool)
+        triangle = torch.ones((length, length), dtype=torch.bool).tril_()
+        mask.diagonal(dim1=-2, dim2=-1).fill_(True)  # padding attends to itself: an empty row of a softmax is no number
+        places: list[tuple[int, int, int]] = []  # row, index that predicts, index
+        strands: list[int] = []
+        for number, row in enumerate(rows):
+            start = 0
+            for sample in row:
+                block = sample.block
+                stop = start + len(block.ids)
+                ids[number, start:stop] = torch.tensor(block.ids)
+                positions[number, start:stop] = torch.tensor(block.positions)
+                for segment in block.segments:
+                    own = slice(start + segment.start, start + segment.stop)
+                    size = segment.stop - segment.start
+                    mask[number, 0, own, own] = triangle[:size, :size]
+                    for first, last in segment.seen:
+                        mask[number, 0, own, start + first : start + last] = True
+                places += [(number, start + b, start + t) for b, t in zip(sample.before, sample.trained)]
+                offset = strands[-1] + 1 if strands else 0
+                strands += [offset + strand for strand in sample.strands]
+                start = stop
+        flat = [sample for row in rows for sample in row]
+        self.forwarded = ids.numel() if rows else 0
+        self.ids, self.positions, self.mask = ids.to(device), positions.to(device), mask.to(device)
+        rows_, before, after = torch.tensor(places, dtype=torch.long).reshape(-1, 3).T
+        self.targets = ids[rows_, after].to(device)
+        self.rows, self.before = rows_.to(device), before.to(device)
+        self.strands = torch.tensor(strands, dtype=torch.long, device=device)
+
+        def per_token(name: str) -> Tensor:
+            values = [value for sample in flat for value in getattr(sample, name)]
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
+        self.sampler, self.advantages = per_token("logprobs"), per_token("advantages")
+        self.weights, self.lags = per_token("weights"), per_token("lags")

@@ -1,0 +1,162 @@
+"""The learner as Ray actors: one rank in each, driven through the same calls as a learner in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from apr.config import RlConfig
+from apr.engines.cluster import cause_of
+from apr.errors import AprError, LearnerLostError
+from rl.learner import Learner
+from rl.parallel import Rank
+from rl.samples import Sample
+
+_GRACE = 15.0  # seconds from one rank's complaint about another to Ray's news of that one's death
+
+
+class RankActor:
+    """Runs in a Ray actor: one rank, made by `start`, since what a Ray actor raises when it is made arrives without its
+    type."""
+
+    def address(self) -> str:
+        """Where the ranks can meet on this node: a port that is free now, chosen anew for each start."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def process(self) -> int:
+        return os.getpid()
+
+    async def start(self, rank: Rank, address: str, timeout: float, **arguments: Any) -> None:
+        if address:
+            _meet(rank, address, timeout)
+        self.learner = Learner(**arguments, rank=rank)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        return await getattr(self.learner, method)(*arguments)
+
+
+def _meet(rank: Rank, address: str, timeout: float) -> None:
+    import torch
+    import torch.distributed as dist
+
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it had to guess
+    # DeepSpeed reads these; each actor sees its own device alone.
+    os.environ |= {"RANK": str(rank.index), "WORLD_SIZE": str(rank.count), "LOCAL_RANK": "0"}
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", init_method=f"tcp://{address}", rank=rank.index, world_size=rank.count,
+        timeout=timedelta(seconds=timeout),
+    )  # fmt: skip
+
+
+class RemoteLearner:
+    """The `LearnerApi` over all ranks' actors. If one dies, or does not reply in time, all are ended and
+    `LearnerLostError` is raised: the others would wait for it."""
+
+    def __init__(self, actors: Sequence[Any], timeout: float) -> None:
+        self.actors = list(actors)
+        self._timeout = timeout
+
+    async def update(self, batch: Sequence[Sample], lr: float, parity: tuple[float, float]) -> dict[str, float]:
+        metrics: dict[str, float] = await self._call("update", ray.put(list(batch)), lr, parity)
+        return metrics
+
+    async def weights(self) -> Any:
+        """A reference to the weights in Ray's object store, from where engines read them."""
+        first, *others = [actor.call.remote("weights") for actor in self.actors]
+        await self._wait("weights", [first, *others])
+        return first
+
+    async def save_weights(self, folder: Path) -> None:
+        await self._call("save_weights", folder.resolve())
+
+    async def save(self, folder: Path) -> None:
+        await self._call("save", folder.resolve())
+
+    def kill(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        """The first rank's reply, once all have replied."""
+        return (await self._wait(method, [actor.call.remote(method, *arguments) for actor in self.actors]))[0]
+
+    async def _wait(self, what: str, references: Sequence[Any]) -> list[Any]:
+        calls = [asyncio.ensure_future(_reply(reference)) for reference in references]
+        try:
+            done, pending = await asyncio.wait(calls, timeout=self._timeout, return_when=asyncio.FIRST_EXCEPTION)
+            errors = [error for call in done if (error := call.exception())]
+            if errors and pending and not any(_known(error) for error in errors):
+                # One rank complains of another: the other's death explains more than the complaint.
+                later, pending = await asyncio.wait(pending, timeout=_GRACE)
+                errors += [error for call in later if (error := call.exception())]
+            if not errors and not pending:
+                return [call.result() for call in calls]
+        finally:
+            for call in calls:
+                call.cancel()
+        own = [error.cause for error in errors if isinstance(error, RayTaskError) and isinstance(error.cause, AprError)]
+        if own:
+            raise own[0]
+        self.kill()
+        if not errors:
+            raise LearnerLostError(
+                f"{len(pending)} of {len(calls)} ranks of the learner did not reply to `{what}` within "
+                f"{self._timeout:.0f} s: raise cluster.reply_timeout if a step takes that long"
+            )
+        dead = [error for error in errors if isinstance(error, RayActorError)]
+        if not dead and isinstance(errors[0], RayTaskError):
+            raise cause_of(errors[0]) from errors[0]
+        raise LearnerLostError(
+            f"a rank of the learner died during `{what}`, perhaps for lack of memory: {(dead or errors)[0]}"
+        )
+
+
+async def _reply(reference: Any) -> Any:
+    return await reference
+
+
+def _known(error: BaseException) -> bool:
+    """Whether `error` explains itself: a rank's death, or an error of ours, which all ranks raise."""
+    return isinstance(error, RayActorError) or (isinstance(error, RayTaskError) and isinstance(error.cause, AprError))
+
+
+async def start_learner(
+    config: RlConfig, start_from: Path, resumed: bool, options: Sequence[Mapping[str, Any]]
+) -> RemoteLearner:
+    """Start a rank in an actor with each of `options`, and wait until all are ready.
+
+    Raises what a rank raises when it is made, and `TimeoutError` after `cluster.timeout` seconds.
+    """
+    actors = [ray.remote(RankActor).options(**option).remote() for option in options]
+    try:
+        async with asyncio.timeout(config.cluster.timeout):
+            together = len(actors) > 1 or config.learner.parallel != "plain"
+            address = await actors[0].address.remote() if together else ""
+            arguments = {
+                "checkpoint": start_from.resolve(), "config": config.learner, "temperature": config.temperature,
+                "dialect": config.dialect, "resumed": resumed, "origin": config.checkpoint.resolve(),
+            }  # fmt: skip
+            started = [
+                actor.start.remote(Rank(index, len(actors)), address, config.cluster.reply_timeout, **arguments)
+                for index, actor in enumerate(actors)
+            ]
+            await asyncio.gather(*map(_reply, started))
+    except BaseException as error:
+        for actor in actors:
+            ray.kill(actor)
+        if isinstance(error, RayTaskError):
+            raise cause_of(error) from error
+        raise
+    return RemoteLearner(actors, config.cluster.reply_timeout)
