@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -60,12 +61,14 @@ def session_members(leader: int) -> dict[int, str]:
     return found
 
 
-def left_behind(leader: int, seconds: float) -> dict[int, str]:
-    """The members of a session that are still there `seconds` after its leader ended."""
+def left_behind(leader: int, seconds: float, but: str = "^$") -> dict[int, str]:
+    """The members of a session that are still there `seconds` after its leader ended, without those that match `but`."""
     deadline = time.monotonic() + seconds
-    while (left := session_members(leader)) and time.monotonic() < deadline:
+    while True:
+        left = {pid: said for pid, said in session_members(leader).items() if not re.match(but, said)}
+        if not left or time.monotonic() > deadline:
+            return left
         time.sleep(0.2)
-    return left
 
 
 def weights(run: Path) -> bytes:
@@ -73,4 +76,9 @@ def weights(run: Path) -> bytes:
 
 
 def same_run(a: Path, b: Path) -> bool:
-    return weights(a) == weights(b) and metrics(a) == metrics(b)
+    """Equal weights and metrics; engines that died have had other work."""
+    learned = [
+        [{name: value for name, value in line.items() if not name.startswith("engine/")} for line in metrics(run)]
+        for run in (a, b)
+    ]
+    return weights(a) == weights(b) and learned[0] == learned[1]
