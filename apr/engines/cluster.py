@@ -240,7 +240,12 @@ class RemoteEngine:
         except RayTaskError as error:
             raise cause_of(error) from error
         except (RayError, OSError) as error:
-            raise EngineLostError(f"the engine's actor was lost ({what}): {error!r}") from error
+            raise EngineLostError(f"the engine's actor was lost ({what}): {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """One line of what Ray says of a loss: the last, which has the reason."""
+    return f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2]}"
 
 
 def cause_of(error: RayTaskError) -> Exception:
@@ -270,7 +275,7 @@ async def start_engine(
         if isinstance(error, RayTaskError):
             raise cause_of(error) from error
         if isinstance(error, RayError):
-            raise ResourceError(f"an engine died while it started, perhaps for lack of memory: {error}") from error
+            raise ResourceError(f"an engine died while it started, perhaps for lack of memory: {_why(error)}") from error
         raise
     return RemoteEngine(actor, window, version, cluster.reply_timeout, partial(_end, actor, group))
 
