@@ -10,6 +10,8 @@ import typing
 from pathlib import Path
 
 from apr.engines.base import Engine
+from apr.engines.local import WEIGHTS_FILE
+from apr.errors import CheckpointError
 from rl.learner import LearnerApi
 
 
@@ -35,7 +37,8 @@ class TensorSync:
 
 
 class FileSync:
-    """Through a folder that both can read. The engine is told of it when it is written; the last version is kept."""
+    """Through a folder that both can read. The engine is told of it when it is whole, and nobody looks for one by
+    itself: an engine made later is told of the last one, which is kept."""
 
     def __init__(self, folder: Path, keep: bool) -> None:
         self.folder = folder.resolve()  # an engine elsewhere has another working directory
@@ -47,6 +50,11 @@ class FileSync:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         await learner.save_weights(target)
+        if not (target / WEIGHTS_FILE).is_file():
+            raise CheckpointError(
+                f"the learner wrote its weights, but {target / WEIGHTS_FILE} is not here. Does it run on another node? "
+                "`out` must be a folder that all nodes of the cluster share; or set weight_sync=tensors"
+            )
         await engine.pause(self.keep)
         await engine.update_weights(target, version)
         await engine.resume()

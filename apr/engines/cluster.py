@@ -1,8 +1,8 @@
 """An engine in a Ray actor, its stand-in on this side, which passes the same contract, and a pool of them.
 
 Requests made in one turn of the event loop travel together, and so do completions: a strand costs a share of two remote
-calls, however many are in flight. Every wait for the actor ends: it answers within `timeout` seconds, if only that there
-is nothing yet, or it is lost and its process is killed.
+calls, however many are in flight. Every wait for the actor ends: it answers in time, if only that there is nothing yet,
+or it is lost and its process is killed.
 """
 
 from __future__ import annotations
@@ -240,7 +240,12 @@ class RemoteEngine:
         except RayTaskError as error:
             raise cause_of(error) from error
         except (RayError, OSError) as error:
-            raise EngineLostError(f"the engine's actor was lost ({what}): {error!r}") from error
+            raise EngineLostError(f"the engine's actor was lost ({what}): {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """One line of what Ray says of a loss: the last, which has the reason."""
+    return f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2]}"
 
 
 def cause_of(error: RayTaskError) -> Exception:
@@ -270,21 +275,14 @@ async def start_engine(
         if isinstance(error, RayTaskError):
             raise cause_of(error) from error
         if isinstance(error, RayError):
-            raise ResourceError(f"an engine died while it started, perhaps for lack of memory: {error}") from error
+            raise ResourceError(f"an engine died while it started, perhaps for lack of memory: {_why(error)}") from error
         raise
-    return RemoteEngine(actor, window, version, cluster.timeout, partial(_end, actor, group))
+    return RemoteEngine(actor, window, version, cluster.reply_timeout, partial(_end, actor, group))
 
 
 def _end(actor: Any, group: PlacementGroup) -> None:
     ray.kill(actor)
     remove_placement_group(group)
-
-
-class ClusterPool(EnginePool):
-    """A pool whose engines read the tensors of an update from the object store, where they are put once for all."""
-
-    async def update_weights(self, source: Any, version: int) -> None:
-        await super().update_weights(ray.put(source) if isinstance(source, Mapping) else source, version)
 
 
 async def start_pool(
@@ -296,7 +294,7 @@ async def start_pool(
     async def make(index: int) -> Engine:
         return await start_engine(config, checkpoint(), max_context, seed, cluster)
 
-    return await ClusterPool.start(
+    return await EnginePool.start(
         make, cluster.engines, routing=cluster.routing, restarts=cluster.restarts, timeout=cluster.timeout
     )
 

@@ -1,0 +1,190 @@
+"""Runs on Ray whose engines, nodes or driver are killed: they go on, and end as if nothing had happened, bit for bit."""
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import command, finish, left_behind, recorded, same_run, session_members, wait_for
+from toys import SPAWNING, make_task, rl_config
+
+from apr.config import EvalConfig, check
+from apr.engines.pool import EnginePool
+from apr.errors import EngineLostError, ResourceError
+from apr.evaluation.run import evaluate
+from apr.threads.trace import Trace
+from rl import checkpoint
+from rl.launch import launch
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+LOCAL = {"address": "local", "engines": 2, "engine_cpus": 0.25, "learner_cpus": 0.25, "timeout": 120}
+IN_FLIGHT = 60  # the request at which a fault comes: of the first step, with others under way
+
+Fault = Callable[[EnginePool], None]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_task(tmp_path_factory.mktemp("spawning"), SPAWNING, steps=110)
+
+
+@pytest.fixture(scope="module")
+def whole(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process, undisturbed."""
+    config = rl_config(task, tmp_path_factory.mktemp("rl") / "whole")
+    finish(command(config))
+    return config.out
+
+
+@pytest.fixture(autouse=True)
+def ray_gone() -> Iterator[None]:
+    import ray
+
+    yield
+    ray.shutdown()
+
+
+def at_request(monkeypatch: pytest.MonkeyPatch, number: int, act: Fault) -> list[float]:
+    """Call `act` when so many requests have been made; returns a list that will hold the moment."""
+    generate, calls, moments = EnginePool.generate, itertools.count(), []
+
+    async def counted(pool: EnginePool, request: Any) -> Any:
+        if next(calls) == number:
+            act(pool)
+            moments.append(time.monotonic())
+        return await generate(pool, request)
+
+    monkeypatch.setattr(EnginePool, "generate", counted)
+    return moments
+
+
+def actor_of(pool: EnginePool, index: int) -> dict[str, Any]:
+    """What Ray knows of an engine's actor."""
+    from ray._private.state import actors
+
+    found: dict[str, Any] = actors(pool._members[index].engine._actor._actor_id.hex())
+    return found
+
+
+def kill_actor(pool: EnginePool) -> None:
+    import ray
+
+    ray.kill(pool._members[0].engine._actor)
+
+
+def kill_process(pool: EnginePool) -> None:
+    os.kill(actor_of(pool, 0)["Pid"], signal.SIGKILL)
+
+
+def kill_both(pool: EnginePool) -> None:
+    for index in range(2):
+        os.kill(actor_of(pool, index)["Pid"], signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("routing", "fault"), [("spread", kill_actor), ("trace", kill_process), ("trace", kill_both)],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)  # fmt: skip
+def test_a_run_whose_engines_are_killed_is_the_whole_run(
+    routing: str, fault: Fault, task: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    moments = at_request(monkeypatch, IN_FLIGHT, fault)
+    config = rl_config(task, tmp_path / "run", cluster={**LOCAL, "routing": routing})
+    launch(config, resume=False)
+    assert moments and same_run(config.out, whole)
+    assert "was lost" in capfd.readouterr().err
+
+
+def test_a_run_that_may_restart_nothing_ends_within_seconds_of_a_kill(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    moments = at_request(monkeypatch, IN_FLIGHT, kill_actor)
+    config = rl_config(task, tmp_path, cluster={**LOCAL, "engines": 1, "restarts": 0})
+    with pytest.raises(EngineLostError, match="traces lost their engine"):
+        launch(config, resume=False)
+    assert time.monotonic() - moments[0] < 30
+    assert not ray.is_initialized()
+
+
+def test_a_run_goes_on_when_a_node_is_removed(
+    task: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three nodes: the learner fits on the first one only, an engine is on each of the others."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        others = [nodes.add_node(num_cpus=1, resources={}) for _ in range(2)]
+
+        def remove(pool: EnginePool) -> None:
+            place = actor_of(pool, 1)["Address"]["NodeID"]
+            (node,) = [node for node in others if node.node_id == place]
+            nodes.remove_node(node, allow_graceful=False)
+            others[others.index(node)] = nodes.add_node(num_cpus=1, wait=False)
+
+        moments = at_request(monkeypatch, IN_FLIGHT, remove)
+        cluster = {"address": nodes.address, "engines": 2, "engine_cpus": 1, "learner_cpus": 2, "timeout": 120}
+        config = rl_config(task, tmp_path / "run", cluster=cluster)
+        launch(config, resume=False)
+        assert moments and same_run(config.out, whole)
+    finally:
+        nodes.shutdown()
+
+
+def test_a_killed_driver_leaves_no_process_and_its_run_goes_on(task: Path, whole: Path, tmp_path: Path) -> None:
+    config = rl_config(task, tmp_path / "run", checkpoint_every=2, cluster=LOCAL)
+    process = command(config)
+    wait_for(process, lambda: (config.out / "checkpoints" / "step_000002").is_dir())
+    assert sum("EngineActor" in said for said in session_members(process.pid).values()) == 2
+    process.kill()
+    process.communicate()
+    # Ray's own agents try for a minute to tell of it.
+    assert left_behind(process.pid, seconds=30, but="ray::.*Agent") == {}
+    assert recorded(config.out) < 4 and checkpoint.latest(config.out) is not None
+    finish(command(None, "--resume", str(config.out)))
+    assert same_run(config.out, whole)
+    assert left_behind(process.pid, seconds=120) == {}
+
+
+def test_an_evaluation_on_several_engines_is_that_on_one(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tokens(traces: list[Trace]) -> list[list[tuple[int, ...]]]:
+        return [[strand.sampled for strand in trace.strands] for trace in traces]
+
+    def config(name: str, **more: Any) -> EvalConfig:
+        given = {
+            "data": task / "data", "checkpoint": task / "start", "split": "train", "samples": 4, "temperature": 1.0,
+            "engine": {"kind": "tiny", "threads": 1}, "limits": {"context": 64, "threads": 8}, "out": tmp_path / name,
+        }  # fmt: skip
+        return check(EvalConfig, {**given, **more}, "toy")
+
+    alone = evaluate(config("alone"))
+    moments = at_request(monkeypatch, IN_FLIGHT, kill_process)
+    assert tokens(evaluate(config("pool", cluster={**LOCAL, "routing": "spread"}))) == tokens(alone)
+    assert moments
+
+
+def test_a_place_that_is_taken_is_waited_for_then_an_error_says_by_node_what_is_free() -> None:
+    import ray
+
+    from apr.engines.placement import bundle, refuse_impossible, reserve
+
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+    with pytest.raises(ResourceError, match=r"one actor needs 1 GPUs|all actors need 1 GPUs, the cluster has 0"):
+        refuse_impossible([bundle(1, 1)])
+    asyncio.run(reserve([bundle(2, 0)], "PACK", 60, "the learner"))
+    said = (
+        r"an engine found no place within cluster\.timeout=0\.5 s\. Needed: 1 CPUs, 0 GPUs \(PACK\); free now: \S+ 0 CPUs, "
+        r"0 GPUs \(of 2 CPUs, 0 GPUs\)\. .*lower cluster\.engines"
+    )
+    with pytest.raises(ResourceError, match=said):
+        asyncio.run(reserve([bundle(1, 0)], "PACK", 0.5, "an engine"))
