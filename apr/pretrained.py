@@ -42,9 +42,11 @@ def chat_vocabulary(source: Path, names: Sequence[str] | None) -> ChatVocabulary
 
 
 def pretrained_model(source: Path, vocabulary: Vocabulary, seed: int) -> Any:
-    """The model at `source` in float32. Tokens of `vocabulary` that it lacks get embeddings drawn around the mean of its
-    own, so that they are told apart from the first step on. Raises `CheckpointError` if the vocabulary is another one."""
-    from transformers import AutoModelForCausalLM
+    """The model at `source` in float32, with new embeddings for the control tokens of `vocabulary`, which it may lack.
+
+    Raises `CheckpointError` if it is not there, or if its tokenizer spells otherwise than `vocabulary`.
+    """
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     own = _tokenizer(source)
     known = own.convert_ids_to_tokens(range(len(own)))
@@ -52,26 +54,29 @@ def pretrained_model(source: Path, vocabulary: Vocabulary, seed: int) -> Any:
         raise CheckpointError(
             f"{source} has another tokenizer than the demonstrations are spelt in: give the model that they were made for"
         )
+    place = _place(source)
+    if "gguf_file" in place:  # plain weights, which alone can be trained and saved
+        place["quantization_config"] = GgufConfig(dequantize=True)
     try:
-        model = AutoModelForCausalLM.from_pretrained(**_place(source), dtype="float32", local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(**place, dtype="float32", local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"{source} holds no model that can be read ({error}): fetch it again") from error
-    if len(vocabulary) > len(known):
-        _grow(model, len(known), len(vocabulary), seed)
+    if len(vocabulary) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(vocabulary), mean_resizing=False)
+    _embed(model, vocabulary.control.spawning_and_joining, seed)
     return model
 
 
-def _grow(model: Any, known: int, wanted: int, seed: int) -> None:
-    """Set the embeddings, in and out, of the tokens from `known` on; models may have spare rows for them."""
+def _embed(model: Any, tokens: Sequence[int], seed: int) -> None:
+    """Draw the embeddings, in and out, of `tokens` around the mean of all. Tokens that a model has in reserve are often
+    as untrained as those just added, and as like each other: it could not tell a spawn from a join."""
     import torch
 
-    if wanted > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(wanted, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     for rows in {layer.weight.data_ptr(): layer.weight.data for layer in layers}.values():  # one if they are tied
-        noise = torch.randn(wanted - known, rows.shape[1], generator=generator)
-        rows[known:wanted] = rows[:known].mean(0) + noise * rows[:known].std(0)
+        noise = torch.randn(len(tokens), rows.shape[1], generator=generator)
+        rows[list(tokens)] = rows.mean(0) + noise * rows.std(0)
 
 
 def _tokenizer(source: Path) -> Any:

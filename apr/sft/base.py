@@ -32,7 +32,7 @@ def adapters(lora: LoraConfig, control: ControlTokens) -> Any:
     join, which mean nothing to the model yet, are trained in full."""
     from peft import LoraConfig as PeftConfig
 
-    tokens = [control.spawn, control.msg, control.spawn_end, control.join, control.ret]
+    tokens = list(control.spawning_and_joining)
     return PeftConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", bias="none",
         task_type="CAUSAL_LM", trainable_token_indices={"embed_tokens": tokens, "lm_head": tokens},
