@@ -1,6 +1,6 @@
 """Kills processes of an RL run at random moments, and checks that nothing was lost, doubled, changed or left behind.
 
-    python benchmarks/chaos.py [--kills 12] [--steps 16] [--faults engine learner driver] [--engine tiny|vllm] [--seed 0] [--out FOLDER]
+    python benchmarks/chaos.py [--kills 12] [--steps 16] [--faults engine learner driver] [--engine tiny|vllm]
 
 The task is the tests' toy, on two engines in a local Ray. With the tiny engine, whose results do not depend on batches,
 the final weights must be those of a run that nobody disturbed, bit for bit. Every strand must be trained once: all
