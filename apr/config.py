@@ -22,7 +22,7 @@ from envs.countdown.env import CountdownSpec
 from solvers.search import Heuristic, Order
 
 ProtocolName = Literal["serial", "spawn_join"]
-DialectName = Literal["compact", "paper"]
+DialectName = Literal["compact", "paper", "chat"]
 
 
 class Strict(BaseModel):
@@ -101,6 +101,13 @@ class DataConfig(Strict):
     validation: int = Field(default=200, ge=1)
     test: int = Field(default=1000, ge=1)
     dialect: DialectName = "compact"
+    tokenizer: Path | None = Field(
+        default=None, description="of dialect chat: the model's folder or GGUF file, or PACKAGE:FILE"
+    )
+    control_tokens: list[str] | None = Field(
+        default=None, min_length=5, max_length=5,
+        description="of dialect chat: the tokenizer's own for spawn, msg, </spawn>, join, ret; if none, some are added",
+    )  # fmt: skip
     demonstrations_per_problem: int = Field(default=1, ge=1)
     solvers: dict[str, SolverConfig]
     shard_rows: int = Field(default=10_000, ge=1, description="problems in a file; all but the last hold so many")
@@ -114,6 +121,14 @@ class DataConfig(Strict):
                 raise ValueError(
                     f"solvers: {name!r} cannot name a part of a data set: letters, digits and _, not `problems`"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _tokenizer(self) -> DataConfig:
+        if (self.dialect == "chat") != (self.tokenizer is not None):
+            raise ValueError("dialect chat needs `tokenizer`, that of the model to be trained; others have their own")
+        if self.control_tokens is not None and self.tokenizer is None:
+            raise ValueError("control_tokens are those of a `tokenizer`, which only dialect chat has")
         return self
 
 
@@ -133,25 +148,48 @@ class ModelConfig(Strict):
         return self
 
 
+class LoraConfig(Strict):
+    """Low-rank adapters (arXiv 2106.09685) on the projections inside the layers; all other weights are frozen."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, le=0, description="fixed: the loss needs the sampler's own distribution")
+
+
 class SftConfig(Strict):
-    """Supervised fine-tuning of one model on one teacher's demonstrations."""
+    """Supervised fine-tuning of one model, new or pretrained, on one teacher's demonstrations."""
 
     seed: int = 0
     data: Path = Path("runs/data")
     solver: str = "spawn_join"
-    model: ModelConfig = ModelConfig()
+    base: Path | None = Field(
+        default=None, description="the pretrained model to start from: its folder or GGUF file, or PACKAGE:FILE"
+    )
+    model: ModelConfig = Field(default=ModelConfig(), description="from scratch; with a base only its window counts")
+    lora: LoraConfig | None = Field(default=None, description="of a base: train these alone, and merge them at the end")
     only_solved: bool = Field(default=False, description="leave out demonstrations without a solution")
     overlong: Literal["head", "drop"] = Field(default="head", description="rows beyond the window: keep head, or drop")
     tokens: int = Field(default=6_000_000, ge=1, description="to train on; rows are gone through as often as it takes")
     batch_tokens: int = Field(default=2048, ge=64, description="padded tokens in a batch of rows of similar length")
-    lr: float = Field(default=2e-3, gt=0, description="of AdamW: embeddings, norms and the output layer")
-    muon_lr: float = Field(default=2e-2, gt=0, description="of Muon: the matrices inside the layers")
+    lr: float = Field(default=2e-3, gt=0, description="of AdamW: embeddings, norms, the output layer; all of a base")
+    muon_lr: float = Field(default=2e-2, gt=0, description="of Muon: the matrices inside the layers; unused with a base")
     warmup_steps: int = Field(default=50, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     log_every: int = Field(default=50, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
+    activation_checkpointing: bool = False
     threads: int = Field(default=2, ge=1)
     out: Path = Path("runs/sft")
+
+    @model_validator(mode="after")
+    def _base(self) -> SftConfig:
+        if self.base is None and self.lora is not None:
+            raise ValueError("lora adapts a pretrained model: set `base`, or leave it out")
+        if self.base is not None and self.lr > 1e-3:
+            raise ValueError(
+                f"lr ({self.lr:g}) is for models from scratch and would undo what a base has learned: set 1e-5 to 1e-3"
+            )
+        return self
 
 
 class EngineConfig(Strict):
@@ -264,14 +302,6 @@ class RewardConfig(Strict):
                 "its soft budgets is worth no more than a failure: lower them"
             )
         return self
-
-
-class LoraConfig(Strict):
-    """Low-rank adapters (arXiv 2106.09685) on the projections inside the layers; all other weights are frozen."""
-
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32, gt=0)
-    dropout: float = Field(default=0.0, ge=0, le=0, description="fixed: the loss needs the sampler's own distribution")
 
 
 class LearnerConfig(Strict):

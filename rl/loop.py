@@ -100,8 +100,8 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
 
 
 def engine_metrics(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """What the engines did in this step, by their counters, which only grow; and how many are alive now."""
-    done = {name: value - before.get(name, 0.0) if name != "alive" else value for name, value in after.items()}
+    """What the engines did in this step, by their counters; and how many of a pool's are alive."""
+    done = {name: value - (0.0 if name == "alive" else before.get(name, 0.0)) for name, value in after.items()}
     return {"time/engine" if name == "busy_seconds" else f"engine/{name}": value for name, value in done.items()}
 
 

@@ -22,6 +22,7 @@ from apr.data.store import (
     PROBLEMS,
     demonstrations_folder,
     demonstrations_table,
+    dialect_of_shard,
     facts_in,
     measures_of,
     problems_folder,
@@ -30,7 +31,6 @@ from apr.data.store import (
     traces_of,
 )
 from apr.data.workers import in_processes, processes
-from apr.dialects import dialect_by_name
 from apr.errors import DataError
 from apr.progress import Progress
 from apr.threads.trace import Trace
@@ -110,8 +110,8 @@ def check_shard(shard: Shard) -> tuple[str, int, int]:
     table = demonstrations_table(shard.path)
     columns = table.select([*COSTS, "children"]).to_pylist()
     solved = 0
-    dialect = dialect_by_name(facts_in(table)["dialect"])
-    for row, trace in enumerate(traces_of(table, str(shard.path))):
+    dialect = dialect_of_shard(shard.path, facts_in(table)["dialect"])
+    for row, trace in enumerate(traces_of(table, str(shard.path), dialect)):
         if fault := _fault(trace, columns[row], shard.held_out, dialect):
             raise DataError(f"{shard.path}, row {row}: {fault}")
         solved += trace.correct
@@ -130,7 +130,7 @@ def _fault(trace: Trace, columns: dict[str, int], held_out: Owners, dialect: Dia
     if trace.correct != verdict.ok:
         return f"says solved={trace.correct}, but the verifier says: {verdict.reason}"
     # A child of the paper dialect returns the rest of the way alone; the root's answer, checked above, holds it.
-    for thread in trace.threads[1:] if dialect.name == "compact" else ():
+    for thread in trace.threads[1:] if dialect.name != "paper" else ():
         if thread.message and not (verdict := _verdict(trace, dialect.answer(thread.message))).ok:
             return f"thread {thread.id} returns a wrong solution: {verdict.reason}"
     found = measures_of(trace)

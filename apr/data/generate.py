@@ -26,10 +26,13 @@ from apr.data.store import (
 )
 from apr.data.teacher import Teacher, demonstrations_of
 from apr.data.workers import ended_by_signals, in_processes, processes
-from apr.dialects import dialect_by_name
+from apr.dialects import TOKENIZER, dialect_by_name
+from apr.pretrained import chat_vocabulary
 from apr.progress import Progress
-from apr.runs import check_kind, refuse_other, run_directory, write_text
+from apr.runs import check_kind, refuse_other, run_directory, whole_folder, write_text
 from apr.threads.trace import Trace
+from apr.tokens.chat import ChatDialect
+from apr.tokens.dialect import Dialect
 from envs.countdown.env import Countdown, Problems
 
 CONFIG = "config.yaml"
@@ -53,16 +56,21 @@ def generate(config: DataConfig) -> None:
     """
     _refuse_other_data(config)
     problems = {split: _problem_shards(config, split) for split in ("train", "validation", "test")}
-    lessons = [lesson for name in config.solvers for lesson in _lessons(config, name, problems["train"])]
+    dialect = _dialect(config)
+    lessons = [lesson for name in config.solvers for lesson in _lessons(config, name, dialect, problems["train"])]
     written = [*(path for paths in problems.values() for path in paths), *(one.demonstrations for one in lessons)]
     if all(path.is_file() for path in (config.out / CARD, *written)):
         return
     with ended_by_signals():
         drawn = {
-            split: _draw(config, split) for split, paths in problems.items() if not all(map(Path.is_file, paths))
+            split: _draw(config, dialect, split)
+            for split, paths in problems.items()
+            if not all(map(Path.is_file, paths))
         }
         with run_directory(config.out, config) as out:
             sweep(out)
+            if isinstance(dialect, ChatDialect):
+                _keep_tokenizer(dialect, out / TOKENIZER)
             for split in list(drawn):
                 _write_problems(problems[split], drawn.pop(split), config.shard_rows)
             try:
@@ -78,13 +86,28 @@ def _refuse_other_data(config: DataConfig) -> None:
         refuse_other(config.out, config, ANYTHING)
 
 
+def _dialect(config: DataConfig) -> Dialect:
+    if config.tokenizer is None:
+        return dialect_by_name(config.dialect)
+    return ChatDialect(chat_vocabulary(config.tokenizer, config.control_tokens))
+
+
+def _keep_tokenizer(dialect: ChatDialect, folder: Path) -> None:
+    """Write the tokenizer into the data set, which is read with it alone. Raises `CheckpointError` for another one."""
+    if folder.is_dir():
+        dialect.vocabulary.check(folder)
+        return
+    with whole_folder(folder) as beside:
+        dialect.vocabulary.save(beside)
+
+
 def _problem_shards(config: DataConfig, split: str) -> list[Path]:
     count = -(-getattr(config, split) // config.shard_rows)
     return [shard_path(problems_folder(config.out), split, i, count) for i in range(count)]
 
 
-def _lessons(config: DataConfig, name: str, problems: Sequence[Path]) -> list[Lesson]:
-    teacher = Teacher(config.solvers[name], dialect_by_name(config.dialect), config.seed, config.demonstrations_per_problem)
+def _lessons(config: DataConfig, name: str, dialect: Dialect, problems: Sequence[Path]) -> list[Lesson]:
+    teacher = Teacher(config.solvers[name], dialect, config.seed, config.demonstrations_per_problem)
     folder = demonstrations_folder(config.out, name)
     counts = [min(config.shard_rows, config.train - i * config.shard_rows) for i in range(len(problems))]
     return [
@@ -92,12 +115,12 @@ def _lessons(config: DataConfig, name: str, problems: Sequence[Path]) -> list[Le
     ]
 
 
-def _draw(config: DataConfig, split: str) -> Problems:
+def _draw(config: DataConfig, dialect: Dialect, split: str) -> Problems:
     """All problems of a split, as columns."""
     count = getattr(config, split)
     batches = []
     with Progress(f"problems {split}", count) as progress:
-        for batch in Countdown(config.problems, dialect_by_name(config.dialect)).draw(split, count, config.seed):
+        for batch in Countdown(config.problems, dialect).draw(split, count, config.seed):
             batches.append(batch)
             progress.advance(len(batch.targets))
     return Problems(*map(np.concatenate, zip(*batches)))
@@ -132,9 +155,11 @@ def teach(lesson: Lesson) -> int:
 
 def demonstrations(
     problems: Sequence[dict[str, Any]], name: str, solver: SolverConfig, seed: int, per_problem: int = 1,
-    dialect: str = "compact",
+    dialect: Dialect | None = None,
 ) -> list[Trace]:  # fmt: skip
-    """The traces of the teacher called `name`, `per_problem` for each problem; beams are drawn anew for each."""
-    teacher = Teacher(solver, dialect_by_name(dialect), seed, per_problem)
+    """The traces of the teacher called `name`, `per_problem` for each problem; beams are drawn anew for each. The dialect
+    is the compact one if not given."""
+    dialect = dialect or dialect_by_name("compact")
+    teacher = Teacher(solver, dialect, seed, per_problem)
     table = demonstrations_of(problems, teacher).replace_schema_metadata(teacher.facts)
-    return list(traces_of(table, f"teacher {name}"))
+    return list(traces_of(table, f"teacher {name}", dialect))

@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from apr.data.shards import AGAIN, content_hash, read_shard, shard_facts, shard_paths, write_shard
-from apr.dialects import DIALECTS, dialect_by_name
+from apr.dialects import DIALECTS, dialect_in
 from apr.errors import DataError
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.threads.trace import ROOT, Trace
@@ -48,6 +48,14 @@ DEMONSTRATION_COLUMNS = pa.schema(
         ("tokens", pa.list_(pa.uint16())),  # those tokens, strand after strand
     ]
 )
+WIDE_COLUMNS = DEMONSTRATION_COLUMNS.set(
+    DEMONSTRATION_COLUMNS.get_field_index("tokens"), pa.field("tokens", pa.list_(pa.uint32()))
+)
+
+
+def columns_of(dialect: Dialect) -> pa.Schema:
+    """Those of demonstrations, with tokens as wide as the vocabulary needs."""
+    return DEMONSTRATION_COLUMNS if len(dialect.vocabulary) <= 1 << 16 else WIDE_COLUMNS
 
 
 def problems_folder(folder: Path) -> Path:
@@ -56,6 +64,11 @@ def problems_folder(folder: Path) -> Path:
 
 def demonstrations_folder(folder: Path, solver: str) -> Path:
     return folder / "demonstrations" / solver
+
+
+def dialect_of_shard(path: Path, name: str) -> Dialect:
+    """The dialect `name` as the data set spells it that the shard of demonstrations at `path` is of."""
+    return dialect_in(path.parents[2], name)
 
 
 def problems_hash(folder: Path, split: str) -> str:
@@ -160,7 +173,8 @@ def read_demonstrations(folder: Path, solver: str) -> Iterator[Trace]:
     """A teacher's traces in the data set in `folder`, in order; no more than a shard is held at a time. Raises
     `DataError` for a missing, corrupt or newer file, and for one whose dialect has another vocabulary now."""
     for path in shard_paths(demonstrations_folder(folder, solver), "train"):
-        yield from traces_of(demonstrations_table(path), str(path))
+        table = demonstrations_table(path)
+        yield from traces_of(table, str(path), dialect_of_shard(path, facts_in(table)["dialect"]))
 
 
 def demonstrations_facts(folder: Path, solver: str) -> dict[str, str]:
@@ -180,12 +194,13 @@ def demonstrations_table(path: Path) -> pa.Table:
     name, vocabulary = facts.get("dialect"), facts.get("vocabulary")
     if name not in DIALECTS:
         raise DataError(f"{path} is spelt in dialect {name}: known are {', '.join(DIALECTS)}; {AGAIN}")
-    if vocabulary != (wanted := dialect_by_name(name).vocabulary.hash):
+    dialect = dialect_of_shard(path, name)
+    if vocabulary != (wanted := dialect.vocabulary.hash):
         raise DataError(f"{path} is spelt in {name}/{vocabulary}, but this is {name}/{wanted}: {AGAIN}")
     if facts.get("protocol") not in PROTOCOLS:
         raise DataError(f"{path} is for protocol {facts.get('protocol')}: known are {', '.join(PROTOCOLS)}; {AGAIN}")
     try:
-        table = table.cast(DEMONSTRATION_COLUMNS.with_metadata(table.schema.metadata))
+        table = table.cast(columns_of(dialect).with_metadata(table.schema.metadata))
     except pa.ArrowException as error:
         raise DataError(f"{path} has columns of other types ({error}): {AGAIN}") from error
     for name in table.column_names:
@@ -195,10 +210,9 @@ def demonstrations_table(path: Path) -> pa.Table:
     return table
 
 
-def traces_of(table: pa.Table, where: str) -> Iterator[Trace]:
+def traces_of(table: pa.Table, where: str, dialect: Dialect) -> Iterator[Trace]:
     """The traces of a table with its facts as metadata. Raises `DataError` naming `where` and the row of a bad one."""
     facts = facts_in(table)
-    dialect = dialect_by_name(facts["dialect"])
     protocol = protocol_by_name(facts["protocol"], dialect)
     small = table.select(["problem", "numbers", "target", "condition", "solved", "strands"])
     tokens, ends = _flat(table["tokens"])
@@ -217,7 +231,7 @@ def traces_of(table: pa.Table, where: str) -> Iterator[Trace]:
             raise DataError(f"{where}, row {i}: {error}: {AGAIN}") from error
 
 
-def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.uint16 | np.uint32], NDArray[np.int64]]:
     """The values of a column of lists, and where each list begins, and the last one ends."""
     lists = column.combine_chunks()
     ends = np.zeros(len(lists) + 1, np.int64)
@@ -246,7 +260,7 @@ def row_of(trace: Trace) -> dict[str, Any]:
         "solved": trace.correct,
         **measures_of(trace),
         "strands": [len(strand.sampled) for strand in trace.strands],
-        "tokens": np.array([token for strand in trace.strands for token in strand.sampled], np.uint16),
+        "tokens": np.array([token for strand in trace.strands for token in strand.sampled], np.uint32),
     }
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from apr.config import SolverConfig
 from apr.data.demonstrate import demonstrate, drawn
-from apr.data.store import DEMONSTRATION_COLUMNS, facts_of, row_of
+from apr.data.store import DEMONSTRATION_COLUMNS, columns_of, facts_of, row_of
 from apr.errors import DataError
 from apr.protocols import protocol_by_name
 from apr.tokens.dialect import Dialect
@@ -41,7 +41,7 @@ class Teacher:
 
 
 def demonstrations_of(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
-    """Rows of `DEMONSTRATION_COLUMNS`, problem by problem, the copies of one together; those for which rejection sampling
+    """Rows of `columns_of` the dialect, problem by problem, the copies of one together; those for which rejection sampling
     found nothing are left out."""
     if teacher.dialect.name != "compact":
         return plain(problems, teacher)
@@ -60,7 +60,8 @@ def plain(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
         for copy in range(teacher.copies)
     )
     rows = [row_of(trace) for trace in traces if trace is not None]
-    return pa.table({name: [row[name] for row in rows] for name in DEMONSTRATION_COLUMNS.names}, DEMONSTRATION_COLUMNS)
+    columns = columns_of(teacher.dialect)
+    return pa.table({name: [row[name] for row in rows] for name in columns.names}, columns)
 
 
 def fast(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:

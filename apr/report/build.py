@@ -11,7 +11,7 @@ from typing import Any
 
 from apr.config import DataConfig, EvalConfig, RlConfig, load
 from apr.data.generate import demonstrations
-from apr.dialects import DIALECTS, dialect_by_name, dialect_of
+from apr.dialects import OWN, dialect_by_name, dialect_in, dialect_of
 from apr.errors import DataError, RunDirectoryError
 from apr.evaluation.baselines import majority, pass_at, samples_by_problem
 from apr.evaluation.folder import Evaluation, read_evaluation
@@ -127,7 +127,7 @@ def _text(single: Sequence[Labelled]) -> Text:
     name, vocabulary = spelt[0]
     config = single[0].config
     # Only a tokenizer from elsewhere has to be there still; the dialects' own vocabularies are at hand.
-    at_hand = name in DIALECTS and dialect_by_name(name).vocabulary.hash == vocabulary
+    at_hand = name in OWN and dialect_by_name(name).vocabulary.hash == vocabulary
     dialect = dialect_by_name(name) if at_hand else dialect_of(config.checkpoint, config.dialect)
     if dialect.vocabulary.hash != vocabulary:
         raise DataError(
@@ -170,7 +170,8 @@ def _teacher(one: Labelled, data: Path | None) -> Teacher | None:
             "the data that it was trained on, or leave it out"
         )
     problems = [{key: trace.problem[key] for key in ("id", "numbers", "target")} for trace in one.traces]
-    traces = demonstrations(problems, solver, config.solvers[solver], config.seed, dialect=config.dialect)
+    dialect = dialect_in(path.parent, config.dialect)
+    traces = demonstrations(problems, solver, config.solvers[solver], config.seed, dialect=dialect)
     window = one.config.limits.context
     solved = sum(trace.correct and trace.costs is not None and trace.costs.context <= window for trace in traces)
     return Teacher(solver, solved, len(problems))

@@ -1,4 +1,5 @@
-"""`apr sft`: supervised fine-tuning of a small Llama from scratch with TRL, on pre-tokenised rows of demonstrations."""
+"""`apr sft`: supervised fine-tuning with TRL, on pre-tokenised rows of demonstrations: of a small Llama from scratch, or
+of a pretrained model (`apr.sft.base`)."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ from typing import Any
 
 from apr.config import ModelConfig, SftConfig
 from apr.data.store import demonstrations_facts, demonstrations_folder, demonstrations_hash, read_demonstrations
-from apr.dialects import dialect_by_name
+from apr.dialects import dialect_in
 from apr.errors import CheckpointError, DataError
 from apr.memory import keep_freed_memory
+from apr.pretrained import pretrained_model
 from apr.runs import commit, refuse_other, run_directory, whole_folder
 from apr.seeds import derive_rng, derive_seed
+from apr.sft.base import WEIGHTS, adapters, check_base, let_head_train, merged
 from apr.sft.rows import IGNORED, rows
 from apr.tokens.vocabulary import Vocabulary
 
@@ -50,7 +53,8 @@ def train(config: SftConfig) -> Path:
         cut = {"head": "cut to their head", "drop": "dropped"}[config.overlong]
         print(f"sft {config.solver}: {len(examples)} rows, {tokens:,} tokens; {over} over-long ones {cut}", flush=True)
         facts = demonstrations_facts(config.data, config.solver)
-        vocabulary = dialect_by_name(facts["dialect"]).vocabulary
+        vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
+        check_base(config.base, vocabulary)
         trainer = _trainer(config, run, examples, vocabulary)
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         with whole_folder(finished) as folder:
@@ -58,7 +62,9 @@ def train(config: SftConfig) -> Path:
                 "solver": config.solver, "protocol": facts["protocol"], "trained": ["sft"], "data_hash": data_hash,
                 "commit": commit(),
             }  # fmt: skip
-            save_checkpoint(folder, trainer.model, vocabulary, card)
+            if config.base is not None:
+                card["base"] = str(config.base)
+            save_checkpoint(folder, merged(trainer.model), vocabulary, card)
             (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     return finished
 
@@ -86,14 +92,22 @@ def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]], vocab
         def get_train_dataloader(self) -> DataLoader[Any]:
             return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
 
-    model = new_model(config.model, len(vocabulary), vocabulary.control.pad, derive_seed(config.seed, "init"))
-    return Trainer(
+    start = derive_seed(config.seed, "init")
+    optimizer = None  # AdamW, as TRL makes it: of the weights that train, which it may first have to add
+    if config.base is None:
+        model = new_model(config.model, len(vocabulary), vocabulary.control.pad, start)
+        optimizer = MuonWithAdamW(model, config.lr, config.muon_lr, config.weight_decay)
+    else:
+        model = pretrained_model(config.base, vocabulary, start)
+    trainer = Trainer(
         model=model,
-        optimizers=(MuonWithAdamW(model, config.lr, config.muon_lr, config.weight_decay), None),
+        optimizers=(optimizer, None),
+        peft_config=adapters(config.lora, vocabulary.control) if config.lora else None,
         args=SFTConfig(
             output_dir=str(run / "trainer"), num_train_epochs=1, use_cpu=not cuda, bf16=cuda,
             learning_rate=config.lr, lr_scheduler_type="cosine", warmup_steps=config.warmup_steps,
-            max_grad_norm=1.0, gradient_checkpointing=False,
+            max_grad_norm=1.0, weight_decay=config.weight_decay,
+            gradient_checkpointing=config.activation_checkpointing,
             logging_steps=config.log_every, save_steps=config.checkpoint_every, save_total_limit=1,
             max_length=config.model.window, dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False, seed=derive_seed(config.seed, "sft") % 2**31, report_to="none",
@@ -102,6 +116,8 @@ def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]], vocab
         train_dataset=Dataset.from_list(examples),
         processing_class=_processing_class(run, vocabulary),
     )  # fmt: skip
+    let_head_train(trainer.model)
+    return trainer
 
 
 def token_batches(lengths: Sequence[int], budget: int, total: int, seed: int) -> list[list[int]]:
@@ -217,7 +233,7 @@ def _check_whole(folder: Path) -> None:
     path = folder / STATE
     try:
         json.loads(path.read_text())
-        path = folder / "model.safetensors"
+        path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[0])
         with safe_open(path, "np"):  # compares its length with what its header says
             pass
         for path in sorted(archives):

@@ -21,6 +21,11 @@ class ControlTokens:
     ret: int
 
     @property
+    def spawning_and_joining(self) -> tuple[int, ...]:
+        """Tokens that no text has: a model trained elsewhere has to learn what they mean."""
+        return (self.spawn, self.msg, self.spawn_end, self.join, self.ret)
+
+    @property
     def spawning(self) -> frozenset[int]:
         """Tokens that have no place in a strand that ends by joining."""
         return frozenset((self.spawn, self.msg, self.spawn_end, self.ret, self.bos, self.pad))

@@ -143,16 +143,13 @@ class PretrainedVocabulary(TextVocabulary):
     another in front. Of the control tokens only pad, BOS and EOS exist; the others are -1, which is no token.
     """
 
-    def __init__(self, dialect: str, tokenizer: Any) -> None:
-        """`tokenizer`: a fast tokenizer with BOS and EOS. Raises `CheckpointError` for one without them."""
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        if bos is None or eos is None:
-            raise CheckpointError("this tokenizer has no BOS or no EOS token, which end and open contexts: add them")
+    def __init__(self, dialect: str, tokenizer: Any, control: ControlTokens | None = None) -> None:
+        """`tokenizer`: a fast one; `control`: its control tokens, by default its own pad, BOS and EOS. Raises
+        `CheckpointError` if it should have them and has no BOS or EOS."""
         self.dialect = dialect
         self.tokens = tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
         self.ids = {token: i for i, token in enumerate(self.tokens)}
-        pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.control = ControlTokens(pad, bos, eos, *[-1] * (len(CONTROL_TOKENS) - 3))
+        self.control = control or _own_control(tokenizer)
         self._tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
         self._anchors = [(anchor, self._plain(anchor)) for anchor in ("\n", "0", "a")]
@@ -160,7 +157,7 @@ class PretrainedVocabulary(TextVocabulary):
     @classmethod
     def load(cls, dialect: str, folder: Path) -> PretrainedVocabulary:
         """The tokenizer in a checkpoint folder. Raises `CheckpointError` if there is none."""
-        return cls(dialect, _load_tokenizer(folder))
+        return cls(dialect, load_tokenizer(folder))
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         return [self._pieces.get(i) or self._piece(i) for i in ids]
@@ -185,7 +182,7 @@ class PretrainedVocabulary(TextVocabulary):
         """Raise `CheckpointError` unless the checkpoint in `folder` has this tokenizer."""
         if (folder / TOKENIZER_FILE).is_file():
             super().check(folder)
-        elif _load_tokenizer(folder).get_vocab() != self._tokenizer.get_vocab():
+        elif load_tokenizer(folder).get_vocab() != self._tokenizer.get_vocab():
             raise CheckpointError(f"{folder} has another tokenizer than the one in use: take the one from {folder}")
 
     def _save_tokenizer(self, folder: Path) -> None:
@@ -210,10 +207,19 @@ class PretrainedVocabulary(TextVocabulary):
         return ids
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def _own_control(tokenizer: Any) -> ControlTokens:
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None or eos is None:
+        raise CheckpointError("this tokenizer has no BOS or no EOS token, which end and open contexts: add them")
+    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return ControlTokens(pad, bos, eos, *[-1] * (len(CONTROL_TOKENS) - 3))
+
+
+def load_tokenizer(folder: Path, **options: Any) -> Any:
+    """The Hugging Face tokenizer in a folder. Raises `CheckpointError` if there is none."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"no tokenizer in {folder}: copy it there from where the model came ({error})") from error

@@ -5,12 +5,16 @@ from itertools import islice
 from typing import Any
 
 import pytest
+from chat_tokenizers import smol_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apr.errors import DataError
 from apr.seeds import derive_rng
+from apr.tokens.chat import ChatDialect
+from apr.tokens.chat_vocabulary import ChatVocabulary
 from apr.tokens.compact import CompactDialect
+from apr.tokens.dialect import Dialect
 from apr.tokens.log import Node, SearchLog
 from envs.base import Env
 from envs.countdown.env import MAX_DRAWS_PER_PROBLEM, SPLITS, Countdown, CountdownSpec, Problems, problem_of
@@ -18,15 +22,15 @@ from envs.countdown.verify import Verdict
 from solvers.exhaustive import reachable, solve
 
 DIALECT = CompactDialect()
-CONTROL = DIALECT.vocabulary.control
+CHAT = ChatDialect(ChatVocabulary(smol_like()))
 
 
-def solution(problem: dict[str, Any]) -> tuple[int, ...]:
+def solution(problem: dict[str, Any], dialect: Dialect) -> tuple[int, ...]:
     """A right answer, as a thread would return it."""
     path = solve(tuple(problem["numbers"]), problem["target"])
     assert path is not None
     log = SearchLog(problem["target"], Node(tuple(problem["numbers"]), ()), (), path)
-    message = CONTROL.join_message(DIALECT.spell(log)[0])
+    message = dialect.vocabulary.control.join_message(dialect.spell(log)[0])
     assert message
     return message
 
@@ -35,18 +39,20 @@ def solution(problem: dict[str, Any]) -> tuple[int, ...]:
 ENVS = {
     "countdown": (Countdown(CountdownSpec(numbers=3, high=30), DIALECT), solution),
     "countdown_paper": (Countdown(CountdownSpec(), DIALECT), solution),
+    "countdown_chat": (Countdown(CountdownSpec(numbers=3, high=30), CHAT), solution),
 }
 COUNT = 8
 
 
 @pytest.fixture(params=ENVS)
-def env(request: pytest.FixtureRequest) -> Env:
+def env(request: pytest.FixtureRequest) -> Countdown:
     return ENVS[request.param][0]
 
 
 @pytest.fixture
 def write(request: pytest.FixtureRequest) -> Any:
-    return ENVS[request.node.callspec.params["env"]][1]
+    env, write = ENVS[request.node.callspec.params["env"]]
+    return lambda problem: write(problem, env.dialect)
 
 
 def test_problems_are_distinct_plain_and_the_same_from_the_same_seed(env: Env) -> None:
@@ -68,14 +74,17 @@ def test_an_unknown_split_is_refused(env: Env) -> None:
         env.problems("holdout", 1, 0)
 
 
-def test_a_prompt_starts_with_bos_and_has_no_other_control_token(env: Env) -> None:
+def test_a_prompt_starts_with_bos_and_spawns_and_joins_nothing(env: Countdown) -> None:
+    control = env.dialect.vocabulary.control
     problems = [problem for split in SPLITS for problem in env.problems(split, COUNT, 7)]
     prompts = [env.prompt(problem) for problem in problems]
     assert len(set(prompts)) == len(prompts)
     for prompt in prompts:
-        assert prompt[0] == CONTROL.bos
-        assert not {token for token in prompt[1:] if token <= CONTROL.ret}
-        assert max(prompt) < len(DIALECT.vocabulary)
+        assert prompt[0] == control.bos
+        assert not {*control.spawning_and_joining, control.pad} & {*prompt}
+        assert max(prompt) < len(env.dialect.vocabulary)
+        if env.dialect is DIALECT:  # the templates of chat models have turns before theirs
+            assert not {control.bos, control.eos} & {*prompt[1:]}
 
 
 def test_a_right_answer_is_right_for_its_own_problem_only(env: Env, write: Any) -> None:

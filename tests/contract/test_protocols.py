@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_tokenizers import smol_like
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.threads.protocol import Continue, Fail, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import ROOT, EngineStop, Injected, Origin, StopReason, Strand, StrandId, Thread
+from apr.tokens.chat import ChatDialect
+from apr.tokens.chat_vocabulary import ChatVocabulary
 from apr.tokens.compact import CompactDialect
+from apr.tokens.control import ControlTokens
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 
@@ -20,7 +24,12 @@ FUZZ = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "protocol_f
 CONTROL = FUZZ["CONTROL"]
 NAMES = list(FUZZ["IMPLEMENTATIONS"])
 IMPLEMENTATIONS = [pytest.param(protocol, id=name) for name, (_, protocol) in FUZZ["IMPLEMENTATIONS"].items()]
-COMPACT = [pytest.param(protocol_by_name(name, CompactDialect()), id=name) for name in PROTOCOLS]
+SPELT = {"compact": CompactDialect(), "chat": ChatDialect(ChatVocabulary(smol_like()))}  # with control tokens
+BY_TOKENS = [
+    pytest.param(protocol_by_name(name, dialect), dialect.vocabulary.control, id=f"{spelt}-{name}")
+    for spelt, dialect in SPELT.items()
+    for name in PROTOCOLS
+]
 TOKENS = st.integers(0, 15) | st.integers(0, 250)  # control tokens (and phrases) more often than not
 
 
@@ -44,25 +53,25 @@ def test_20_000_random_and_mutated_sequences(name: str) -> None:
     assert (tally.decisions["Spawn"] > 1_000) == (protocol.name == "spawn_join")
 
 
-@pytest.mark.parametrize("protocol", COMPACT)
+@pytest.mark.parametrize(("protocol", "control"), BY_TOKENS)
 @PATIENT
 @given(
     search=st.lists(st.integers(8, 99), max_size=9),
     messages=st.lists(st.lists(st.integers(8, 99), min_size=1, max_size=5), min_size=1, max_size=4),
 )
 def test_what_is_well_formed_is_accepted(
-    protocol: ThreadProtocol, search: list[int], messages: list[list[int]]
+    protocol: ThreadProtocol, control: ControlTokens, search: list[int], messages: list[list[int]]
 ) -> None:
     def decide(*sampled: int) -> Any:
         strand = Strand(StrandId(ROOT, 0), (), (), 0, (), sampled, EngineStop.STOP)
         return protocol.ended(strand, {strand.id: strand})
 
     message = tuple(messages[0])
-    assert decide(*search, CONTROL.join, *message, CONTROL.eos) == Finish(message)
-    assert decide(*search, CONTROL.join, CONTROL.eos) == Finish(())
-    block = [token for text in messages for token in (CONTROL.msg, *text)]
-    spawned = decide(*search, CONTROL.spawn, *block, CONTROL.spawn_end)
-    if CONTROL.spawn_end in protocol.start(()).stop_ids:
+    assert decide(*search, control.join, *message, control.eos) == Finish(message)
+    assert decide(*search, control.join, control.eos) == Finish(())
+    block = [token for text in messages for token in (control.msg, *text)]
+    spawned = decide(*search, control.spawn, *block, control.spawn_end)
+    if control.spawn_end in protocol.start(()).stop_ids:
         assert isinstance(spawned, Spawn) and len(spawned.children) == len(messages)
     else:
         assert spawned == Fail(StopReason.MALFORMED)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from processes import command, finish, left_behind, recorded, same_run, session_members, wait_for
-from toys import SPAWNING, make_task, rl_config
+from toys import SPAWNING, make_task, rl_config, undocumented
 
 from apr.config import EvalConfig, check
 from apr.engines.pool import EnginePool
@@ -97,7 +97,7 @@ def test_a_run_whose_engines_are_killed_is_the_whole_run(
     moments = at_request(monkeypatch, IN_FLIGHT, fault)
     config = rl_config(task, tmp_path / "run", cluster={**LOCAL, "routing": routing})
     launch(config, resume=False)
-    assert moments and same_run(config.out, whole)
+    assert moments and same_run(config.out, whole) and undocumented(config.out) == set()
     assert "was lost" in capfd.readouterr().err
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +73,11 @@ def metrics(run: Path) -> list[dict[str, float]]:
     """The lines of `metrics.jsonl`, without what the clock says."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
+
+
+def undocumented(run: Path) -> set[str]:
+    """Metrics that the run logged and docs/metrics.md does not name."""
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    known = re.findall(r"`([a-z]+/[a-z_*]+)`", text)
+    logged = {name for line in (run / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)} - {"step"}
+    return {name for name in logged if not any(fnmatch(name, pattern) for pattern in known)}

@@ -212,7 +212,7 @@ def test_compiled_shards_are_the_plain_ones(solver: dict[str, Any], kind: dict[s
     slow = plain(MIXED, teacher)
     assert fast(MIXED, teacher).equals(slow)
     table = slow.replace_schema_metadata(teacher.facts)
-    traces = list(store.traces_of(table, "test"))
+    traces = list(store.traces_of(table, "test", COMPACT))
     assert [store.row_of(trace)["tokens"].tolist() for trace in traces] == table["tokens"].to_pylist()
     assert {**store.row_of(traces[0]), "tokens": None} == {**table.slice(0, 1).to_pylist()[0], "tokens": None}
 

@@ -1,0 +1,95 @@
+"""The vocabulary of a pretrained chat model: its own tokens, five of which are the control tokens of spawn and join.
+
+The five are either tokens that the model has and that its template does not use (most models reserve some), or tokens
+that are added to it. The other three are its own: BOS is the token that its prompts open with, EOS the one that ends
+its turn; where the model pads with EOS, there is no padding token (-1), since what ends a strand may not be forbidden.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from apr.errors import CheckpointError
+from apr.tokens.control import CONTROL_TOKENS, ControlTokens
+from apr.tokens.text import PretrainedVocabulary, load_tokenizer
+from apr.tokens.vocabulary import TOKENIZER_FILE
+
+SPAWNING_TOKENS = CONTROL_TOKENS[3:]
+# What templates that tell the date take for it: today's would make another prompt of the same problem tomorrow.
+DATE = "26 Jul 2024"
+
+
+class ChatVocabulary(PretrainedVocabulary):
+    """Around the tokenizer of a chat model. `names`: tokens of its own to be spawn, msg, </spawn>, join and ret; tokens
+    of these names are added to it if none are given. Raises `CheckpointError` for a tokenizer without a template or EOS,
+    and for names that it lacks or uses."""
+
+    def __init__(self, tokenizer: Any, names: Sequence[str] | None = None) -> None:
+        if names is None:
+            tokenizer.add_tokens(list(SPAWNING_TOKENS), special_tokens=True)
+        self.names = tuple(SPAWNING_TOKENS if names is None else names)
+        super().__init__("chat", tokenizer, _control(tokenizer, self.names))
+
+    @classmethod
+    def saved(cls, folder: Path) -> ChatVocabulary:
+        """That of a data set or a checkpoint, as `save` wrote it. Raises `CheckpointError`."""
+        path = folder / TOKENIZER_FILE
+        try:
+            names = json.loads(path.read_text())["control"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is missing or corrupt ({error!r}): make its folder again") from error
+        return cls(load_tokenizer(folder), names)
+
+    @cached_property
+    def hash(self) -> str:
+        """Identifies tokens, control tokens and template: what prompts and strands are spelt with."""
+        content = [self.dialect, self.tokens, self.names, self._tokenizer.chat_template]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def prompt(self, system: str, user: str) -> tuple[int, ...]:
+        """Both messages in the model's own template, up to where its turn begins."""
+        return rendered(self._tokenizer, system, user)
+
+    def save(self, folder: Path) -> None:
+        self._save_tokenizer(folder)
+        content = {"dialect": self.dialect, "hash": self.hash, "control": self.names}
+        (folder / TOKENIZER_FILE).write_text(json.dumps(content))
+
+
+def _control(tokenizer: Any, names: Sequence[str]) -> ControlTokens:
+    """The tokens of these names, and those that the tokenizer opens and ends turns with."""
+    if not tokenizer.chat_template or tokenizer.eos_token_id is None:
+        raise CheckpointError("this tokenizer has no chat template or no EOS token: take an instruction-tuned model")
+    prompt = rendered(tokenizer, "", "")
+    bos, eos, pad = prompt[0], tokenizer.eos_token_id, tokenizer.pad_token_id
+    if bos == eos:
+        raise CheckpointError("this model's prompts open with the token that ends its turn: take another model")
+    pad = -1 if pad is None or pad == eos else pad
+    vocabulary = tokenizer.get_vocab()
+    unfit = [name for name in names if vocabulary.get(name, -1) in {-1, pad, bos, eos, *prompt}]
+    if unfit or len(set(names)) != len(SPAWNING_TOKENS):
+        raise CheckpointError(
+            f"the control tokens {', '.join(names)} must be {len(SPAWNING_TOKENS)} different ones that the tokenizer has "
+            f"and that its template and padding do not use; unfit: {', '.join(unfit) or 'their number'}. Name others that "
+            "it reserves, or none, to have some added"
+        )
+    return ControlTokens(pad, bos, eos, *(vocabulary[name] for name in names))
+
+
+def rendered(tokenizer: Any, system: str, user: str) -> tuple[int, ...]:
+    """The ids of a prompt. Raises `CheckpointError` if the template takes no system message."""
+    from jinja2 import TemplateError
+
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False, date_string=DATE
+        )
+    except TemplateError as error:
+        raise CheckpointError(f"this model's chat template refuses a system message ({error}): take another") from error
+    return tuple(ids)
