@@ -1,6 +1,6 @@
 """Kills processes of an RL run at random moments, and checks that nothing was lost, doubled, changed or left behind.
 
-    python benchmarks/chaos.py [--kills 12] [--steps 16] [--faults engine learner driver] [--engine tiny|vllm]
+    python benchmarks/chaos.py [--kills 12] [--steps 16] [--faults engine learner driver] [--engine tiny|vllm] [--seed 0]
 
 The task is the tests' toy, on two engines in a local Ray. With the tiny engine, whose results do not depend on batches,
 the final weights must be those of a run that nobody disturbed, bit for bit. Every strand must be trained once: all
@@ -52,12 +52,13 @@ class Run:
             [sys.executable, "-m", "apr.cli", "rl", *arguments], cwd=ROOT, stdout=self.log, stderr=subprocess.STDOUT,
             start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
+        self.since = time.time()
         self.leaders.append(self.driver.pid)
         self.memory: list[float] = []  # MiB of this driver, at each step
 
     def reach(self, step: int) -> bool:
-        """Wait until so many steps are recorded; False if the run ended before."""
-        while recorded(self.out) < step:
+        """Wait until so many steps are recorded, some by this driver; False if the run ended before."""
+        while recorded(self.out) < step or (self.out / "metrics.jsonl").stat().st_mtime < self.since:
             if self.driver.poll() is not None:
                 return False
             time.sleep(0.02)
@@ -105,7 +106,7 @@ FAULTS: dict[str, Callable[[Run, random.Random], bool]] = {
 def disturbed(config: RlConfig, faults: list[str], kills: int, seed: int) -> tuple[Run, Counter[str]]:
     """A run with `kills` faults, each somewhere within a step drawn at random."""
     rng = random.Random(seed)
-    plan = sorted(rng.uniform(0.5, config.steps - 1) for _ in range(kills))
+    plan = sorted(rng.uniform(1, config.steps - 1) for _ in range(kills))
     run, done = Run(config), Counter[str]()
     for moment in plan:
         if not run.reach(int(moment)):

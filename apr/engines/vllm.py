@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr.engines.base import Completion, Request
 from apr.engines.local import WEIGHTS_FILE, Flight, LocalEngine, check_weights, read_weights
-from apr.errors import CheckpointError, ConfigError, EngineError, ResourceError
+from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError, ResourceError
 from apr.threads.trace import EngineStop
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class VllmEngine(LocalEngine):
                 raise RuntimeError("keys and values of the old weights were kept: a block is in use")
         except Exception as error:  # noqa: BLE001 - half-loaded weights: the engine is beyond use, whatever the cause
             self._lose(error)
-            raise EngineError(f"vLLM could not take the weights: {error!r}; start another engine") from error
+            raise EngineLostError(f"vLLM could not take the weights: {error!r}; start another engine") from error
 
     def _release(self) -> None:
         self._by_name.clear()

@@ -7,6 +7,7 @@ one that closes it comes last.
 import asyncio
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -535,6 +536,38 @@ def _check_spans(completion: Completion) -> None:
     assert [span.start for span in completion.versions] == ends[:-1]
     assert all(span.start < span.end for span in completion.versions)
     assert ends[-1] == len(completion.ids)
+
+
+@pytest.mark.parametrize("how", ["is silent", "says that its engine died"])
+def test_an_actor_whose_engine_is_beyond_use_is_ended(how: str) -> None:
+    """A stand-in for the actor, which would else stay and serve nobody: no Ray is started."""
+    from apr.engines.cluster import RemoteEngine
+
+    class Actor:
+        def __getattr__(self, method: str) -> Any:
+            return type("Method", (), {"remote": staticmethod(getattr(self, f"_{method}"))})
+
+        async def _submit(self, requests: Any) -> None:
+            """It came through."""
+
+        async def _collect(self, patience: float) -> list[Any]:
+            if how == "is silent":
+                await asyncio.sleep(60)
+            return [(1, EngineLostError("out of memory"))]
+
+    async def play() -> None:
+        ends: list[bool] = []
+        engine = RemoteEngine(Actor(), WINDOW, 0, 0.05, lambda: ends.append(True))
+        results = await asyncio.gather(*(engine.generate(ask(name)) for name in "abc"), return_exceptions=True)
+        expected = "no answer (requests) within 0.05 s" if how == "is silent" else "out of memory"
+        assert all(isinstance(result, EngineLostError) and expected in str(result) for result in results)
+        for call in (engine.pause(), engine.generate(ask())):
+            with pytest.raises(EngineLostError, match=re.escape(expected)):
+                await call
+        await engine.close()
+        assert ends == [True]
+
+    asyncio.run(play())
 
 
 def _tensors(folder: Path) -> dict[str, Any]:
