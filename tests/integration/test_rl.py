@@ -203,10 +203,10 @@ def test_a_disk_that_is_full_at_a_checkpoint_stops_the_run_and_the_last_one_is_w
     config = rl_config(spawning, tmp_path / "run", checkpoint_every=1)
     write, calls = Path.open, iter(range(99))
 
-    def full(path: Path, mode: str = "r", *more: Any) -> Any:
+    def full(path: Path, mode: str = "r", **more: Any) -> Any:
         if path.name.startswith(".optimizer.pt") and "w" in mode and next(calls) == 2:  # the third checkpoint's
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, mode, *more)
+        return write(path, mode, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
