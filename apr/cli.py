@@ -84,9 +84,21 @@ def _configured(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dry-run", action="store_true", help="check the configuration and stop")
 
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes overrides in one place only; here they may stand between options."""
+    top = parser()
+    arguments, left = top.parse_known_args(argv)
+    overrides = [word for word in left if "=" in word and not word.startswith("-")]
+    if left and (overrides != left or not hasattr(arguments, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        arguments.overrides += overrides
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a failed run, 2 for a user's error, 130 for SIGINT or SIGTERM."""
-    arguments = parser().parse_args(argv)
+    arguments = _parsed(argv)
     from apr.data.workers import ended_by_signals
 
     try:

@@ -377,11 +377,9 @@ class RlConfig(Strict):
             raise ValueError(f"reward.budgets.context ({budget}) exceeds limits.context ({self.limits.context})")
         if self.protocol == "spawn_join" and self.limits.depth < 1:
             raise ValueError("protocol spawn_join needs limits.depth of at least 1")
-        divided = self.learner.parallel != "plain" or max(self.cluster.ranks, self.cluster.engines) > 1
-        if divided and self.cluster.address == "none":
+        if (self.learner.parallel != "plain" or self.cluster.ranks > 1) and self.cluster.address == "none":
             raise ValueError(
-                "cluster.engines, cluster.ranks above 1 and learner.parallel need Ray: set cluster.address=local, or the "
-                "address of a cluster"
+                "cluster.ranks above 1 and learner.parallel need Ray: set cluster.address=local, or a cluster's address"
             )
         if self.learner.lora and self.learner.parallel == "zero3":
             raise ValueError("learner.lora leaves too little to divide for zero3: set learner.parallel to zero2 or less")

@@ -33,9 +33,6 @@ class RankActor:
             probe.bind(("", 0))
             return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
-    def process(self) -> int:
-        return os.getpid()
-
     async def start(self, rank: Rank, address: str, timeout: float, **arguments: Any) -> None:
         if address:
             _meet(rank, address, timeout)

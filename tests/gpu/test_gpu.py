@@ -7,6 +7,7 @@ import pytest
 
 from apr.config import LearnerConfig
 from apr.engines.base import Request
+from apr.threads.layout import causal
 from apr.threads.trace import StrandKey
 
 pytestmark = pytest.mark.gpu
@@ -34,8 +35,10 @@ def test_engine_and_learner_agree_on_a_gpu(make_checkpoint) -> None:
         done = await engine.generate(Request(StrandKey(0, "p", 0, "r", 0), prompt, (), 32, 1.0, 7))
         await engine.close()
         n = len(done.ids)
-        positions = [len(prompt) + i for i in range(n)]
-        sample = Sample((*prompt, *done.ids), positions, list(done.logprobs), [1.0] * n, [1 / n] * n)
+        trained = [len(prompt) + i for i in range(n)]
+        before = [place - 1 for place in trained]
+        block = causal((*prompt, *done.ids))
+        sample = Sample(block, trained, before, [0] * n, list(done.logprobs), [1.0] * n, [1 / n] * n, [0] * n)
         return await learner.update([sample], 1e-4, parity=(1e-4, 1e-2))
 
     assert asyncio.run(run())["mismatch/abs_gap_mean"] < 1e-4

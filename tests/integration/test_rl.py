@@ -1,5 +1,6 @@
 """RL runs with the tiny engine: exact under interruption, learning what it is rewarded for, and loud when it cannot."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from processes import command, finish, left_behind, recorded, same_run, session_
 from toys import SERIAL, SPAWNING, make_task, metrics, rl_config
 
 from apr.engines.tiny import TinyEngine
-from apr.errors import CheckpointError, EngineLostError, NoSignalError, ParityError, RunDirectoryError
+from apr.errors import CheckpointError, EngineLostError, NoSignalError, ParityError, ResourceError, RunDirectoryError
 from apr.runs import run_directory
 from apr.threads.codec import read_traces
 from rl import checkpoint, loop, rollouts
@@ -194,6 +195,26 @@ def test_a_checkpoint_of_another_schema_or_torn_is_refused(spawning: Path, tmp_p
     (folder / "optimizer.pt").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match=r"optimizer\.pt is missing, corrupt"):
         launch(config.model_copy(update={"steps": 2}), resume=True)
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_stops_the_run_and_the_last_one_is_whole(
+    whole: Path, spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = rl_config(spawning, tmp_path / "run", checkpoint_every=1)
+    write, calls = Path.open, iter(range(99))
+
+    def full(path: Path, mode: str = "r", **more: Any) -> Any:
+        if path.name.startswith(".optimizer.pt") and "w" in mode and next(calls) == 2:  # the third checkpoint's
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, mode, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(ResourceError, match=r"no space left to write .*optimizer\.pt"):
+            launch(config, resume=False)
+    assert checkpoint.latest(config.out) == (checkpoint.folder_of(config.out, 2), 2)
+    launch(config, resume=True)
+    assert same_run(config.out, whole)
 
 
 def rises(task: Path, out: Path, shuffle: bool) -> tuple[float, float]:

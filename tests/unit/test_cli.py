@@ -144,6 +144,17 @@ def test_a_command_that_is_none_is_refused() -> None:
         assert ended.value.code == 2
 
 
+def test_overrides_may_stand_between_options(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["rl", "steps=7", "--config", "tiny_cpu", "seed=1", "--print-config", "steps=8", "cluster.ranks=1"]
+    assert main(words) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["steps"], printed["seed"]) == (8, 1)
+    for wrong in (["rl", "--print-config", "--steps=8"], ["doctor", "steps=8"]):
+        with pytest.raises(SystemExit) as ended:
+            main(wrong)
+        assert ended.value.code == 2
+
+
 def test_print_config_is_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rl", "--config", "tiny_cpu", "steps=3", f"out={tmp_path / 'out'}", "--print-config"]) == 0
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
