@@ -80,12 +80,6 @@ def data(base: Path) -> Path:
     return make_data(base, base.parent / "data")
 
 
-@pytest.fixture(scope="module")
-def trained(base: Path, data: Path) -> Path:
-    """All weights trained until spawns and joins are well formed."""
-    return train(sft_config(base, data, base.parent / "sft", tokens=300_000, batch_tokens=2048, log_every=10))
-
-
 # Data
 
 
@@ -225,18 +219,19 @@ def spawned(trace: Trace) -> bool:
     return len(trace.threads) > 1
 
 
-def test_the_model_spawns_and_joins_in_evaluation_and_rl(data: Path, trained: Path, tmp_path: Path) -> None:
-    found = losses(trained)
-    assert found[-1] < 0.3 * found[0], found
+def test_the_model_spawns_and_joins_in_evaluation_and_rl(base: Path, tmp_path: Path) -> None:
+    """All weights trained on two problems, until the model knows their demonstrations by heart."""
+    data = make_data(base, tmp_path / "data", train=2)
+    trained = train(sft_config(base, data, tmp_path / "sft", tokens=150_000, log_every=50))
     content = {
         "data": data, "checkpoint": trained, "limits": {"context": WINDOW, "threads": 8}, "out": tmp_path / "eval",
         "engine": {"kind": "tiny", "threads": 1},
     }  # fmt: skip
     traces = evaluate(check(EvalConfig, {**content, "split": "train"}, "toy"))
-    assert any(spawned(trace) and trace.root.message for trace in traces)
+    assert all(spawned(trace) and trace.correct for trace in traces)
     more = {
-        "steps": 2, "problems_per_step": 4, "group_size": 4, "learner": {"lr": 1e-4, "threads": 1, "lora": LORA},
-        "validate_problems": 2, "checkpoint_every": 2, "tensorboard": False, "out": tmp_path / "rl",
+        "steps": 2, "problems_per_step": 2, "group_size": 8, "learner": {"lr": 1e-5, "threads": 1, "lora": LORA},
+        "validate_problems": 0, "checkpoint_every": 2, "tensorboard": False, "out": tmp_path / "rl",
     }  # fmt: skip
     final = launch(check(RlConfig, {**content, **more}, "toy"), resume=False)
     assert dialect_of(final).vocabulary.hash == dialect_in(data, "chat").vocabulary.hash
