@@ -48,6 +48,7 @@ DEMONSTRATION_COLUMNS = pa.schema(
         ("tokens", pa.list_(pa.uint16())),  # those tokens, strand after strand
     ]
 )
+NARROW = 1 << 16  # tokens in a vocabulary whose ids are stored so
 WIDE_COLUMNS = DEMONSTRATION_COLUMNS.set(
     DEMONSTRATION_COLUMNS.get_field_index("tokens"), pa.field("tokens", pa.list_(pa.uint32()))
 )
@@ -55,7 +56,7 @@ WIDE_COLUMNS = DEMONSTRATION_COLUMNS.set(
 
 def columns_of(dialect: Dialect) -> pa.Schema:
     """Those of demonstrations, with tokens as wide as the vocabulary needs."""
-    return DEMONSTRATION_COLUMNS if len(dialect.vocabulary) <= 1 << 16 else WIDE_COLUMNS
+    return DEMONSTRATION_COLUMNS if len(dialect.vocabulary) <= NARROW else WIDE_COLUMNS
 
 
 def problems_folder(folder: Path) -> Path:

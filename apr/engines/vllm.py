@@ -119,10 +119,9 @@ class VllmEngine(LocalEngine):
             )
 
     def _begin(self, flight: Flight) -> None:
-        from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
         from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         request = flight.request
         order = next(self._order)

@@ -152,12 +152,15 @@ class Session:
                         thread = Thread(id, parent, depth, tuple(own), reason)
                         return Branch([thread, *below.threads], below.strands, allowance)
         finally:  # if anything raised, here or in a child, no thread outlives its parent
-            for task in open_children:
-                task.cancel()
-            await asyncio.gather(*open_children, return_exceptions=True)
+            if open_children:
+                for task in open_children:
+                    task.cancel()
+                await asyncio.gather(*open_children, return_exceptions=True)
 
     async def _gather(self, open_children: list[asyncio.Task[Branch]], below: Branch) -> list[Thread]:
         """Wait for all open children; take over their strands and what they left, in spawn order."""
+        if not open_children:  # gathering nothing costs a turn of the event loop all the same
+            return []
         branches = await asyncio.gather(*open_children)
         open_children.clear()
         for branch in branches:
@@ -214,18 +217,24 @@ class Session:
     async def _generate(self, request: Request) -> Completion | None:
         """One completion; a strand lost with its engine is sampled again under the same key, `ENGINE_RETRIES` times."""
         for _ in range(1 + ENGINE_RETRIES):
-            call = asyncio.ensure_future(self.engine.generate(request))
             try:
-                if self.limits.seconds is not None:
-                    done, _ = await asyncio.wait({call}, timeout=self.limits.seconds - self._clock())
-                    if not done:
-                        await self.engine.abort(request.key)
-                return await call
+                if self.limits.seconds is None:
+                    return await self.engine.generate(request)
+                return await self._generate_until(request, self.limits.seconds)
             except EngineLostError:
                 continue
-            finally:
-                call.cancel()
         return None
+
+    async def _generate_until(self, request: Request, seconds: float) -> Completion:
+        """One completion, cut short when the trace is `seconds` old."""
+        call = asyncio.ensure_future(self.engine.generate(request))
+        try:
+            done, _ = await asyncio.wait({call}, timeout=seconds - self._clock())
+            if not done:
+                await self.engine.abort(request.key)
+            return await call
+        finally:
+            call.cancel()
 
     def _clock(self) -> float:
         return time.monotonic() - self.born

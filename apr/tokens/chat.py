@@ -24,9 +24,8 @@ from apr.tokens.log import Node, Promising, Queued, SearchLog, Spawned, Step, Te
 from apr.tokens.vocabulary import Vocabulary
 
 SYSTEM = (
-    "Reach the target with + - * /, using every number exactly once. Search: write states as steps, numbers left and "
-    "target, and compare each last result with the target. States may be handed to children, who search them and return "
-    "what they find. End with the steps, or with nothing."
+    "Reach the target with + - * /, using every number exactly once. Write your search, compare results with the target, "
+    "hand states to children if that helps, and end with the steps or with nothing."
 )
 CONDITIONS = {"children": "Open {} children at each spawn.", "context": "Stay within {} tokens."}
 

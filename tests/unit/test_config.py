@@ -98,6 +98,12 @@ def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
         (DataConfig, [], ["solvers: "]),
         (DataConfig, [TEACHER, "solvers.sos.spawn_depth=1"], ["solvers.sos: ", "spawn_depth"]),
         (DataConfig, [TEACHER, "problems.low=9", "problems.high=3"], ["problems: ", "low must not exceed high"]),
+        (DataConfig, [TEACHER, "dialect=chat"], ["dialect chat needs `tokenizer`"]),
+        (DataConfig, [TEACHER, "tokenizer=a"], ["others have their own"]),
+        (DataConfig, [TEACHER, "control_tokens=[a, b, c, d, e]"], ["control_tokens", "`tokenizer`"]),
+        (DataConfig, [TEACHER, "dialect=chat", "tokenizer=a", "control_tokens=[a, b]"], ["control_tokens: ", "5"]),
+        (SftConfig, ["lora.rank=8"], ["lora", "set `base`"]),
+        (SftConfig, ["base=a"], ["lr (0.002)", "1e-5 to 1e-3"]),
         (QuickstartConfig, ["stages.sftt=[a]"], ["stages.sftt"]),
     ],
 )  # fmt: skip

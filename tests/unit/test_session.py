@@ -418,7 +418,8 @@ def test_a_parent_that_goes_on_may_fail_while_its_children_run() -> None:
     script = says(r_0=spawn((30,)), r_1=(41, C.eos), r0_0=join(50))
     trace = run(FakeEngine(script, ticks=lambda request: 9 if request.key.thread == "r.0" else 0), FREE, GoesOn(C))
     assert stops(trace) == {"r": StopReason.MALFORMED, "r.0": StopReason.ANSWERED}
-    engine = FakeEngine(says(r_0=spawn((30,)), r_1=EngineError("refused"), r0_0=BLOCK))
+    script = says(r_0=spawn((30,)), r_1=EngineError("refused"), r0_0=BLOCK)
+    engine = FakeEngine(script, ticks=lambda request: request.key.number)  # the child starts before its parent fails
     with pytest.raises(EngineError, match="refused"):
         run(engine, FREE, GoesOn(C))
     assert engine.cancelled == ["r.0#0"]
