@@ -78,6 +78,6 @@ def metrics(run: Path) -> list[dict[str, float]]:
 def undocumented(run: Path) -> set[str]:
     """Metrics that the run logged and docs/metrics.md does not name."""
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    known = re.findall(r"`([a-z]+/[a-z_*]+)`", text)
+    known = re.findall(r"`([a-z_]+/[a-z_*]+)`", text)
     logged = {name for line in (run / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)} - {"step"}
     return {name for name in logged if not any(fnmatch(name, pattern) for pattern in known)}
