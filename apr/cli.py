@@ -212,10 +212,16 @@ def _check_needs(config: BaseModel) -> None:
     from apr import config as c
     from apr.data.store import read_demonstrations, read_problems
     from apr.engines.build import check_window
+    from apr.pretrained import chat_vocabulary, located
 
     match config:
+        case c.DataConfig():
+            if config.tokenizer is not None:
+                chat_vocabulary(config.tokenizer, config.control_tokens)
         case c.SftConfig():
             next(read_demonstrations(config.data, config.solver), None)
+            if config.base is not None:
+                located(config.base)
         case c.EvalConfig():
             read_problems(config.data, config.split)
             check_window(config.checkpoint, config.limits.context, config.dialect)
