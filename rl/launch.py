@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from apr.config import RlConfig, load
+from apr.config import RlConfig
 from apr.data.store import problems_hash, read_problems
 from apr.dialects import dialect_of
 from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
 from apr.errors import LearnerLostError, RunDirectoryError
+from apr.presets import load
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
 from apr.runs import refuse_other, run_directory, whole_folder

@@ -11,7 +11,7 @@ from chat_tokenizers import RESERVED, smol_like
 from toys import SPAWNING
 
 from apr.cli import main
-from apr.config import DataConfig, EvalConfig, RlConfig, SftConfig, check
+from apr.config import DataConfig, EvalConfig, RlConfig, SftConfig
 from apr.data import store
 from apr.data.check import check_folder
 from apr.data.generate import generate
@@ -20,6 +20,7 @@ from apr.dialects import TOKENIZER, dialect_in, dialect_of
 from apr.engines.build import check_checkpoint
 from apr.errors import CheckpointError, ConfigError
 from apr.evaluation.run import evaluate
+from apr.presets import check
 from apr.pretrained import chat_vocabulary, located
 from apr.sft import train as sft
 from apr.sft.train import read_card, train

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from apr.config import DataConfig, EvalConfig, RlConfig, SftConfig, check, load, preset
+from apr.config import DataConfig, EvalConfig, RlConfig, SftConfig
 from apr.data.check import check_folder
 from apr.data.generate import generate
 from apr.data.store import read_demonstrations
 from apr.dialects import dialect_in, dialect_of
 from apr.evaluation.run import evaluate
+from apr.presets import check, load, preset
 from apr.sft.rows import rows
 from apr.sft.train import read_card, train
 from rl.launch import launch

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from apr.config import DataConfig, ModelConfig, RlConfig, check
+from apr.config import DataConfig, ModelConfig, RlConfig
 from apr.data.generate import generate
 from apr.data.store import read_demonstrations
+from apr.presets import check
 from apr.sft.rows import IGNORED, rows
 from apr.sft.train import new_model, save_checkpoint
 from apr.tokens.compact import CompactDialect
