@@ -98,20 +98,22 @@ def _finished(run: Path, newest: Path) -> Path:
 async def _drive(config: RlConfig, parts: Parts, run: Path, start: int, new_learner: NewLearner) -> int:
     """The loop, begun again from the newest checkpoint with a new learner if one is lost, so often as it may be."""
     lost = 0
+    found: tuple[Path, int] | None = None
     try:
         with _stop_at_signal() as stopping:
             while True:
                 parts.monitor = open_monitors(config, run, start)
                 try:
+                    if lost:
+                        parts.learner = await new_learner(found[0] if found else config.checkpoint, found is not None)
                     return await loop.run(config, parts, run, start, stopping)
                 except LearnerLostError as error:
                     lost += 1
                     if lost > config.cluster.restarts:
                         raise
                     found = checkpoint.latest(run)
-                    start_from, start = found or (config.checkpoint, 0)
+                    start = found[1] if found else 0
                     print(f"{error}: restart {lost} of {config.cluster.restarts}, from step {start}", file=sys.stderr)
-                    parts.learner = await new_learner(start_from, found is not None)
                 finally:
                     parts.monitor.close()
     finally:
