@@ -15,7 +15,7 @@ from apr.data.generate import generate
 from apr.data.store import read_demonstrations
 from apr.dialects import dialect_in, dialect_of
 from apr.evaluation.run import evaluate
-from apr.presets import check, load, preset
+from apr.presets import load, preset
 from apr.sft.rows import rows
 from apr.sft.train import read_card, train
 from rl.launch import launch
