@@ -156,6 +156,7 @@ def _exchange(arguments: argparse.Namespace) -> int:
 
 def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
     from apr import config as c
+    from apr.presets import dump, load
 
     kinds: dict[str, type[BaseModel]] = {
         "data": c.DataConfig, "sft": c.SftConfig, "rl": c.RlConfig, "eval": c.EvalConfig, "quickstart": c.QuickstartConfig,
@@ -171,11 +172,11 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
         if any(override.partition("=")[0].strip() == "out" for override in arguments.overrides):
             raise ConfigError(f"--resume {resume} goes on in its own folder: leave out=... out, or start a new run")
         files = [resume / "config.yaml"]
-    config = c.load(kinds[stage], files, arguments.overrides)
+    config = load(kinds[stage], files, arguments.overrides)
     if resume is not None:
         config = config.model_copy(update={"out": resume})
     if arguments.print_config:
-        print(c.dump(config), end="")
+        print(dump(config), end="")
         return 0
     if arguments.dry_run:
         _check_needs(config)
@@ -212,10 +213,16 @@ def _check_needs(config: BaseModel) -> None:
     from apr import config as c
     from apr.data.store import read_demonstrations, read_problems
     from apr.engines.build import check_window
+    from apr.pretrained import chat_vocabulary, located
 
     match config:
+        case c.DataConfig():
+            if config.tokenizer is not None:
+                chat_vocabulary(config.tokenizer, config.control_tokens)
         case c.SftConfig():
             next(read_demonstrations(config.data, config.solver), None)
+            if config.base is not None:
+                located(config.base)
         case c.EvalConfig():
             read_problems(config.data, config.split)
             check_window(config.checkpoint, config.limits.context, config.dialect)
@@ -227,7 +234,7 @@ def _check_needs(config: BaseModel) -> None:
 
 def _config_file(stage: str, name: str) -> Path:
     """A path, or the name of a shipped preset of this stage."""
-    from apr.config import preset
+    from apr.presets import preset
 
     path = Path(name)
     return path if path.suffix in (".yaml", ".yml") or path.is_file() else preset(stage, name)

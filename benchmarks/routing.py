@@ -18,11 +18,12 @@ from pathlib import Path
 
 import ray
 
-from apr.config import ClusterConfig, DataConfig, EngineConfig, load, preset
+from apr.config import ClusterConfig, DataConfig, EngineConfig
 from apr.engines.base import Engine
 from apr.engines.cluster import start_engine
 from apr.engines.placement import connect
 from apr.engines.pool import EnginePool, Routing
+from apr.presets import load, preset
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller
 from apr.threads.limits import Limits

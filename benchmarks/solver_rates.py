@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from apr.config import DataConfig, SolverConfig, load, preset
+from apr.config import DataConfig, SolverConfig
 from apr.data.demonstrate import demonstrate, drawn
+from apr.presets import load, preset
 from apr.protocols import protocol_by_name
 from apr.tokens.compact import CompactDialect
 from envs.countdown.env import CountdownSpec, problem_of

@@ -14,8 +14,9 @@ from math import sqrt
 
 import numpy as np
 
-from apr.config import DataConfig, SolverConfig, load, preset
+from apr.config import DataConfig, SolverConfig
 from apr.data.teacher import Teacher, demonstrations_of
+from apr.presets import load, preset
 from apr.tokens.compact import CompactDialect
 from envs.countdown.env import Countdown
 

@@ -9,8 +9,9 @@ import statistics
 import time
 from collections.abc import Callable
 
-from apr.config import DataConfig, load, preset
+from apr.config import DataConfig
 from apr.data.generate import demonstrations
+from apr.presets import load, preset
 from apr.sft.rows import rows
 from apr.threads.codec import from_json, to_json
 from apr.tokens.compact import CompactDialect

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from apr.config import DataConfig, SolverConfig, load, preset
+from apr.config import DataConfig, SolverConfig
 from apr.data.demonstrate import drawn
+from apr.presets import load, preset
 from apr.protocols import protocol_by_name
 from apr.seeds import SplitMix64
 from apr.threads.trace import Trace

@@ -14,7 +14,7 @@ from apr.config import RlConfig
 from apr.engines.cluster import start_pool
 from apr.engines.placement import bundle, connect, options, refuse_impossible, reserve
 from apr.engines.pool import EnginePool
-from apr.errors import ResourceError
+from apr.errors import LearnerLostError, ResourceError
 from rl import checkpoint
 from rl.ranks import RemoteLearner, start_learner
 
@@ -87,4 +87,4 @@ async def _learner(config: RlConfig, start_from: Path, resumed: bool, place: Pla
             f"the learner did not start within cluster.timeout={c.timeout:g} s: raise it if it needs longer"
         ) from error
     except RayError as error:
-        raise ResourceError(f"the learner died while it started: {error}") from error
+        raise LearnerLostError(f"the learner died while it started, perhaps for lack of memory: {error}") from error

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from apr.config import RlConfig, load
+from apr.config import RlConfig
 from apr.data.store import problems_hash, read_problems
 from apr.dialects import dialect_of
 from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
 from apr.errors import LearnerLostError, RunDirectoryError
+from apr.presets import load
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
 from apr.runs import refuse_other, run_directory, whole_folder
@@ -97,20 +98,22 @@ def _finished(run: Path, newest: Path) -> Path:
 async def _drive(config: RlConfig, parts: Parts, run: Path, start: int, new_learner: NewLearner) -> int:
     """The loop, begun again from the newest checkpoint with a new learner if one is lost, so often as it may be."""
     lost = 0
+    found: tuple[Path, int] | None = None
     try:
         with _stop_at_signal() as stopping:
             while True:
                 parts.monitor = open_monitors(config, run, start)
                 try:
+                    if lost:
+                        parts.learner = await new_learner(found[0] if found else config.checkpoint, found is not None)
                     return await loop.run(config, parts, run, start, stopping)
                 except LearnerLostError as error:
                     lost += 1
                     if lost > config.cluster.restarts:
                         raise
                     found = checkpoint.latest(run)
-                    start_from, start = found or (config.checkpoint, 0)
+                    start = found[1] if found else 0
                     print(f"{error}: restart {lost} of {config.cluster.restarts}, from step {start}", file=sys.stderr)
-                    parts.learner = await new_learner(start_from, found is not None)
                 finally:
                     parts.monitor.close()
     finally:

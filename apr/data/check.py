@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from apr.config import DataConfig, load
+from apr.config import DataConfig
 from apr.data.card import CARD, content_hashes
 from apr.data.generate import CONFIG
 from apr.data.shards import AGAIN, read_shard, rows_hash, shard_facts, shard_paths
@@ -32,6 +32,7 @@ from apr.data.store import (
 )
 from apr.data.workers import in_processes, processes
 from apr.errors import DataError
+from apr.presets import load
 from apr.progress import Progress
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect

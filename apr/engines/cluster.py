@@ -238,7 +238,9 @@ class RemoteEngine:
         except TimeoutError as error:
             raise EngineLostError(f"the engine's actor gave no answer ({what}) within {self._timeout:g} s") from error
         except RayTaskError as error:
-            raise cause_of(error) from error
+            if isinstance(cause := cause_of(error), AprError):
+                raise cause from error
+            raise EngineLostError(f"the engine failed ({what}): {_why(error)}") from error
         except (RayError, OSError) as error:
             raise EngineLostError(f"the engine's actor was lost ({what}): {_why(error)}") from error
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.services import get_ray_address_from_environment
 from ray._private.state import available_resources_per_node
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
@@ -38,6 +39,8 @@ def connect(address: str) -> None:
         found = get_ray_address_from_environment("auto", None) if address == "auto" else address
         _check_reachable(found)
         own = {"include_dashboard": False} if found == "local" else {}
+        if found != "local":  # `ray start` asks for the user's token if there is one; `ray.init` would not show it
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         with _terminations_blocked():
             ray.init(address=found, logging_level="warning", **own)
     except (OSError, ValueError, RuntimeError) as error:

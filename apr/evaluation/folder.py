@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apr.config import EvalConfig, load
+from apr.config import EvalConfig
 from apr.errors import DataError
 from apr.evaluation.metrics import lost
+from apr.presets import load
 from apr.runs import CONFIG, MANIFEST
 from apr.threads.codec import read_traces
 from apr.threads.trace import Trace

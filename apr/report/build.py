@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apr.config import DataConfig, EvalConfig, RlConfig, load
+from apr.config import DataConfig, EvalConfig, RlConfig
 from apr.data.generate import demonstrations
 from apr.dialects import OWN, dialect_by_name, dialect_in, dialect_of
 from apr.errors import DataError, RunDirectoryError
 from apr.evaluation.baselines import majority, pass_at, samples_by_problem
 from apr.evaluation.folder import Evaluation, read_evaluation
 from apr.evaluation.metrics import compare
+from apr.presets import load
 from apr.report.html import Comparison, Report, Row, RunFacts, Teacher, write_report
 from apr.report.viewer import Text
 from apr.runs import CONFIG, commit, hardware, manifest

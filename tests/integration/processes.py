@@ -12,7 +12,7 @@ from typing import Any
 
 from toys import metrics
 
-from apr.config import dump
+from apr.presets import dump
 
 ROOT = Path(__file__).parents[2]
 

@@ -75,7 +75,15 @@ def test_a_lost_learner_costs_the_steps_since_its_checkpoint_and_nothing_else(
             raise LearnerLostError("a rank died")
         return await update(learner, *arguments)
 
+    make, made = Learner.__init__, iter(range(99))
+
+    def stillborn(learner: Learner, *arguments: Any) -> None:
+        if next(made) == 1:  # the first one in the place of another
+            raise LearnerLostError("a rank died while it started")
+        make(learner, *arguments)
+
     monkeypatch.setattr(Learner, "update", dying)
+    monkeypatch.setattr(Learner, "__init__", stillborn)
     lines = run(spawning, tmp_path / "run", checkpoint_every=2)
     assert lines == metrics(tmp_path / "whole")
     weights = [(tmp_path / name / "final" / "model.safetensors").read_bytes() for name in ("run", "whole")]

@@ -13,10 +13,11 @@ import pytest
 from processes import command, finish, left_behind, recorded, same_run, session_members, wait_for
 from toys import SPAWNING, make_task, rl_config, undocumented
 
-from apr.config import EvalConfig, check
+from apr.config import EvalConfig
 from apr.engines.pool import EnginePool
 from apr.errors import EngineLostError, ResourceError
 from apr.evaluation.run import evaluate
+from apr.presets import check
 from apr.threads.trace import Trace
 from rl import checkpoint
 from rl.launch import launch

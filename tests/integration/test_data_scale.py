@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from apr.config import DataConfig, check, dump
+from apr.config import DataConfig
 from apr.data.card import content_hashes
 from apr.data.check import check_folder
 from apr.data.generate import generate
 from apr.data.store import read_demonstrations, read_problems
 from apr.data.workers import in_processes
 from apr.errors import DataError, ResourceError
+from apr.presets import check, dump
 from envs.countdown.env import SPLITS, Countdown, Problems
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ import torch
 from chat_tokenizers import RESERVED, smol_like
 from toys import SPAWNING
 
-from apr.config import DataConfig, EvalConfig, RlConfig, SftConfig, check
+from apr.cli import main
+from apr.config import DataConfig, EvalConfig, RlConfig, SftConfig
 from apr.data import store
 from apr.data.check import check_folder
 from apr.data.generate import generate
@@ -19,6 +20,7 @@ from apr.dialects import TOKENIZER, dialect_in, dialect_of
 from apr.engines.build import check_checkpoint
 from apr.errors import CheckpointError, ConfigError
 from apr.evaluation.run import evaluate
+from apr.presets import check
 from apr.pretrained import chat_vocabulary, located
 from apr.sft import train as sft
 from apr.sft.train import read_card, train
@@ -147,7 +149,7 @@ def test_lora_trains_adapters_and_control_tokens_and_merges_them(
         return merge(model)
 
     monkeypatch.setattr(sft, "merged", merged)
-    checkpoint = train(sft_config(base, data, tmp_path / "sft", lora=LORA, tokens=30_000))
+    checkpoint = train(sft_config(base, data, tmp_path / "sft", lora=LORA, tokens=30_000, activation_checkpointing=not tied))
     found = losses(checkpoint)
     assert sum(found[-9:]) < 0.95 * sum(found[:9]), found
     assert read_card(checkpoint)["base"] == str(base) and check_checkpoint(checkpoint) == WINDOW
@@ -196,6 +198,14 @@ def test_an_interrupted_training_of_adapters_goes_on_where_it_stopped(base: Path
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=f"{damaged} is damaged"):
         sft._check_whole(damaged.parent)
+
+
+def test_a_dry_run_looks_for_the_model(base: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spelt = ["dialect=chat", "solvers.toy.protocol=serial"]
+    for where, status in ((base, 0), (base / "none", 2)):
+        assert main(["data", "generate", "--dry-run", *spelt, f"tokenizer={where}"]) == status
+        assert main(["sft", "--dry-run", f"data={data}", "solver=toy", "lr=1e-4", f"base={where}"]) == status
+    assert capsys.readouterr().err.count(f"{base / 'none'} is not there") == 2
 
 
 def test_data_and_base_must_fit(base: Path, data: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toys import SPAWNING
 
-from apr.config import DataConfig, SftConfig, check
+from apr.config import DataConfig, SftConfig
 from apr.data.generate import generate
 from apr.data.shards import shard_facts, shard_paths
 from apr.data.store import (
@@ -22,6 +22,7 @@ from apr.data.store import (
 )
 from apr.engines.build import check_checkpoint
 from apr.errors import CheckpointError, DataError, RunDirectoryError
+from apr.presets import check
 from apr.sft import train as sft
 from apr.sft.rows import IGNORED, rows
 from apr.sft.train import examples_of, read_card, token_batches, train

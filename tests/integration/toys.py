@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from apr.config import DataConfig, ModelConfig, RlConfig, check
+from apr.config import DataConfig, ModelConfig, RlConfig
 from apr.data.generate import generate
 from apr.data.store import read_demonstrations
+from apr.presets import check
 from apr.sft.rows import IGNORED, rows
 from apr.sft.train import new_model, save_checkpoint
 from apr.tokens.compact import CompactDialect
@@ -78,6 +79,6 @@ def metrics(run: Path) -> list[dict[str, float]]:
 def undocumented(run: Path) -> set[str]:
     """Metrics that the run logged and docs/metrics.md does not name."""
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    known = re.findall(r"`([a-z]+/[a-z_*]+)`", text)
+    known = re.findall(r"`([a-z_]+/[a-z_*]+)`", text)
     logged = {name for line in (run / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)} - {"step"}
     return {name for name in logged if not any(fnmatch(name, pattern) for pattern in known)}

@@ -1,5 +1,6 @@
 """The chat dialect: what is written in a pretrained model's vocabulary can be read back, and the runtime reproduces it."""
 
+import pickle
 import re
 from pathlib import Path
 
@@ -170,6 +171,11 @@ def test_what_is_saved_is_read_as_the_same(name: str, tmp_path: Path) -> None:
     assert len({facts_of(MADE[other], "serial", "none")["vocabulary"] for other in others}) == len(others)
     with pytest.raises(CheckpointError, match=f"chat/{dialect.vocabulary.hash}"):
         MADE[others[0]].vocabulary.check(tmp_path)
+
+
+def test_worker_processes_spell_alike() -> None:
+    again = pickle.loads(pickle.dumps(SMOL))
+    assert again.vocabulary.hash == SMOL.vocabulary.hash and again.prompt((3, 5), 8) == SMOL.prompt((3, 5), 8)
 
 
 def test_added_tokens_come_after_all_others_and_are_never_spelt() -> None:

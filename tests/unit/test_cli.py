@@ -20,9 +20,10 @@ import yaml
 import apr.evaluation.run as evaluating
 import apr.quickstart as starting
 from apr.cli import main
-from apr.config import DataConfig, EvalConfig, QuickstartConfig, RlConfig, dump, load
+from apr.config import DataConfig, EvalConfig, QuickstartConfig, RlConfig
 from apr.data.shards import shard_path
 from apr.data.store import PROBLEMS, demonstrations_folder, problems_folder
+from apr.presets import dump, load
 from apr.runs import run_directory
 
 ROOT = Path(__file__).parents[2]

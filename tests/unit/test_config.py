@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from apr.config import DataConfig, EvalConfig, QuickstartConfig, RlConfig, SftConfig, dump, load, preset
+from apr.config import DataConfig, EvalConfig, QuickstartConfig, RlConfig, SftConfig
 from apr.errors import ConfigError
+from apr.presets import dump, load, preset
 
 KINDS: dict[str, type[BaseModel]] = {"data": DataConfig, "sft": SftConfig, "rl": RlConfig, "eval": EvalConfig}
 PRESETS = sorted(Path(str(files("configs"))).rglob("*.yaml"))

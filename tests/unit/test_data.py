@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apr.config import DataConfig, SolverConfig, check
+from apr.config import DataConfig, SolverConfig
 from apr.data import generate as generating
 from apr.data import store
 from apr.data.card import content_hashes
@@ -40,6 +40,7 @@ from apr.data.store import (
 )
 from apr.data.teacher import Teacher, demonstrations_of, fast, plain
 from apr.errors import ConfigError, DataError, ResourceError, RunDirectoryError
+from apr.presets import check
 from apr.protocols import protocol_by_name
 from apr.runs import run_directory
 from apr.threads.trace import Trace

@@ -11,12 +11,13 @@ import pytest
 
 import apr.evaluation.run
 from apr.cli import main
-from apr.config import DataConfig, EvalConfig, RlConfig, check, dump
+from apr.config import DataConfig, EvalConfig, RlConfig
 from apr.data.generate import generate
 from apr.engines.base import Request
 from apr.engines.scripted import ScriptedEngine
 from apr.errors import ConfigError, DataError, EngineLostError, RunDirectoryError, UserError
 from apr.evaluation.run import evaluate
+from apr.presets import check, dump
 from apr.report.build import build_report
 from apr.threads.codec import TraceWriter, from_json, read_traces, to_json
 from apr.tokens.compact import CompactDialect

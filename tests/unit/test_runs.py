@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from apr.config import EvalConfig, RlConfig, SftConfig, load
+from apr.config import EvalConfig, RlConfig, SftConfig
 from apr.errors import DataError, ResourceError, RunDirectoryError
+from apr.presets import load
 from apr.runs import check_kind, file_hash, refuse_other, run_directory, whole_folder, write_bytes, write_text
 
 CONFIG = RlConfig()
