@@ -138,7 +138,7 @@ async def compare(engine: VllmEngine, checkpoint: Path, part: Part, seqs: int, r
             if way == "flat":
                 await asyncio.gather(*(engine.generate(request) for request in flat))
             else:
-                await part.run(engine, 2 * seqs)
+                await part.run(engine, seqs)
             found[way].append(replay.rate())
     for way, rates in found.items():
         running = statistics.median(rate.running for rate in rates)
@@ -158,7 +158,7 @@ async def prefilled_again(engine: VllmEngine, part: Part, seqs: int) -> None:
     """Print what parents' strands after a join saw, and what of that the cache should have held and did not."""
     Replay(engine, part)
     seen, shareable, missing = [], 0, 0
-    for trace in await part.run(engine, 2 * seqs):
+    for trace in await part.run(engine, seqs):
         strands = trace.by_id()
         for strand in trace.strands:
             if strand.sees:
@@ -181,8 +181,10 @@ def random_model(folder: Path, window: int) -> Path:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--checkpoint", type=Path, default=Path("checkpoints/tiny_cpu/spawn_join"))
-    arguments.add_argument("--traces", type=int, default=600)
-    arguments.add_argument("--seqs", type=int, default=64)
+    arguments.add_argument(
+        "--traces", type=int, default=640, help="the more of them, the less beginning and end matter"
+    )
+    arguments.add_argument("--seqs", type=int, default=64, help="requests decoded, and traces running, at once")
     arguments.add_argument("--runs", type=int, default=5)
     given = arguments.parse_args()
     short = Part.of([], given.traces, Limits(context=128, threads=None))

@@ -50,7 +50,7 @@ def _remote(checkpoint: Path) -> Engine:
     from apr.config import ClusterConfig, EngineConfig
     from apr.engines.cluster import start_engine
 
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="warning", ignore_reinit_error=True)
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="warning", ignore_reinit_error=True)
     config, cluster = EngineConfig(kind="tiny", threads=1), ClusterConfig(address="local", timeout=120)
     return asyncio.run(start_engine(config, checkpoint, WINDOW, 0, cluster))
 
