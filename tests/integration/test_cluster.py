@@ -179,7 +179,7 @@ def test_a_place_that_is_taken_is_waited_for_then_an_error_says_by_node_what_is_
 
     from apr.engines.placement import bundle, refuse_impossible, reserve
 
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="warning")
     with pytest.raises(ResourceError, match=r"one actor needs 1 GPUs|all actors need 1 GPUs, the cluster has 0"):
         refuse_impossible([bundle(1, 1)])
     asyncio.run(reserve([bundle(2, 0)], "PACK", 60, "the learner"))
