@@ -55,7 +55,7 @@ def test_two_processes_sample_as_one_and_take_new_weights_and_end(
     start, other = make_checkpoint(0), make_checkpoint(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the engine sets it: put back afterwards
     before = set(psutil.Process().children(recursive=True))
-    engine = build_engine(EngineConfig(tensor_parallel=2, threads=1, kv_cache_mib=16), start, WINDOW)
+    engine = build_engine(EngineConfig(tensor_parallel=2, threads=2, kv_cache_mib=16), start, WINDOW)
 
     async def play() -> None:
         alone = TinyEngine.from_checkpoint(start, max_context=WINDOW)
