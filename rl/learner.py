@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import typing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from apr.errors import CheckpointError, ParityError
 from apr.memory import keep_freed_memory
 from apr.sft.train import read_card, save_checkpoint
 from rl import adapters
-from rl.losses import LossTerms, policy_loss
+from rl.losses import LossTerms, k3, policy_loss
 from rl.packing import Pass, plan
 from rl.parallel import Rank, backend
 from rl.samples import Sample
@@ -93,11 +93,10 @@ class Learner:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.model.enable_input_require_grads()
         self.scorer = Scorer(self.model, temperature, config.dtype)
-        # With adapters the reference is the model without them.
-        frozen = (
-            _model(origin, self.device).requires_grad_(False) if config.kl_weight and not config.lora else self.model
-        )
-        self.reference = Scorer(frozen, temperature, config.dtype)
+        self.reference: Scorer | None = None
+        if config.kl_weight:  # with adapters it is the model without them
+            frozen = self.model if config.lora else _model(origin, self.device).requires_grad_(False)
+            self.reference = Scorer(frozen, temperature, config.dtype)
         self.backend = backend(self.scorer, config, rank)
         self.vocabulary = dialect_of(checkpoint, dialect).vocabulary
         card = read_card(checkpoint)
@@ -170,19 +169,11 @@ class Learner:
 
     @torch.no_grad()
     def _reference(self, one: Pass) -> Tensor | None:
-        if not self.config.kl_weight:
+        if self.reference is None:
             return None
-        with self._without_adapters():
+        with adapters.disabled(self.model) if self.config.lora else nullcontext():
             logprobs: Tensor = self.reference(one)
         return logprobs
-
-    @contextmanager
-    def _without_adapters(self) -> Iterator[None]:
-        if not self.config.lora:
-            yield
-            return
-        with adapters.disabled(self.model):
-            yield
 
     def _loss_metrics(self, terms: Sequence[LossTerms], passes: Sequence[Pass]) -> dict[str, float]:
         weights = [one.weights for one in passes]
@@ -206,10 +197,10 @@ class Learner:
         that the sampler had from these very weights, and k3 KL of those it had from older ones."""
         gap = torch.cat([ours - one.sampler for ours, one in zip(old, passes)])
         fresh = torch.cat([one.lags == 0 for one in passes])
-        k3 = torch.exp(gap.clamp(-20, 20)) - 1 - gap
+        divergence = k3(gap)
         count, gaps, kl, stale, stale_kl = self.rank.total([
-            fresh.sum().item(), gap[fresh].abs().sum().item(), k3[fresh].sum().item(),
-            (~fresh).sum().item(), k3[~fresh].sum().item(),
+            fresh.sum().item(), gap[fresh].abs().sum().item(), divergence[fresh].sum().item(),
+            (~fresh).sum().item(), divergence[~fresh].sum().item(),
         ])  # fmt: skip
         (most,) = self.rank.largest([gap[fresh].abs().max().item() if fresh.any() else 0.0])
         found = {"off_policy/share": stale / (count + stale)} if stale else {}

@@ -65,10 +65,14 @@ def policy_loss(
     loss = -(weights * importance.detach() * surrogate).sum()
     kl = torch.zeros_like(new)
     if reference is not None:
-        gap = (reference - new).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-        kl = torch.exp(gap) - 1.0 - gap
+        kl = k3((reference - new).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
         loss = loss + config.kl_weight * (weights * kl).sum()
     return LossTerms(loss, ratio.detach(), clipped.detach(), importance.detach(), kl.detach())
+
+
+def k3(gap: Tensor) -> Tensor:
+    """The k3 estimate of the KL divergence of q from p, per token drawn from q: gap = log p - log q."""
+    return torch.exp(gap.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)) - 1.0 - gap
 
 
 def _strand_means(values: Tensor, strands: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ Engines are asynchronous: many `generate` calls are in flight at once, and the e
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from apr.errors import EngineError
 from apr.threads.trace import EngineStop, StrandKey, VersionSpan
 
 
@@ -94,3 +95,9 @@ class Engine(typing.Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def refuse_second(key: StrandKey, in_flight: Container[StrandKey]) -> None:
+    """Raise `EngineError` if a request under `key` is on its way: its completion could be taken for the other's."""
+    if key in in_flight:
+        raise EngineError(f"{key} is in flight already; a key names one request at a time")

@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from apr.config import ClusterConfig, EngineConfig
-from apr.engines.base import Completion, Engine, Request
+from apr.engines.base import Completion, Engine, Request, refuse_second
 from apr.engines.build import build_engine
 from apr.engines.placement import bundle, connect, options, refuse_impossible, reserve
 from apr.engines.pool import EnginePool
@@ -122,8 +122,7 @@ class RemoteEngine:
         return self._version
 
     async def generate(self, request: Request) -> Completion:
-        if request.key in self._keys:
-            raise EngineError(f"{request.key} is in flight already; a key names one request at a time")
+        refuse_second(request.key, self._keys)
         if self._lost is not None:
             raise EngineLostError(self._lost)
         loop = asyncio.get_running_loop()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr.engines.base import Completion, Request
+from apr.engines.base import Completion, Request, refuse_second
 from apr.errors import CheckpointError, EngineError, EngineLostError
 from apr.threads.trace import EngineStop, StrandKey, VersionSpan
 
@@ -222,8 +222,7 @@ class LocalEngine(ABC):
 
     def _check(self, request: Request) -> None:
         self._check_alive()
-        if request.key in self._flights:
-            raise EngineError(f"{request.key} is in flight already; a key names one request at a time")
+        refuse_second(request.key, self._flights)
         if not request.ids or request.max_tokens < 1:
             raise EngineError(f"{request.key}: {len(request.ids)} ids, max_tokens {request.max_tokens}; both start at 1")
         ids = {*request.ids, *request.stop_ids}

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from apr.engines.base import Completion, Engine, Request
+from apr.engines.base import Completion, Engine, Request, refuse_second
 from apr.errors import CheckpointError, EngineError, EngineLostError
 from apr.threads.trace import EngineStop, StrandKey
 
@@ -96,8 +96,7 @@ class EnginePool:
 
     async def generate(self, request: Request) -> Completion:
         """Sample one strand; see `Engine.generate`. While no engine is alive it waits for one that is being made."""
-        if request.key in self._flights:
-            raise EngineError(f"{request.key} is in flight already; a key names one request at a time")
+        refuse_second(request.key, self._flights)
         self._flights[request.key] = None
         try:
             while (member := self._route(request.key)) is None:
