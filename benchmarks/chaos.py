@@ -29,7 +29,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "integration")]
 from processes import left_behind, recorded, session_members, weights  # noqa: E402 (found by the line above)
 from toys import SPAWNING, make_task, rl_config  # noqa: E402
 
-from apr.config import RlConfig, dump  # noqa: E402
+from apr.config import RlConfig  # noqa: E402
+from apr.presets import dump  # noqa: E402
 from apr.threads.codec import read_traces  # noqa: E402
 
 PROBLEMS, GROUP = 8, 4
