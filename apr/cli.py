@@ -31,7 +31,7 @@ examples:
   apr rl --config tiny_cpu data=runs/data checkpoint=runs/sft/checkpoint cluster.address=local
   apr rl --resume runs/rl
   apr eval --config tiny_cpu data=runs/data checkpoint=runs/sft/checkpoint out=runs/eval/sft
-  apr report runs/eval/sft runs/eval/rl --rl runs/rl --out report.html
+  apr report runs/eval/sft runs/eval/rl runs/rl --out report
 """
 
 
@@ -60,13 +60,12 @@ def parser() -> argparse.ArgumentParser:
     _configured(rl)
     rl.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run from its newest checkpoint")
     _configured(commands.add_parser("eval", help="evaluate a checkpoint on held-out problems"))
-    report = commands.add_parser("report", help="one HTML file from evaluations and an RL run")
-    report.add_argument("evaluations", type=Path, nargs="+", help="folders written by `apr eval`")
-    report.add_argument("--rl", type=Path, help="an RL run, for its curves and sampled traces")
+    report = commands.add_parser("report", help="a page, figures and data from evaluations and RL runs")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders written by `apr eval` and `apr rl`")
     report.add_argument(
         "--data", type=Path, help="the data folder, for the teachers' own success (default: the evaluations')"
     )
-    report.add_argument("--out", type=Path, default=Path("report.html"))
+    report.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
     report.add_argument("--title", default="Spawn and join: evaluation report")
     _configured(
         commands.add_parser("quickstart", help="the whole path on two cores: data, SFT, RL, evaluation, report")
@@ -124,7 +123,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case "report":
             from apr.report.build import build_report
 
-            print(build_report(arguments.evaluations, arguments.rl, arguments.data, arguments.out, arguments.title))
+            print(build_report(arguments.runs, arguments.data, arguments.out, arguments.title))
             return 0
         case "data" if arguments.action == "verify":
             from apr.data.check import check_folder
@@ -199,8 +198,8 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
         case c.EvalConfig():
             from apr.evaluation.run import evaluate
 
-            traces = evaluate(config)
-            print(f"{config.out}: {sum(trace.correct for trace in traces)} of {len(traces)} correct")
+            summary = evaluate(config)
+            print(f"{config.out}: {summary.correct} of {summary.n} correct")
         case c.QuickstartConfig():
             from apr.quickstart import quickstart
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from apr.config import ConditionConfig
@@ -18,6 +20,7 @@ from envs.base import Env
 from envs.countdown.verify import Verdict
 
 JUDGE_ATTEMPTS = 3
+AHEAD = 1024  # attempts begun or done before the next trace in order; so memory does not grow with the jobs
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Roller:
     def __post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self.in_flight)
 
-    async def run(self, jobs: Sequence[Job], step: int = 0) -> AsyncIterator[Trace]:
+    async def run(self, jobs: Iterable[Job], step: int = 0) -> AsyncIterator[Trace]:
         """Verified traces in the order of `jobs`. Raises `JudgeError` if the environment cannot judge one."""
 
         async def one(job: Job) -> Trace:
@@ -53,10 +56,14 @@ class Roller:
                 )  # fmt: skip
                 return verified(trace, self.env, self.protocol)
 
-        tasks = [asyncio.create_task(one(job)) for job in jobs]
+        waiting = iter(jobs)
+        tasks = deque(asyncio.create_task(one(job)) for job in islice(waiting, max(AHEAD, self.in_flight)))
         try:
-            for task in tasks:
-                yield await task
+            while tasks:
+                trace = await tasks[0]
+                tasks.popleft()
+                tasks.extend(asyncio.create_task(one(job)) for job in islice(waiting, 1))
+                yield trace
         finally:
             for task in tasks:
                 task.cancel()

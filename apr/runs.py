@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel
 
@@ -68,7 +68,7 @@ def run_directory(path: Path, config: BaseModel, **facts: Any) -> Iterator[Path]
 def check_kind(path: Path, kind: str) -> None:
     """Raise `RunDirectoryError` if `path` says that it holds a run of a kind other than `kind`: data, sft, rl, eval or
     quickstart."""
-    found = _recorded(path).get("kind", kind)
+    found = recorded(path).get("kind", kind)
     if found != kind:
         raise RunDirectoryError(f"{path} is the folder of an `apr {found}`, not of an `apr {kind}`: give another one")
 
@@ -81,11 +81,11 @@ def refuse_other(path: Path, config: BaseModel, may_differ: Collection[str], **f
     check_kind(path, _kind(config))
     if not (path / CONFIG).is_file():
         raise RunDirectoryError(f"{path} does not say how it was made (no {CONFIG}): give another `out`")
-    before, now = _flat(load(type(config), [path / CONFIG]).model_dump()), _flat(config.model_dump())
+    before, now = flat(load(type(config), [path / CONFIG]).model_dump()), flat(config.model_dump())
     keys = [key for key in {**now, **before} if key.partition(".")[0] not in may_differ]
     changed = [key for key in keys if (key in before, before.get(key)) != (key in now, now.get(key))]
-    recorded = _recorded(path)
-    changed += [name for name, fact in facts.items() if recorded.get(name, fact) != fact]
+    then = recorded(path)
+    changed += [name for name, fact in facts.items() if then.get(name, fact) != fact]
     if changed:
         raise RunDirectoryError(
             f"{path} holds a run of another configuration ({path / CONFIG}); what differs: {', '.join(changed)}. "
@@ -97,7 +97,7 @@ def _kind(config: BaseModel) -> str:
     return type(config).__name__.removesuffix("Config").lower()
 
 
-def _recorded(path: Path) -> dict[str, Any]:
+def recorded(path: Path) -> dict[str, Any]:
     """The manifest of the run in `path`; empty if there is none."""
     manifest = path / MANIFEST
     try:
@@ -107,12 +107,12 @@ def _recorded(path: Path) -> dict[str, Any]:
     return recorded
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
+    pairs: dict[str, Any] = {}
     for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return pairs
 
 
 def manifest() -> dict[str, Any]:
@@ -158,17 +158,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write beside `path`; it takes the place of `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise disk_error(path, error) from error
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 @contextmanager

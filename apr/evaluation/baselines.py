@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from apr.evaluation.metrics import Attempt, attempts
+from apr.evaluation.metrics import COSTS, RATIOS, Attempt, attempts, with_ratios
 from apr.threads.trace import StopReason, Trace
 
-_SUMS = ("work", "work_sampled", "threads", "width")
-_LARGEST = ("context", "span", "span_sampled", "seconds")
+_LARGEST = ("context", "span", "span_sampled", "depth", "seconds", "parallel_seconds")
+_SUMS = tuple(cost for cost in COSTS if cost not in (*_LARGEST, *RATIOS))
 
 
-def samples_by_problem(traces: Sequence[Trace]) -> list[list[Trace]]:
-    """Traces grouped by problem, problems in the order in which they are first seen."""
-    groups: dict[str, list[Trace]] = {}
-    for trace in traces:
-        groups.setdefault(trace.problem["id"], []).append(trace)
+def samples_by_problem(tries: Iterable[Trace | Attempt]) -> list[list[Attempt]]:
+    """Attempts grouped by problem, problems in the order in which they are first seen."""
+    groups: dict[str, list[Attempt]] = {}
+    for one in attempts(tries):
+        groups.setdefault(one.problem, []).append(one)
     return list(groups.values())
 
 
@@ -32,13 +32,13 @@ def without_idle_spaces(answer: str) -> str:
     return re.sub(r"\s*([-+*/=,])\s*", r"\1", answer.strip())
 
 
-def majority(traces: Sequence[Trace], canonical: Callable[[str], str] = without_idle_spaces) -> Attempt:
-    """cons@n: the answer that most traces gave, correct iff it is. Traces without an answer do not vote.
+def majority(tries: Sequence[Trace | Attempt], canonical: Callable[[str], str] = without_idle_spaces) -> Attempt:
+    """cons@n: the answer that most attempts gave, correct iff it is. Those without an answer do not vote.
 
     `canonical` maps answers that mean the same to the same text; it must not look at correctness. Ties go to the
-    answer seen first. Raises `ValueError` unless all traces are of one problem.
+    answer seen first. Raises `ValueError` unless all are of one problem.
     """
-    samples = _samples(traces)
+    samples = _samples(tries)
     votes = Counter(canonical(one.answer) for one in samples if one.answer is not None)  # keeps first-seen order
     if not votes:
         return _together(samples, samples[0])
@@ -47,31 +47,29 @@ def majority(traces: Sequence[Trace], canonical: Callable[[str], str] = without_
     return _together(samples, chosen)
 
 
-def pass_at(traces: Sequence[Trace]) -> Attempt:
-    """pass@n: correct iff any trace is. Raises `ValueError` unless all traces are of one problem."""
-    samples = _samples(traces)
+def pass_at(tries: Sequence[Trace | Attempt]) -> Attempt:
+    """pass@n: correct iff any attempt is. Raises `ValueError` unless all are of one problem."""
+    samples = _samples(tries)
     return _together(samples, next((one for one in samples if one.correct), samples[0]))
 
 
-def _samples(traces: Sequence[Trace]) -> list[Attempt]:
-    problems = {trace.problem["id"] for trace in traces}
+def _samples(tries: Sequence[Trace | Attempt]) -> list[Attempt]:
+    samples = attempts(tries)
+    problems = {one.problem for one in samples}
     if len(problems) != 1:
         raise ValueError(f"samples of one problem are voted over together, but these are of {len(problems)}")
-    return attempts(traces)
+    return samples
 
 
 def _together(samples: Sequence[Attempt], chosen: Attempt) -> Attempt:
     """The costs of all samples run side by side, with the result of the chosen one."""
     costs = {cost: sum(one.costs[cost] for one in samples) for cost in _SUMS}
     costs |= {cost: max(one.costs[cost] for one in samples) for cost in _LARGEST}
-    costs["parallelism"] = costs["work"] / costs["span"] if costs["span"] else 1.0
-    sampled = costs["span_sampled"]
-    costs["parallelism_sampled"] = costs["work_sampled"] / sampled if sampled else 1.0
     lost = any(one.lost for one in samples)
     return Attempt(
         problem=chosen.problem,
         correct=chosen.correct and not lost,
         stop=StopReason.ENGINE_LOST if lost else chosen.stop,
         answer=chosen.answer,
-        costs=costs,
+        costs=with_ratios(costs),
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from apr.config import EvalConfig
 from apr.errors import DataError
-from apr.evaluation.metrics import lost
+from apr.evaluation.metrics import Attempt, attempt
 from apr.presets import load
 from apr.runs import CONFIG, MANIFEST
 from apr.threads.codec import read_traces
@@ -19,39 +20,65 @@ TRACES = "traces.jsonl.gz"
 SUMMARY = "summary.json"
 NEEDED = ("seed", "split", "protocol", "samples", "temperature", "limits")  # of the configuration: no default stands in
 # Facts in the manifest: what the model says of itself (its checkpoint may be gone at the time of a report), how its
-# tokens are spelt, and how many traces a whole evaluation has.
-FACTS: dict[str, type] = {"card": dict, "dialect": str, "vocabulary": str, "traces": int}
+# tokens are spelt, how many traces a whole evaluation has, and of which problems.
+FACTS: dict[str, type] = {"card": dict, "dialect": str, "vocabulary": str, "traces": int, "data_hash": str}
 _AGAIN = "evaluate again, with another `out`"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A whole evaluation: its configuration, the facts of its manifest, and all its traces, in the order of problems."""
+    """An evaluation as read back: its configuration, the facts of its manifest, and its attempts, in the order of
+    problems. `problems`: each problem tried, by its id. `skipped`: what is wrong with lines that could not be read."""
 
     folder: Path
     config: EvalConfig
     facts: dict[str, Any]
-    traces: list[Trace]
+    attempts: list[Attempt]
+    problems: dict[str, dict[str, Any]]
+    skipped: list[str]
 
     @property
     def card(self) -> dict[str, Any]:
         """What the checkpoint said of itself when it was evaluated."""
         return dict(self.facts["card"])
 
+    @property
+    def missing(self) -> int:
+        """Attempts that were asked for and are not here: not made yet, or in lines that could not be read."""
+        return int(self.facts["traces"]) - len(self.attempts)
+
+    def traces(self) -> Iterator[Trace]:
+        """The traces themselves, read again from the file: they need not fit in memory."""
+        return read_traces(self.folder / TRACES, lambda error: None)  # `skipped` tells of it already
+
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """The evaluation in `folder`. Raises `DataError` or `ConfigError` if there is none, or if it is not whole."""
+    """The evaluation in `folder`; lines that cannot be read are skipped and named.
+
+    Raises `DataError` or `ConfigError` if there is none, if nothing says how it was made, or if it has no trace.
+    """
     if not (folder / TRACES).is_file():
         raise DataError(f"{folder} holds no evaluation ({TRACES} is missing): run `apr eval ... out={folder}` first")
     config = _read_config(folder)
-    traces = list(read_traces(folder / TRACES))
     again = f"`apr eval --config {folder / CONFIG} out={folder}`"
     facts = read_facts(folder, FACTS, f"write it anew with {again}, which keeps the traces")
-    if len(traces) != facts["traces"]:
-        raise DataError(f"{folder / TRACES} holds {len(traces)} of {facts['traces']} traces: finish it with {again}")
-    if gone := sum(map(lost, traces)):
+    attempts: list[Attempt] = []
+    problems: dict[str, dict[str, Any]] = {}
+    skipped: list[str] = []
+    for trace in read_traces(folder / TRACES, lambda error: skipped.append(str(error))):
+        attempts.append(attempt(trace))
+        problems.setdefault(trace.problem["id"], trace.problem)
+    if len(attempts) > facts["traces"]:
+        raise DataError(
+            f"{folder / TRACES} holds {len(attempts)} traces, more than the {facts['traces']} asked for: delete that file, "
+            f"and run {again}"
+        )
+    if gone := sum(one.lost for one in attempts):
         raise DataError(f"{gone} traces in {folder / TRACES} lost their engine: delete that file, and run {again}")
-    return Evaluation(folder, config, facts, traces)
+    if not attempts:
+        why = skipped[0] if skipped else "nothing was evaluated yet"
+        raise DataError(f"{folder / TRACES} holds no trace that can be read ({why}): run {again}")
+    return Evaluation(folder, config, facts, attempts, problems, skipped)
 
 
 def _read_config(folder: Path) -> EvalConfig:

@@ -7,16 +7,19 @@ scored: it is counted as lost, and left out of every rate and cost.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from apr.threads.costs import parallel
 from apr.threads.trace import StopReason, Trace
 
 COSTS = (
-    "context", "work", "work_sampled", "span", "span_sampled", "parallelism", "parallelism_sampled", "threads", "width",
-    "seconds",
+    "context", "work", "work_sampled", "span", "span_sampled", "parallelism", "parallelism_sampled", "acceleration",
+    "threads", "width", "depth", "spawns", "branches", "parallel_tokens", "prefilled", "seconds", "parallel_seconds",
 )  # fmt: skip
+RATIOS = ("parallelism", "parallelism_sampled", "acceleration")  # of the costs before them
 
 METRICS: dict[str, str] = {
     "accuracy": "Share of problems whose answer the verifier accepts; every scored attempt counts, whyever it stopped.",
@@ -28,8 +31,16 @@ METRICS: dict[str, str] = {
     "span": "Tokens, injected and sampled, on the longest chain of strands that wait for each other.",
     "span_sampled": "Sampled tokens on the longest chain of strands that wait for each other: latency in tokens.",
     "parallelism": "work / span; 1 for a serial attempt.",
-    "parallelism_sampled": "work_sampled / span_sampled; 1 for a serial attempt.",
+    "parallelism_sampled": "work_sampled / span_sampled; 1 for a serial attempt. Multiverse's #parallel (arXiv 2506.09991), "
+    "and AsyncThink's concurrency (arXiv 2510.26658) where every thread that runs samples a token a step.",
+    "acceleration": "1 - span_sampled / work_sampled: ThreadWeaver's ratio (arXiv 2512.07843); 0 for a serial attempt.",
     "threads": "Threads ever started, the root included.",
+    "depth": "Deepest nesting of threads; the root has depth 0.",
+    "spawns": "Spawns that started at least one child.",
+    "branches": "Children that started.",
+    "parallel_tokens": "Sampled tokens of all threads but the root.",
+    "prefilled": "Prompt tokens that the engine did not find in its prefix cache.",
+    "parallel_seconds": "Seconds of the attempt in which at least one child ran.",
     "width": "Most threads alive at once, waiting parents included, if all that can run decode one token a step.",
     "seconds": "Wall clock of the attempt while the engine served all the others too (under load), unless said.",
     "p50, p90, p99": "Smallest value that this share of the attempts (50, 90, 99 of 100) does not exceed.",
@@ -41,6 +52,18 @@ METRICS: dict[str, str] = {
     "costs of cons@n, pass@n": "Work, threads and width add up over the samples; context, span and seconds are those "
     "of the largest, since the samples run side by side.",
     "McNemar": "Exact two-sided test on the problems that only one of two models solved.",
+    "gain": "Points of accuracy between two models on the same problems; its 95% interval is Wald's for paired "
+    "proportions (Agresti, Categorical Data Analysis, section 11.1).",
+    "ms per span token": "Mean seconds of an attempt / mean sampled span, in milliseconds; alone or under load as stated.",
+    "alone, under load": "Attempts run one at a time, or as many at once as is stated. Both on the hardware named below.",
+    "DP": "Degree of parallelism: parallel_tokens / work_sampled over all attempts (ASPD, arXiv 2508.08895).",
+    "ABN": "Average branch number: children that started / spawns, over all attempts (ASPD).",
+    "PPD": "Share of the attempts with at least one spawn (ASPD).",
+    "TPS": "Sampled tokens of all threads a second of the attempts' own seconds (ASPD). Counts tokens, not answers: a "
+    "model that writes more in parallel scores higher at equal latency.",
+    "P-TPS": "Sampled tokens of children a second in which a child ran (ASPD).",
+    "tokens per thread": "work / threads, over all attempts; the APR paper's tokens per sequence (figure 5).",
+    "within": "Share of the attempts that kept every budget; success is correct and within.",
 }
 
 
@@ -53,6 +76,7 @@ class Attempt:
     stop: StopReason
     answer: str | None
     costs: Mapping[str, float]
+    sample: int = 0
 
     @property
     def lost(self) -> bool:
@@ -80,6 +104,18 @@ class McNemar:
     only_b: int
     p_value: float
 
+    @property
+    def gain(self) -> float:
+        """Accuracy of a less that of b."""
+        return (self.only_a - self.only_b) / self.n
+
+    @property
+    def gain_interval(self) -> tuple[float, float]:
+        """Wald's 95% interval of the gain, for paired proportions."""
+        discordant = (self.only_a + self.only_b) / self.n
+        reach = 1.96 * math.sqrt(max(discordant - self.gain**2, 0.0) / self.n)
+        return self.gain - reach, self.gain + reach
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -105,16 +141,37 @@ def attempt(trace: Trace) -> Attempt:
     """The view of a single trace. Raises `ValueError` if it was not verified, or has no costs."""
     if trace.outcome is None or trace.costs is None:
         raise ValueError(f"the trace of problem {trace.problem['id']} has no outcome or no costs: verify it first")
+    beside = parallel(trace.threads, trace.strands)
+    of_trace = {name: float(getattr(trace.costs, name)) for name in COSTS if hasattr(trace.costs, name)}
+    of_children = {
+        "spawns": float(beside.spawns),
+        "branches": float(beside.branches),
+        "parallel_tokens": float(beside.tokens),
+        "parallel_seconds": beside.seconds,
+    }
     return Attempt(
         problem=trace.problem["id"],
         correct=trace.outcome.correct and not lost(trace),
         stop=StopReason.ENGINE_LOST if lost(trace) else trace.outcome.stop,
         answer=trace.answer,
-        costs={cost: float(getattr(trace.costs, cost)) for cost in COSTS},
+        costs=with_ratios({**of_trace, **of_children}),
+        sample=trace.sample,
     )
 
 
-def attempts(tries: Sequence[Trace | Attempt]) -> list[Attempt]:
+def with_ratios(costs: Mapping[str, float]) -> dict[str, float]:
+    """The costs in the order of `COSTS`, with those that are ratios of others worked out."""
+    span, work, sampled = (costs[name] for name in ("span", "work", "work_sampled"))
+    longest = costs["span_sampled"]
+    ratios = {
+        "parallelism": work / span if span else 1.0,
+        "parallelism_sampled": sampled / longest if longest else 1.0,
+        "acceleration": 1.0 - longest / sampled if sampled else 0.0,
+    }
+    return {name: ratios[name] if name in RATIOS else costs[name] for name in COSTS}
+
+
+def attempts(tries: Iterable[Trace | Attempt]) -> list[Attempt]:
     """Traces and attempts alike, as attempts."""
     return [attempt(one) if isinstance(one, Trace) else one for one in tries]
 
@@ -154,18 +211,19 @@ def compare(a: Sequence[Trace | Attempt], b: Sequence[Trace | Attempt]) -> McNem
     return mcnemar([results_a[problem] for problem in shared], [results_b[problem] for problem in shared])
 
 
-def summarise(name: str, tries: Sequence[Trace | Attempt], description: str = "") -> Summary:
+def summarise(name: str, tries: Iterable[Trace | Attempt], description: str = "") -> Summary:
     """Accuracy, stops and costs of attempts. Raises `ValueError` if none of them can be scored."""
-    scored = [one for one in attempts(tries) if not one.lost]
+    every = attempts(tries)
+    scored = [one for one in every if not one.lost]
     if not scored:
-        raise ValueError(f"{name}: none of {len(tries)} attempts can be scored; evaluate again")
+        raise ValueError(f"{name}: none of {len(every)} attempts can be scored; evaluate again")
     correct = sum(one.correct for one in scored)
     stops = Counter(one.stop.value for one in scored)
     return Summary(
         name=name,
         description=description,
         n=len(scored),
-        lost=len(tries) - len(scored),
+        lost=len(every) - len(scored),
         correct=correct,
         accuracy=correct / len(scored),
         interval=interval(correct, len(scored)),

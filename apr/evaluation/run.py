@@ -17,7 +17,7 @@ from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
 from apr.errors import ConfigError, EngineLostError, RunDirectoryError
 from apr.evaluation.folder import SUMMARY, TRACES, read_facts
-from apr.evaluation.metrics import lost, summarise
+from apr.evaluation.metrics import Summary, lost, summarise
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller, with_condition
@@ -26,7 +26,6 @@ from apr.seeds import derive_seed
 from apr.sft.train import read_card
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.session import Sampling
-from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect
 from envs.countdown.env import Countdown, CountdownSpec
 
@@ -36,8 +35,10 @@ HASHES: dict[str, type] = {"data_hash": str, "checkpoint_hash": str}
 ANYTHING = ("out", "data", "checkpoint", "dialect", "problems", "budgets", "engine", "cluster", "in_flight")
 
 
-def evaluate(config: EvalConfig) -> list[Trace]:
-    """All traces of the evaluation, problem by problem; those already on disk are not made again.
+def evaluate(config: EvalConfig) -> Summary:
+    """Make the traces of the evaluation, problem by problem; those already on disk are not made again.
+
+    Traces go to disk and leave memory, so that it does not grow with the number of problems.
 
     Raises `EngineLostError` at the first trace that lost its engine; another call then goes on with that one. Raises
     `UserError` for what does not fit together, before an engine is started.
@@ -57,14 +58,12 @@ def evaluate(config: EvalConfig) -> list[Trace]:
     _check_before(config, facts)
     with run_directory(config.out, config, **facts) as run:
         TraceWriter(run / TRACES).close()  # drops what a kill left unfinished
-        done = list(read_traces(run / TRACES))
-        missing = jobs[len(done) :]
-        _check_same(done, jobs, run)
-        if missing:
+        if missing := jobs[_done(run, jobs) :]:
             with _engine(config) as engine:
-                done += asyncio.run(_attempts(config, dialect, engine, missing, run / TRACES))
-        write_text(run / SUMMARY, json.dumps(asdict(summarise(config.out.name, done)), indent=1))
-    return done
+                asyncio.run(_attempts(config, dialect, engine, missing, run / TRACES))
+        summary = summarise(config.out.name, read_traces(run / TRACES))
+        write_text(run / SUMMARY, json.dumps(asdict(summary), indent=1))
+    return summary
 
 
 @contextmanager
@@ -79,30 +78,29 @@ def _engine(config: EvalConfig) -> Iterator[Engine]:
         yield engines
 
 
-async def _attempts(
-    config: EvalConfig, dialect: Dialect, engine: Engine, jobs: Sequence[Job], path: Path
-) -> list[Trace]:
+async def _attempts(config: EvalConfig, dialect: Dialect, engine: Engine, jobs: Sequence[Job], path: Path) -> None:
+    """Append the traces of `jobs` to the file, in their order. Raises `EngineLostError` at the first that is lost."""
+    budgets = config.budgets.model_dump(exclude_none=True)
     roller = Roller(
         Countdown(CountdownSpec(), dialect), engine, protocol_by_name(config.protocol, dialect),
         config.limits, Sampling(config.temperature, derive_seed(config.seed, "eval")), config.in_flight,
     )  # fmt: skip
-    traces = []
     try:
         with TraceWriter(path) as writer, Progress(f"eval {config.out.name}", len(jobs)) as progress:
+            written = 0
             async for trace in roller.run(jobs):
                 if lost(trace):
                     raise EngineLostError(
                         f"the engine died at problem {trace.problem['id']}, sample {trace.sample} (its log says why); "
                         f"the traces before are kept in {path}: call the same command again to go on"
                     )
-                traces.append(replace(trace, budgets=config.budgets.model_dump(exclude_none=True)))
-                writer.append(traces[-1])
+                writer.append(replace(trace, budgets=budgets))
                 progress.advance()
-                if len(traces) % FLUSH_EVERY == 0:
+                written += 1
+                if written % FLUSH_EVERY == 0:
                     writer.flush()
     finally:
         await engine.close()
-    return traces
 
 
 def _card(config: EvalConfig) -> dict[str, Any]:
@@ -128,11 +126,15 @@ def _check_before(config: EvalConfig, facts: dict[str, Any]) -> None:
         )
 
 
-def _check_same(done: Sequence[Trace], jobs: Sequence[Job], run: Path) -> None:
-    for trace, job in zip(done, jobs):
+def _done(run: Path, jobs: Sequence[Job]) -> int:
+    """How many of the jobs are done. Raises `RunDirectoryError` if the traces on disk are not the first of them."""
+    count = 0
+    for count, trace in enumerate(read_traces(run / TRACES), 1):
+        if count > len(jobs):
+            raise RunDirectoryError(f"{run} holds more than the {len(jobs)} traces asked for: give another `out`")
+        job = jobs[count - 1]
         if (trace.problem["id"], trace.sample) != (job.problem["id"], job.sample):
             raise RunDirectoryError(f"{run} holds an evaluation of other problems: give another `out`, or delete it")
-    if len(done) > len(jobs):
-        raise RunDirectoryError(f"{run} holds {len(done)} traces, more than asked for: give another `out`")
-    if any(map(lost, done)):
-        raise RunDirectoryError(f"{run / TRACES} has traces that lost their engine: delete that file to make them again")
+        if lost(trace):
+            raise RunDirectoryError(f"{run / TRACES} has traces that lost their engine: delete that file to make them again")
+    return count

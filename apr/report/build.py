@@ -1,238 +1,222 @@
-"""`apr report`: gathers evaluations and an RL run from their folders, and writes the HTML file."""
+"""`apr report`: from the folders of evaluations and RL runs to a folder with the page, a summary, figures and data.
+
+    report.html             self-contained: opens without network or server
+    summary.md              the same tables as Markdown
+    figures/NAME.svg        each figure, and data/NAME.csv the points it was drawn from
+    data/NAME.csv           each table, with more columns than it shows
+    data/attempts.csv.gz    every attempt with its costs: all numbers of the report can be worked out again from it
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from apr.config import DataConfig, EvalConfig, RlConfig
-from apr.data.generate import demonstrations
-from apr.dialects import OWN, dialect_by_name, dialect_in, dialect_of
 from apr.errors import DataError, RunDirectoryError
-from apr.evaluation.baselines import majority, pass_at, samples_by_problem
-from apr.evaluation.folder import Evaluation, read_evaluation
-from apr.evaluation.metrics import compare
-from apr.presets import load
-from apr.report.html import Comparison, Report, Row, RunFacts, Teacher, write_report
-from apr.report.viewer import Text
-from apr.runs import CONFIG, commit, hardware, manifest
+from apr.evaluation.metrics import COSTS
+from apr.report import tables
+from apr.report.chart import SERIES, Table, csv_text
+from apr.report.charts import accuracy_within, budget_charts, rl_charts
+from apr.report.content import Report, RunFacts
+from apr.report.entries import Entry, RlRun, placed, read_runs, rows_of
+from apr.report.html import html
+from apr.report.markdown import markdown
+from apr.report.paper import paper_figures
+from apr.report.spelling import spelling
+from apr.report.teachers import Teachers
+from apr.report.viewer import Source, trace_view
+from apr.runs import CONFIG, commit, flat, hardware, manifest, whole_folder
 from apr.threads.trace import Trace
 
+PAGE, SUMMARY, FIGURES, DATA = "report.html", "summary.md", "figures", "data"
+ATTEMPTS = "attempts.csv.gz"
 SHOWN_TRACES = 12
-SOLVERS = {"sos_plus": "SoS+", "spawn_join": "spawn/join"}  # as they are spelt in a report
+MAIN = 8  # evaluations that curves and traces are shown of, at most
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """An evaluation under the name that the report gives it, as no other."""
+def build_report(folders: Sequence[Path], data: Path | None, out: Path, title: str) -> str:
+    """Write the report into the folder `out`, whole or not at all; returns a line that names its page.
 
-    label: str
-    evaluation: Evaluation
-
-    @property
-    def config(self) -> EvalConfig:
-        return self.evaluation.config
-
-    @property
-    def traces(self) -> list[Trace]:
-        return self.evaluation.traces
-
-    @property
-    def sampling(self) -> str:
-        return "greedy" if self.config.temperature == 0 else f"sampled at temperature {self.config.temperature:g}"
-
-
-def build_report(folders: Sequence[Path], rl: Path | None, data: Path | None, out: Path, title: str) -> str:
-    """Write the report; returns a line that names it.
-
-    Raises `DataError` or `ConfigError` for folders that hold no whole evaluation, and for evaluations of different
-    problems or under different limits, which cannot be compared; `RunDirectoryError` if `out` cannot be written.
+    What evaluations cannot be compared on (other problems, missing attempts) is said in the report, and no paired test
+    is made of it. Raises `DataError` or `ConfigError` for folders that hold no run, `SchemaError` for traces of a newer
+    schema, `RunDirectoryError` if `out` cannot be written or holds something else.
     """
-    if out.is_dir():
-        raise RunDirectoryError(f"{out} is a folder: name a file with --out, such as {out / 'report.html'}")
-    evaluations = _labelled([read_evaluation(folder) for folder in folders])
-    single = [one for one in evaluations if one.config.samples == 1]
-    if not single:
-        raise DataError("no evaluation with one sample a problem among the folders given: nothing to compare")
-    _check_comparable(single, evaluations)
-    rows = [row for one in evaluations for row in _rows(one, data)]
+    _check_out(out)
+    entries, runs = read_runs(folders)
+    if not entries:
+        raise DataError("no evaluation among the folders given: run `apr eval`, and name the folder that it wrote")
+    report = _report(entries, runs, Teachers(data), title, _seconds(out.parent / "stages.json"))
+    try:
+        with whole_folder(out) as folder:
+            _write(folder, report, entries)
+    except OSError as error:
+        raise RunDirectoryError(f"cannot write {out} ({error.strerror}): name another folder with --out") from error
+    return f"report: {(out / PAGE).resolve()}"
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise RunDirectoryError(f"{out} is a file: name a folder with --out, such as {out.with_suffix('')}")
+    if out.is_dir() and any(out.iterdir()) and not (out / PAGE).is_file():
+        raise RunDirectoryError(f"{out} holds something else than a report: name another folder with --out")
+
+
+def _report(
+    entries: Sequence[Entry], runs: Sequence[RlRun], teachers: Teachers, title: str, seconds: dict[str, float]
+) -> Report:
+    entries = placed(entries, _main(entries))
+    main = _main(entries)
+    rows = [row for one in entries for row in rows_of(one, _teacher(one, teachers))]
     facts = manifest()
-    report = Report(
-        title=title, rows=rows, comparisons=_comparisons(single),
-        limits=single[0].config.limits.model_dump(exclude_none=True),
-        budgets=_budgets(rl) or single[0].config.budgets.model_dump(exclude_none=True),
+    budgeted = any(one.budgets for one in entries)
+    drawn = {one.label for one in main}
+    shown = [row for row in rows if row.place < SERIES and (row.summary.name in drawn or "@" in row.summary.name)]
+    own = [run.config.reward.model_dump(exclude_none=True) for run in runs]
+    budget_lines = {**own[0].pop("budgets"), **own[0]} if own else main[0].budgets
+    return Report(
+        title=title, lead=_lead(main), notices=notices(entries),
         facts=RunFacts(
             facts["command"], commit(), time.strftime("%Y-%m-%d"), hardware(), facts["versions"],
-            {"evaluation": single[0].config.seed}, _seconds(out.parent / "stages.json"),
+            {"evaluation": main[0].config.seed}, seconds,
         ),
-        curves=_curves(rl / "metrics.jsonl") if rl else [], traces=_chosen(single), lead=_lead(single, rows),
+        rows=rows, results=tables.results(rows), curves=accuracy_within(shown[:SERIES], budget_lines),
+        comparisons=_comparisons(main), paired=tables.paired(entries), temperatures=tables.temperatures(entries),
+        paper=paper_figures(entries), prices=tables.prices(entries), other_systems=tables.other_systems(entries),
+        settings=_settings(entries), budgets=(tables.budgets(entries), budget_charts(main)) if budgeted else None,
+        runs=_runs(runs), limits=main[0].config.limits.model_dump(exclude_none=True), budget_lines=budget_lines,
+        view=trace_view(_sources(main)),
     )  # fmt: skip
-    text = _text(single)
-    try:
-        write_report(out, report, text)
-    except OSError as error:
-        raise RunDirectoryError(f"cannot write {out} ({error.strerror}): name another file with --out") from error
-    return f"report: {out.resolve()}"
 
 
-def _labelled(evaluations: Sequence[Evaluation]) -> list[Labelled]:
-    """Each under the plainest kind of name that tells all apart: teacher and stage, the folder's name, its path."""
-    kinds = (_kind, lambda one: one.folder.name, lambda one: str(one.folder))
-    for kind in kinds:
-        labels = [kind(one) for one in evaluations]
-        if len({(label, one.config.samples) for label, one in zip(labels, evaluations)}) == len(evaluations):
-            return [Labelled(label, one) for label, one in zip(labels, evaluations)]
-    raise DataError(f"an evaluation is given twice ({', '.join(labels)}): name each folder once")
+def _teacher(one: Entry, teachers: Teachers) -> Any:
+    return teachers.of(one.evaluation, one.label) if one.config.samples == 1 else None
 
 
-def _kind(one: Evaluation) -> str:
-    solver = one.card.get("solver")
-    stage = "RL" if "rl" in one.card.get("trained", []) else "SFT"
-    return f"{SOLVERS.get(solver, solver)} {stage}" if solver else one.folder.name
+def _main(entries: Sequence[Entry]) -> list[Entry]:
+    """The evaluations that stand for their models: one sample a problem, several problems at once, at the lowest temperature,
+    nothing asked for in the prompt; the nearest to that where a model has no such evaluation."""
+    chosen: dict[tuple[str, Any], Entry] = {}
+    for one in entries:
+        key = (one.variant.partition(",")[0], one.evaluation.facts.get("checkpoint_hash"))
+        if key not in chosen or _plainness(one) < _plainness(chosen[key]):
+            chosen[key] = one
+    return [one for one in entries if one in chosen.values()][:MAIN]
 
 
-def _check_comparable(single: Sequence[Labelled], evaluations: Sequence[Labelled]) -> None:
-    """Raise `DataError` unless all evaluations are of the same problems (those with several samples: of some of them)
-    under the same limits."""
-    first = single[0]
-    problems = [trace.problem["id"] for trace in first.traces]
-    limits = first.config.limits.model_dump()
-    for one in evaluations:
-        tried = [trace.problem["id"] for trace in one.traces]
-        if tried != problems if one.config.samples == 1 else not set(tried) <= set(problems):
-            raise DataError(
-                f"{one.evaluation.folder} was evaluated on other problems than {first.evaluation.folder}: "
-                "evaluate both on the same"
+def _plainness(one: Entry) -> tuple[Any, ...]:
+    return one.config.samples > 1, one.config.condition is not None, one.alone, one.config.temperature
+
+
+def notices(entries: Sequence[Entry]) -> list[str]:
+    """What a reader must know before the numbers: attempts that are missing, problems and limits that are not the same."""
+    said = []
+    for one in entries:
+        skipped, missing = one.evaluation.skipped, one.evaluation.missing
+        if skipped:
+            named = "; ".join(skipped[:3]) + ("; and more" if len(skipped) > 3 else "")
+            said.append(f"{one.title}: {len(skipped)} lines of its traces cannot be read and were skipped ({named}).")
+        if missing:
+            asked, again = one.evaluation.facts["traces"], one.evaluation.folder / CONFIG
+            said.append(
+                f"{one.title}: {missing} of {asked} attempts are missing; its numbers are of the other {len(one.attempts)}. "
+                f"Finish it with `apr eval --config {again} out={one.evaluation.folder}`."
             )
-        own = one.config.limits.model_dump()
-        if others := [f"{key} {own[key]} instead of {limits[key]}" for key in limits if own[key] != limits[key]]:
-            raise DataError(
-                f"{one.evaluation.folder} was evaluated under other limits than {first.evaluation.folder} "
-                f"({', '.join(others)}): evaluate both under the same"
+    first = entries[0]
+    for one in entries[1:]:
+        if one.problem_set != first.problem_set:
+            said.append(
+                f"{one.title} was evaluated on other problems ({_problems(one)}) than {first.title} ({_problems(first)}): no "
+                "paired test is made between the two, and a difference may be one of problems."
             )
+        limits, others = one.config.limits.model_dump(), first.config.limits.model_dump()
+        if changed := [f"{key} {limits[key]} instead of {others[key]}" for key in limits if limits[key] != others[key]]:
+            said.append(f"{one.title} was evaluated under other limits than {first.title}: {', '.join(changed)}.")
+    return said
 
 
-def _text(single: Sequence[Labelled]) -> Text:
-    """What spells the traces of all evaluations; they must be of one dialect."""
-    spelt = [(one.evaluation.facts["dialect"], one.evaluation.facts["vocabulary"]) for one in single]
-    for one, (name, vocabulary) in zip(single, spelt):
-        if (name, vocabulary) != spelt[0]:
-            raise DataError(
-                f"{one.evaluation.folder} is of dialect {name}/{vocabulary}, {single[0].evaluation.folder} is not: "
-                "a report shows traces of one dialect and tokenizer"
-            )
-    name, vocabulary = spelt[0]
-    config = single[0].config
-    # Only a tokenizer from elsewhere has to be there still; the dialects' own vocabularies are at hand.
-    at_hand = name in OWN and dialect_by_name(name).vocabulary.hash == vocabulary
-    dialect = dialect_by_name(name) if at_hand else dialect_of(config.checkpoint, config.dialect)
-    if dialect.vocabulary.hash != vocabulary:
-        raise DataError(
-            f"the traces of {single[0].evaluation.folder} are spelt in {name}/{vocabulary}, but {config.checkpoint} "
-            f"is of {dialect.name}/{dialect.vocabulary.hash} now: evaluate it again"
-        )
-    return dialect.vocabulary.text
+def _problems(one: Entry) -> str:
+    data_hash, split, count = one.problem_set
+    return f"the first {count} of split {split} of data {data_hash[:8]}"
 
 
-def _rows(one: Labelled, data: Path | None) -> list[Row]:
-    n = one.config.samples
-    if n == 1:
-        return [Row.of(one.label, one.traces, one.sampling, _teacher(one, data))]
-    groups = samples_by_problem(one.traces)
-    note = f"{n} samples a problem at temperature {one.config.temperature:g}, {len(groups)} problems"
-    return [
-        Row.of(f"{one.label} cons@{n}", [majority(group) for group in groups], f"majority of {note}"),
-        Row.of(f"{one.label} pass@{n}", [pass_at(group) for group in groups], f"any of {note}"),
-    ]
-
-
-def _teacher(one: Labelled, data: Path | None) -> Teacher | None:
-    """The solver that wrote the demonstrations, run on the same problems with the same options and window.
-
-    Its options are in `data`, or where the evaluation's problems came from. What is not there is left out, unless
-    `data` was asked for: `DataError` then.
-    """
-    solver = one.evaluation.card.get("solver")
-    path = (data or one.config.data) / CONFIG
-    if data is not None and not path.is_file():
-        raise DataError(f"{data} holds no data set ({CONFIG} is missing): set --data to one, or leave it out")
-    if solver is None or not path.is_file():
-        return None
-    config = load(DataConfig, [path])
-    if solver not in config.solvers:
-        if data is None:
-            return None
-        raise DataError(
-            f"{path} has no solver {solver}, which taught {one.label} (only {', '.join(config.solvers)}): set --data to "
-            "the data that it was trained on, or leave it out"
-        )
-    problems = [{key: trace.problem[key] for key in ("id", "numbers", "target")} for trace in one.traces]
-    dialect = dialect_in(path.parent, config.dialect)
-    traces = demonstrations(problems, solver, config.solvers[solver], config.seed, dialect=dialect)
-    window = one.config.limits.context
-    solved = sum(trace.correct and trace.costs is not None and trace.costs.context <= window for trace in traces)
-    return Teacher(solver, solved, len(problems))
-
-
-def _comparisons(single: Sequence[Labelled]) -> list[Comparison]:
+def _comparisons(main: Sequence[Entry]) -> list[tables.Comparison]:
     """Each evaluation against the one before it: spawned against serial, then after against before RL."""
-    result = []
-    for before, after in zip(single, single[1:]):
-        test = compare(after.traces, before.traces)
-        gain = (test.only_a - test.only_b) / test.n * 100
-        sentence = (
-            f"{after.label} solves {abs(gain):.1f} points {'more' if gain >= 0 else 'fewer'} of the same {test.n} problems "
-            f"than {before.label}: {test.only_a} that only it solves, against {test.only_b}."
-        )
-        result.append(Comparison(after.label, before.label, test, sentence))
-    return result
+    single = [one for one in main if one.config.samples == 1]
+    pairs = (tables.compared(after, before) for before, after in zip(single, single[1:]))
+    return [pair for pair in pairs if pair is not None]
 
 
-def _lead(single: Sequence[Labelled], rows: Sequence[Row]) -> str:
-    accuracy = {row.summary.name: row.summary.accuracy for row in rows}
-    how = {one.sampling for one in single}
-    noted = {one.label: f" ({one.sampling})" if len(how) > 1 else "" for one in single}
-    parts = [f"{one.label} {accuracy[one.label]:.1%}{noted[one.label]}" for one in single]
+def _lead(main: Sequence[Entry]) -> str:
+    accuracy = {row.label: sum(tried.correct for tried in row.first) / len(row.first) for row in main}
+    how = {one.sampling for one in main}
+    noted = {one.label: f" ({one.sampling})" if len(how) > 1 else "" for one in main}
+    parts = [f"{one.label} {accuracy[one.label]:.1%}{noted[one.label]}" for one in main]
     what = "Greedy accuracy" if how == {"greedy"} else "Accuracy" if len(how) > 1 else f"Accuracy, {how.pop()},"
-    problems = f"{len(single[0].traces)} {single[0].config.split} problems"
-    return f"{what} on {problems} at one context window: {', '.join(parts)}."
+    if len({one.problem_set for one in main}) > 1:
+        return f"{what}, on problems that are not all the same: {', '.join(parts)}."
+    windows = {one.config.limits.context for one in main}
+    window = f"a context window of {windows.pop():,}" if len(windows) == 1 else "context windows that are not all the same"
+    return f"{what} on {len(main[0].first)} {main[0].config.split} problems in {window}: {', '.join(parts)}."
 
 
-def _chosen(single: Sequence[Labelled]) -> list[Trace]:
-    """A dozen traces, the same few problems for each model, evenly spread over the test set."""
-    each = max(1, SHOWN_TRACES // len(single))
-    total = len(single[0].traces)
-    places = sorted({i * total // each for i in range(each)})
-    return [one.traces[place] for place in places for one in reversed(single)]
+def _settings(entries: Sequence[Entry]) -> Table:
+    told = {
+        one.title: {
+            **flat(one.config.model_dump(mode="json")),
+            **{f"[{key}]": one.evaluation.facts.get(key) for key in ("commit", "data_hash", "checkpoint_hash")},
+        }
+        for one in entries
+    }
+    return tables.differences("settings", "What differs between the evaluations", told)
 
 
-def _budgets(rl: Path | None) -> dict[str, Any]:
-    """The hard and soft budgets of an RL run. Raises `ConfigError` if it does not say."""
-    if rl is None:
-        return {}
-    reward = load(RlConfig, [rl / CONFIG]).reward.model_dump(exclude_none=True)
-    return {**reward.pop("budgets"), **reward}
+def _runs(runs: Sequence[RlRun]) -> tuple[Table, Table, list[Any]] | None:
+    if not runs:
+        return None
+    told = {
+        run.label: {
+            **flat(run.config.model_dump(mode="json")),
+            **{f"[{key}]": run.manifest.get(key) for key in ("commit", "data_hash", "hardware")},
+        }
+        for run in runs
+    }
+    return tables.rl_runs(runs), tables.differences("rl_changes", "What was changed between the runs", told), rl_charts(runs)
 
 
-def _curves(path: Path) -> list[dict[str, Any]]:
-    """The lines of an RL run's metrics. Raises `DataError`, naming the line, if one is cut off or corrupt."""
-    if not path.is_file():
-        raise DataError(f"no {path}: is this an RL run?")
-    records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            records.append(json.loads(line))
-            float(records[-1]["step"])
-        except (ValueError, TypeError, LookupError) as error:
-            raise DataError(
-                f"{path}, line {number}: cut off or corrupt ({error!r}): go on with `apr rl --resume {path.parent}`, or "
-                "delete that line"
-            ) from error
-    return records
+def _sources(main: Sequence[Entry]) -> list[Source]:
+    """Traces of the same few problems for each model, evenly spread over the problems of the first."""
+    ids = list(main[0].evaluation.problems)
+    each = max(1, SHOWN_TRACES // len(main))
+    chosen = {ids[i * len(ids) // each] for i in range(each)}
+    return [Source(one.label, _picked(one, chosen), spelling(one.evaluation.folder)) for one in main]
+
+
+def _picked(one: Entry, chosen: set[str]) -> Iterator[Trace]:
+    return (trace for trace in one.evaluation.traces() if trace.sample == 0 and trace.problem["id"] in chosen)
+
+
+def _write(folder: Path, report: Report, entries: Sequence[Entry]) -> None:
+    for name in (FIGURES, DATA):
+        (folder / name).mkdir()
+    (folder / PAGE).write_text(html(report))
+    (folder / SUMMARY).write_text(markdown(report))
+    for table in report.tables:
+        (folder / DATA / f"{table.name}.csv").write_text(table.csv())
+    for chart in report.charts:
+        (folder / FIGURES / f"{chart.name}.svg").write_text(chart.file())
+        (folder / DATA / f"{chart.name}.csv").write_text(chart.csv())
+    head = ("model", "problem", "sample", "correct", "stop", "answer", *COSTS)
+    lines = [
+        (one.label, tried.problem, tried.sample, int(tried.correct), tried.stop.value, tried.answer,
+         *(tried.costs[cost] for cost in COSTS))
+        for one in entries
+        for tried in one.attempts
+    ]  # fmt: skip
+    (folder / DATA / ATTEMPTS).write_bytes(gzip.compress(csv_text(head, lines).encode(), mtime=0))
 
 
 def _seconds(path: Path) -> dict[str, float]:

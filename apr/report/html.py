@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file that answers whether spawning pays, where, and at what price.
+"""The page: one self-contained HTML file that answers whether spawning pays, where, and at what price.
 
 No network, no server: style, plots, script and traces are inside. All text that comes from outside this module
 (names, sentences, model text) is escaped.
@@ -6,116 +6,44 @@ No network, no server: style, plots, script and traces are inside. All text that
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from apr.evaluation.metrics import COSTS, METRICS, Attempt, McNemar, Summary, attempts, interval, summarise
-from apr.report.figures import AXES, accuracy_panel, rl_panels, swatch
-from apr.report.viewer import Text, page, trace_view
-from apr.runs import write_text
-from apr.threads.trace import Trace
+from apr.evaluation.metrics import COSTS, METRICS, interval
+from apr.report.chart import THEIRS, Chart, Table, swatch
+from apr.report.content import Report, RunFacts
+from apr.report.entries import Row
+from apr.report.tables import number, p_value
+from apr.report.teachers import Teacher
+from apr.report.viewer import page
 
 TABLE_COSTS = {
-    "context": "context",
-    "work": "work",
-    "span_sampled": "span, sampled",
-    "parallelism_sampled": "parallelism, sampled",
-    "threads": "threads",
-    "width": "width",
-    "seconds": "seconds, under load",
-}
+    "context": "context", "work": "work", "span_sampled": "span, sampled", "parallelism_sampled": "parallelism, sampled",
+    "threads": "threads", "width": "width", "seconds": "seconds",
+}  # fmt: skip
 PRICES = {"context": "context", "work": "work", "span_sampled": "span, sampled"}
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A solver's own success on its student's problems, within the same context window."""
-
-    name: str
-    solved: int
-    n: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model or baseline: its summary, and the attempts that the curves are drawn from."""
-
-    summary: Summary
-    attempts: Sequence[Attempt]
-    teacher: Teacher | None = None
-
-    @classmethod
-    def of(
-        cls, name: str, tries: Sequence[Trace | Attempt], description: str = "", teacher: Teacher | None = None
-    ) -> Row:
-        """The row of traces or attempts, one per problem. Raises `ValueError` if none of them can be scored."""
-        return cls(summarise(name, tries, description), attempts(tries), teacher)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Row `a` against row `b` (by name) on the same problems, and what that says in words."""
-
-    a: str
-    b: str
-    test: McNemar
-    sentence: str
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What the numbers depend on. `seconds`: wall time per stage."""
-
-    command: str
-    commit: str
-    date: str
-    hardware: str
-    versions: Mapping[str, str]
-    seeds: Mapping[str, int]
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that a report shows. `curves`: the lines of metrics.jsonl; `traces`: a dozen, for the view."""
-
-    title: str
-    rows: Sequence[Row]
-    comparisons: Sequence[Comparison]
-    limits: Mapping[str, Any]
-    budgets: Mapping[str, Any]
-    facts: RunFacts
-    curves: Sequence[Mapping[str, Any]] = field(default=())
-    traces: Sequence[Trace] = field(default=())
-    lead: str = ""
-
-
-def write_report(path: Path, report: Report, text: Text) -> None:
-    """Write `report` to `path`, whole or not at all. `text`: token ids to text, for the trace view.
-
-    Raises `ValueError` if a comparison names a row that is not there, or one of several of that name.
-    """
-    names = [row.summary.name for row in report.rows]
-    for comparison in report.comparisons:
-        if names.count(comparison.a) != 1 or names.count(comparison.b) != 1:
-            raise ValueError(f"the comparison of {comparison.a!r} and {comparison.b!r} needs one row of each name")
+def html(report: Report) -> str:
+    """The whole page."""
     sections = [
         _header(report),
         _comparisons(report),
         _results(report),
-        _curves(report),
-        _section("Traces", trace_view(report.traces, text), "A dozen attempts as they ran: threads start, run side by "
-                 "side and return."),
+        _paper(report),
+        _budgets(report),
+        _runs(report),
+        _section("Traces", report.view, "A few attempts at the same problems as they ran: threads start, run side by side and "
+                 "return."),
+        _settings(report),
+        _section("Prices", _table(report.prices) + _table(report.other_systems)),
         _percentiles(report),
         _limits(report),
         _facts(report.facts),
         _definitions(),
     ]  # fmt: skip
-    write_text(path, page(report.title, "\n".join(section for section in sections if section)))
+    return page(report.title, "\n".join(section for section in sections if section))
 
 
 def _section(title: str, body: str, note: str = "", classes: str = "") -> str:
@@ -126,18 +54,20 @@ def _section(title: str, body: str, note: str = "", classes: str = "") -> str:
 def _header(report: Report) -> str:
     lead = f'<p class="lead">{escape(report.lead)}</p>\n' if report.lead else ""
     made = f'<p class="note">{escape(report.facts.date)}, commit {escape(report.facts.commit)}</p>'
-    return f"<header>\n<h1>{escape(report.title)}</h1>\n{lead}{made}\n</header>"
+    told = "".join(f"<li>{escape(notice)}</li>" for notice in report.notices)
+    notices = f'<ul class="notices" role="note" aria-label="what to know first">{told}</ul>' if told else ""
+    return f"<header>\n<h1>{escape(report.title)}</h1>\n{lead}{made}\n{notices}</header>"
 
 
 def _comparisons(report: Report) -> str:
     if not report.comparisons:
         return ""
     rows = {row.summary.name: row.summary for row in report.rows}
-    swatches = {row.summary.name: swatch(index) for index, row in enumerate(report.rows)}
+    swatches = {row.summary.name: swatch(row.place) for row in report.rows}
     cards = []
     for comparison in report.comparisons:
         a, b, test = rows[comparison.a], rows[comparison.b], comparison.test
-        points = 100 * (test.only_a - test.only_b) / test.n if test.n else 0.0
+        low, high = (_signed(100 * end) for end in test.gain_interval)
         prices = "".join(
             f"<span>{escape(label)} <b>{_ratio(a.costs[cost].mean, b.costs[cost].mean)}</b></span>"
             for cost, label in PRICES.items()
@@ -146,14 +76,15 @@ def _comparisons(report: Report) -> str:
         cards.append(
             f'<article class="card {tone}">\n<h3>{swatches[a.name]}{escape(a.name)} <small>against</small> '
             f"{swatches[b.name]}{escape(b.name)}</h3>\n"
-            f'<p class="gain">{_signed(points)} <small>points on {test.n:,} problems; '
+            f'<p class="gain">{_signed(100 * test.gain)} <small>points ({low} to {high}) on {test.n:,} problems; '
             f"p {_p_value(test.p_value)}</small></p>\n<p>{escape(comparison.sentence)}</p>\n"
             f'<p class="price"><em>price</em>{prices}</p>\n'
             f'<p class="note">solved by it alone {test.only_a:,}, by the other alone {test.only_b:,}</p>\n</article>'
         )
+    every = f"<details><summary>All {len(report.paired.records)} pairs</summary>{_table(report.paired)}</details>"
     return _section(
-        "Does spawning pay?", f'<div class="cards">{"".join(cards)}</div>', "Points of accuracy on the same problems, "
-        "with McNemar's exact test; price is the ratio of mean costs.",
+        "Does spawning pay?", f'<div class="cards">{"".join(cards)}</div>{every}', "Points of accuracy on the same problems, "
+        "with their 95% interval and McNemar's exact test; price is the ratio of mean costs.",
     )  # fmt: skip
 
 
@@ -161,16 +92,16 @@ def _results(report: Report) -> str:
     heads = "".join(f'<th scope="col">{escape(label)}</th>' for label in TABLE_COSTS.values())
     taught = any(row.teacher for row in report.rows)
     body = []
-    for index, row in enumerate(report.rows):
+    for row in report.rows:
         s = row.summary
         low, high = s.interval
         lost = f"<br><small>{s.lost} lost</small>" if s.lost else ""
         costs = "".join(
-            f"<td>{_number(s.costs[cost].mean)}<br><small>p90 {_number(s.costs[cost].p90)}</small></td>"
+            f"<td>{number(s.costs[cost].mean)}<br><small>p90 {number(s.costs[cost].p90)}</small></td>"
             for cost in TABLE_COSTS
         )
         body.append(
-            f'<tr><th scope="row">{swatch(index)}{escape(s.name)}<br><small>{escape(s.description)}</small>'
+            f'<tr><th scope="row">{swatch(row.place)}{escape(s.name)}<br><small>{escape(s.description)}</small>'
             f"</th><td>{s.n:,}{lost}</td>"
             f'<td class="accuracy"><b>{s.accuracy:.1%}</b> <small>{low:.1%} to {high:.1%}</small>{_whisker(row)}</td>'
             f"{_teacher(row.teacher) if taught else ''}{costs}</tr>"
@@ -181,17 +112,15 @@ def _results(report: Report) -> str:
         f'<th scope="col">accuracy, 95% interval</th>{teacher_head}{heads}</tr></thead>\n<tbody>'
         f"{''.join(body)}</tbody></table></div>"
     )
-    panels = "".join(
-        f"<figure>{accuracy_panel([(row.summary.name, row.attempts) for row in report.rows], cost, budget)}</figure>"
-        for cost in AXES
-        for budget in [report.budgets.get(cost)]
-    )
-    legend = "".join(f"<span>{swatch(index)}{escape(row.summary.name)}</span>" for index, row in enumerate(report.rows))
     note = "Mean costs, with the 90th percentile below. Bars run from 0 to 100%; the band is the 95% interval."
     if taught:
         note += " A solver's own success (hollow mark) is its demonstrations', not its student's."
+    drawn = {one.name for chart in report.curves for one in chart.series}
+    legend = "".join(
+        f"<span>{swatch(row.place)}{escape(row.summary.name)}</span>" for row in report.rows if row.summary.name in drawn
+    )
     curves = (
-        f'<h3>Where, and at what price</h3>\n<p class="legend">{legend}</p>\n<div class="plots">{panels}</div>\n'
+        f'<h3>Where, and at what price</h3>\n<p class="legend">{legend}</p>\n{_plots(report.curves)}\n'
         '<p class="note">Share of all problems solved by attempts that cost at most this much. Each curve ends at its '
         "costliest attempt, with the 95% interval; the thin line beyond gains nothing.</p>"
     )
@@ -218,24 +147,78 @@ def _teacher(teacher: Teacher | None) -> str:
     )
 
 
-def _curves(report: Report) -> str:
-    panels = rl_panels(report.curves)
-    if not panels:
-        return ""
-    figures = "".join(f"<figure>{panel}</figure>" for panel in panels)
+def _paper(report: Report) -> str:
+    parts = [_table(report.temperatures)]
+    for figure in report.paper:
+        parts.append(f'<h3>{escape(figure.title)}</h3>\n<p class="note">{escape(figure.note)}</p>')
+        parts.append(_plots([*figure.ours, *figure.theirs]))
     return _section(
-        "Reinforcement learning", f'<div class="plots">{figures}</div>',
-        "By optimiser step: thin lines are single steps, thick ones running means; diamonds are validation.",
+        "The paper's tables and figures", "\n".join(parts), "Learning Adaptive Parallel Reasoning (arXiv 2504.15466): ours, "
+        "and the published numbers labelled as theirs; on the same axes only where the evaluations are in the paper's setting.",
     )  # fmt: skip
+
+
+def _budgets(report: Report) -> str:
+    if report.budgets is None:
+        return ""
+    table, charts = report.budgets
+    return _section("Budgets", f"{_table(table, titled=False)}\n{_plots(charts)}", "Do budgets steer? Bars are 95% intervals.")
+
+
+def _runs(report: Report) -> str:
+    if not report.runs:
+        return ""
+    table, differing, charts = report.runs
+    between = _table(differing) if differing.records else ""
+    return _section(
+        "Reinforcement learning", f"{_table(table, titled=False)}\n{between}\n{_plots(charts)}",
+        "By optimiser step: thin lines are single steps, thick ones running means; marks are validation.",
+    )  # fmt: skip
+
+
+def _settings(report: Report) -> str:
+    if not report.settings.records:
+        return ""
+    return _section(report.settings.title, _table(report.settings, titled=False))
+
+
+def _plots(charts: Sequence[Chart]) -> str:
+    figures = "".join(
+        f'<figure id="{chart.name}"{_theirs(chart)}>{chart.svg()}</figure>' for chart in charts
+    )  # fmt: skip
+    return f'<div class="plots">{figures}</div>'
+
+
+def _theirs(chart: Chart) -> str:
+    """Marks a figure of nothing but published numbers."""
+    return ' class="theirs"' if all(one.source == THEIRS for one in chart.series) else ""
+
+
+def _table(table: Table, titled: bool = True) -> str:
+    heads = "".join(f'<th scope="col">{escape(column.head)}</th>' for column in table.columns)
+    body = []
+    for record in table.records:
+        cells = []
+        for place, column in enumerate(table.columns):
+            small = escape(column.small(record)) if column.small else ""
+            text = escape(column.text(record)) + (f"<br><small>{small}</small>" if small else "")
+            cells.append(f'<th scope="row">{text}</th>' if place == 0 else f"<td>{text}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    title = f"<h3>{escape(table.title)}</h3>\n" if titled else ""
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    return (
+        f'{title}<div class="wide"><table class="plain"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>{note}"
+    )
 
 
 def _percentiles(report: Report) -> str:
     blocks = []
-    for index, row in enumerate(report.rows):
+    for row in report.rows:
         s = row.summary
         lines = "".join(
             f'<tr><th scope="row">{escape(cost)}</th>'
-            + "".join(f"<td>{_number(value)}</td>" for value in (c.mean, c.p50, c.p90, c.p99, c.max))
+            + "".join(f"<td>{number(value)}</td>" for value in (c.mean, c.p50, c.p90, c.p99, c.max))
             + "</tr>"
             for cost in COSTS
             for c in [s.costs[cost]]
@@ -246,7 +229,7 @@ def _percentiles(report: Report) -> str:
         )
         heads = "".join(f'<th scope="col">{head}</th>' for head in ("cost", "mean", "p50", "p90", "p99", "max"))
         blocks.append(
-            f'<article><h3>{swatch(index)}{escape(s.name)}</h3><p class="chips">{stops}</p><table>'
+            f'<article><h3>{swatch(row.place)}{escape(s.name)}</h3><p class="chips">{stops}</p><table>'
             f"<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></article>"
         )
     return _section(
@@ -259,7 +242,7 @@ def _limits(report: Report) -> str:
     parts = []
     for title, values, meaning in (
         ("Limits", report.limits, "stop a thread or a trace while it runs"),
-        ("Budgets", report.budgets, "conditions on costs that enter the reward"),
+        ("Budgets", report.budget_lines, "conditions on costs that enter the reward"),
     ):
         lines = _pairs({name: "none" if value is None else value for name, value in values.items()})
         parts.append(f"<article><h3>{title} <small>{meaning}</small></h3>{lines or '<p>none</p>'}</article>")
@@ -288,10 +271,6 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return f'<table class="pairs"><tbody>{lines}</tbody></table>' if lines else ""
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}" if value < 10 else f"{value:.1f}"
-
-
 def _ratio(a: float, b: float) -> str:
     return f"\u00d7{a / b:.2f}" if b else "n/a"
 
@@ -301,10 +280,8 @@ def _signed(points: float) -> str:
 
 
 def _p_value(p: float) -> str:
-    """As HTML, to one significant digit where it is small."""
-    if p >= 0.001:
-        return f"= {p:.3f}"
-    return "&lt; 0.001" if p >= 1e-4 else f"&lt; 10<sup>\u2212{-math.ceil(math.log10(max(p, 1e-99)))}</sup>"
+    text = escape(p_value(p))
+    return text if text.startswith("&lt;") else f"= {text}"
 
 
 def _duration(seconds: float) -> str:

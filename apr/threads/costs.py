@@ -7,6 +7,8 @@ I = injected tokens, C = the part of I that is `copy`, X = sampled tokens:
 * context = max over strands of |closure of sees| + |I| + |X|, copies included.
 """
 
+from dataclasses import dataclass
+
 from apr.threads.trace import Costs, Origin, Strand, StrandId, Thread, closure_lengths
 
 
@@ -52,6 +54,34 @@ def costs(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Costs:
         depth=max((thread.depth for thread in threads), default=0),
         prefilled=sum(sent[s.id] - s.cached for s in strands),
         seconds=max((s.ended for s in strands), default=0.0),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """What a trace did in threads other than its root: spawns that started a child, children that started, their
+    sampled tokens, and the seconds in which at least one of their strands ran."""
+
+    spawns: int
+    branches: int
+    tokens: int
+    seconds: float
+
+
+def parallel(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Parallel:
+    """The parallel part of a trace, from which the measures of ASPD (arXiv 2508.08895) are made."""
+    by_id = {strand.id: strand for strand in strands}
+    first = [by_id[thread.strands[0]] for thread in threads if thread.parent is not None and thread.strands]
+    of_children = [strand for strand in strands if strand.id.thread != threads[0].id]
+    seconds = until = 0.0
+    for started, ended in sorted((strand.started, strand.ended) for strand in of_children):
+        seconds += max(0.0, ended - max(started, until))
+        until = max(until, ended)
+    return Parallel(
+        spawns=len({strand.after for strand in first}),
+        branches=len(first),
+        tokens=sum(len(strand.sampled) for strand in of_children),
+        seconds=seconds,
     )
 
 

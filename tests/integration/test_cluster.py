@@ -16,9 +16,10 @@ from toys import SPAWNING, make_task, rl_config, undocumented
 from apr.config import EvalConfig
 from apr.engines.pool import EnginePool
 from apr.errors import EngineLostError, ResourceError
+from apr.evaluation.folder import TRACES
 from apr.evaluation.run import evaluate
 from apr.presets import check
-from apr.threads.trace import Trace
+from apr.threads.codec import read_traces
 from rl import checkpoint
 from rl.launch import launch
 
@@ -158,8 +159,9 @@ def test_a_killed_driver_leaves_no_process_and_its_run_goes_on(task: Path, whole
 def test_an_evaluation_on_several_engines_is_that_on_one(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def tokens(traces: list[Trace]) -> list[list[tuple[int, ...]]]:
-        return [[strand.sampled for strand in trace.strands] for trace in traces]
+    def tokens(config: EvalConfig) -> list[list[tuple[int, ...]]]:
+        evaluate(config)
+        return [[strand.sampled for strand in trace.strands] for trace in read_traces(config.out / TRACES)]
 
     def config(name: str, **more: Any) -> EvalConfig:
         given = {
@@ -168,9 +170,9 @@ def test_an_evaluation_on_several_engines_is_that_on_one(
         }  # fmt: skip
         return check(EvalConfig, {**given, **more}, "toy")
 
-    alone = evaluate(config("alone"))
+    alone = tokens(config("alone"))
     moments = at_request(monkeypatch, IN_FLIGHT, kill_process)
-    assert tokens(evaluate(config("pool", cluster={**LOCAL, "routing": "spread"}))) == tokens(alone)
+    assert tokens(config("pool", cluster={**LOCAL, "routing": "spread"})) == alone
     assert moments
 
 

@@ -19,11 +19,13 @@ from apr.data.store import demonstrations_folder, read_demonstrations
 from apr.dialects import TOKENIZER, dialect_in, dialect_of
 from apr.engines.build import check_checkpoint
 from apr.errors import CheckpointError, ConfigError
+from apr.evaluation.folder import TRACES
 from apr.evaluation.run import evaluate
 from apr.presets import check
 from apr.pretrained import chat_vocabulary, located
 from apr.sft import train as sft
 from apr.sft.train import read_card, train
+from apr.threads.codec import read_traces
 from apr.threads.trace import Trace
 from apr.tokens.chat_vocabulary import SPAWNING_TOKENS
 from rl.launch import launch
@@ -237,7 +239,8 @@ def test_the_model_spawns_and_joins_in_evaluation_and_rl(base: Path, tmp_path: P
         "data": data, "checkpoint": trained, "limits": {"context": WINDOW, "threads": 8}, "out": tmp_path / "eval",
         "engine": {"kind": "tiny", "threads": 1},
     }  # fmt: skip
-    traces = evaluate(check(EvalConfig, {**content, "split": "train"}, "toy"))
+    evaluate(check(EvalConfig, {**content, "split": "train"}, "toy"))
+    traces = list(read_traces(tmp_path / "eval" / TRACES))
     assert all(spawned(trace) and trace.correct for trace in traces)
     more = {
         "steps": 2, "problems_per_step": 2, "group_size": 8, "learner": {"lr": 1e-5, "threads": 1, "lora": LORA},

@@ -14,10 +14,12 @@ from apr.data.check import check_folder
 from apr.data.generate import generate
 from apr.data.store import read_demonstrations
 from apr.dialects import dialect_in, dialect_of
+from apr.evaluation.folder import TRACES
 from apr.evaluation.run import evaluate
 from apr.presets import load, preset
 from apr.sft.rows import rows
 from apr.sft.train import read_card, train
+from apr.threads.codec import read_traces
 from rl.launch import launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
@@ -70,5 +72,6 @@ def test_rl_and_evaluation_with_vllm(data: Path, trained: Path, tmp_path: Path) 
     assert all(line["rollout/threads"] > 1.5 for line in lines)
     assert read_card(final)["trained"] == ["sft", "rl"]
     where = [f"data={data}", f"checkpoint={final}", f"out={tmp_path / 'eval'}"]
-    traces = evaluate(load(EvalConfig, [preset("eval", "smollm2")], where))
+    evaluate(load(EvalConfig, [preset("eval", "smollm2")], where))
+    traces = read_traces(tmp_path / "eval" / TRACES)
     assert any(len(trace.threads) > 1 and trace.correct for trace in traces)

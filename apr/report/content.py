@@ -1,0 +1,64 @@
+"""What a report holds, before it is a page, a summary and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from apr.report.chart import Chart, Table
+from apr.report.entries import Row
+from apr.report.paper import PaperFigure
+from apr.report.tables import Comparison
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the numbers depend on. `seconds`: wall time per stage."""
+
+    command: str
+    commit: str
+    date: str
+    hardware: str
+    versions: Mapping[str, str]
+    seeds: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report shows. `notices`: what a reader must know before the numbers. `settings`: in what the evaluations
+    differ. `runs`: the RL runs, in what they differ, their curves. `view`: HTML of the trace view."""
+
+    title: str
+    lead: str
+    notices: Sequence[str]
+    facts: RunFacts
+    rows: Sequence[Row]
+    results: Table
+    curves: Sequence[Chart]
+    comparisons: Sequence[Comparison]
+    paired: Table
+    temperatures: Table
+    paper: Sequence[PaperFigure]
+    prices: Table
+    other_systems: Table
+    settings: Table
+    budgets: tuple[Table, Sequence[Chart]] | None = None
+    runs: tuple[Table, Table, Sequence[Chart]] | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    budget_lines: Mapping[str, Any] = field(default_factory=dict)
+    view: str = ""
+
+    @property
+    def tables(self) -> list[Table]:
+        """Every table with something in it."""
+        tables = [self.results, self.paired, self.temperatures, self.prices, self.other_systems, self.settings]
+        tables += [self.budgets[0]] if self.budgets else []
+        tables += [*self.runs[:2]] if self.runs else []
+        return [table for table in tables if table.records]
+
+    @property
+    def charts(self) -> list[Chart]:
+        charts = [*self.curves, *(self.budgets[1] if self.budgets else ()), *(self.runs[2] if self.runs else ())]
+        return charts + [chart for figure in self.paper for chart in (*figure.ours, *figure.theirs)]

@@ -1,0 +1,226 @@
+"""What a report is made of: evaluations and RL runs, read from their folders and named so that no two names are alike."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from apr.config import EvalConfig, RlConfig
+from apr.errors import DataError
+from apr.evaluation.baselines import majority, pass_at, samples_by_problem
+from apr.evaluation.folder import TRACES, Evaluation, read_evaluation
+from apr.evaluation.metrics import Attempt, Summary, summarise
+from apr.presets import load
+from apr.report.teachers import Teacher
+from apr.runs import CONFIG, MANIFEST, recorded
+
+SOLVERS = {"sos_plus": "SoS+", "spawn_join": "spawn/join"}  # as they are spelt in a report
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An evaluation under a label that no other has. `model`: its teacher and stage; `variant`: with what it was asked for
+    or trained under, whatever the temperature. `place`: its colour."""
+
+    label: str
+    model: str
+    variant: str
+    place: int
+    evaluation: Evaluation
+
+    @property
+    def title(self) -> str:
+        """The label, and how many samples of a problem stand under it: alone under that name."""
+        return self.label if self.config.samples == 1 else f"{self.label} ({self.config.samples} samples)"
+
+    @property
+    def config(self) -> EvalConfig:
+        return self.evaluation.config
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        return self.evaluation.attempts
+
+    @property
+    def first(self) -> list[Attempt]:
+        """The first sample of each problem: as many as there are problems."""
+        return [one for one in self.attempts if one.sample == 0]
+
+    @property
+    def sampling(self) -> str:
+        return "greedy" if self.config.temperature == 0 else f"sampled at temperature {self.config.temperature:g}"
+
+    @property
+    def alone(self) -> bool:
+        """Problems were tried one at a time: its seconds are of one problem alone."""
+        return self.config.in_flight == 1
+
+    @property
+    def problem_set(self) -> tuple[str, str, int]:
+        """Equal for evaluations of the same problems, also where some attempts are missing."""
+        facts = self.evaluation.facts
+        return facts["data_hash"], self.config.split, facts["traces"] // self.config.samples
+
+    @property
+    def budgets(self) -> dict[str, int]:
+        """Hard budgets of the evaluation, or else those that the model was trained under."""
+        own = self.config.budgets.model_dump(exclude_none=True)
+        return own or budgets_of(self.evaluation.card)
+
+
+@dataclass(frozen=True)
+class RlRun:
+    """An RL run: its label, configuration, manifest, and the lines of its metrics."""
+
+    label: str
+    folder: Path
+    config: RlConfig
+    manifest: dict[str, Any]
+    records: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model or baseline with one attempt a problem. `place`: its colour."""
+
+    summary: Summary
+    attempts: Sequence[Attempt]
+    place: int
+    teacher: Teacher | None = None
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Entry], list[RlRun]]:
+    """The evaluations and the RL runs among `folders`. Raises `DataError` or `ConfigError` for a folder that is neither."""
+    evaluations, runs = [], []
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder} is no folder: name those that `apr eval` or `apr rl` wrote")
+        if (folder / TRACES).is_file() or recorded(folder).get("kind") == "eval":
+            evaluations.append(read_evaluation(folder))
+        elif (folder / METRICS).is_file() or recorded(folder).get("kind") == "rl":
+            runs.append(_rl_run(folder))
+        else:
+            raise DataError(
+                f"{folder} holds neither an evaluation ({TRACES}) nor an RL run ({METRICS}): name folders that `apr eval` or "
+                "`apr rl` wrote"
+            )
+    return _entries(evaluations), _distinct(runs)
+
+
+def rows_of(entry: Entry, teacher: Teacher | None) -> list[Row]:
+    """One row for one sample a problem; cons@n and pass@n for several."""
+    n = entry.config.samples
+    how = f"{entry.sampling}, one at a time" if entry.alone else entry.sampling
+    if n == 1:
+        return [Row(summarise(entry.label, entry.attempts, how), entry.attempts, entry.place, teacher)]
+    groups = samples_by_problem(entry.attempts)
+    note = f"{n} samples a problem at temperature {entry.config.temperature:g}, {len(groups)} problems"
+    kinds = (("cons", "majority of", majority), ("pass", "any of", pass_at))
+    return [
+        Row(summarise(f"{entry.label} {kind}@{n}", tries, f"{word} {note}"), tries, entry.place + i)
+        for i, (kind, word, vote) in enumerate(kinds)
+        for tries in [[vote(group) for group in groups]]
+    ]
+
+
+def budgets_of(card: dict[str, Any]) -> dict[str, int]:
+    """The hard budgets that a model was trained under, as its card tells."""
+    reward = card.get("reward")
+    budgets = reward.get("budgets") if isinstance(reward, dict) else None
+    return {str(name): int(value) for name, value in budgets.items() if value} if isinstance(budgets, dict) else {}
+
+
+def _entries(evaluations: Sequence[Evaluation]) -> list[Entry]:
+    """Labels grow by what tells evaluations apart, plainest first: stage, budgets, temperature, pace, folder, path."""
+    models = [_model(one) for one in evaluations]
+    labels = [f"{model}{_condition(one)}" for model, one in zip(models, evaluations)]
+    variants = labels = _apart(labels, evaluations, lambda label, one: label + _trained_under(one))
+    more: tuple[Callable[[Evaluation], str], ...] = (
+        lambda one: f", T={one.config.temperature:g}",
+        lambda one: ", one at a time" if one.config.in_flight == 1 else "",
+    )
+    for part in more:
+        labels = _apart(labels, evaluations, lambda label, one, part=part: label + part(one))  # type: ignore[misc]
+    labels = _apart(labels, evaluations, lambda label, one: one.folder.name)
+    labels = _apart(labels, evaluations, lambda label, one: str(one.folder))
+    keys = [(label, one.config.samples) for label, one in zip(labels, evaluations)]
+    if twice := [label for (label, _), count in Counter(keys).items() if count > 1]:
+        raise DataError(f"an evaluation is given twice ({', '.join(twice)}): name each folder once")
+    entries = [
+        Entry(label, model, variant, 0, one) for label, model, variant, one in zip(labels, models, variants, evaluations)
+    ]
+    return placed(entries, entries)
+
+
+def placed(entries: Sequence[Entry], first: Sequence[Entry]) -> list[Entry]:
+    """The entries with places of their own, one a row; the lowest are for those in `first`, whose colours differ most."""
+    places, place = {}, 0
+    for one in sorted(entries, key=lambda one: one.title not in {other.title for other in first}):
+        places[one.title] = place
+        place += 1 if one.config.samples == 1 else 2  # cons@n and pass@n are rows of their own
+    return [replace(one, place=places[one.title]) for one in entries]
+
+
+def _apart(
+    labels: list[str], evaluations: Sequence[Evaluation], other: Callable[[str, Evaluation], str]
+) -> list[str]:
+    """The labels, with another for each that is not alone with its number of samples."""
+    keys = [(label, one.config.samples) for label, one in zip(labels, evaluations)]
+    return [
+        other(label, one) if keys.count(key) > 1 else label for label, one, key in zip(labels, evaluations, keys)
+    ]  # fmt: skip
+
+
+def _model(one: Evaluation) -> str:
+    solver = one.card.get("solver")
+    stage = "RL" if "rl" in one.card.get("trained", []) else "SFT"
+    return f"{SOLVERS.get(solver, solver)} {stage}" if solver else one.folder.name
+
+
+def _trained_under(one: Evaluation) -> str:
+    return "".join(f", {name} ≤ {value}" for name, value in budgets_of(one.card).items())
+
+
+def _condition(one: Evaluation) -> str:
+    condition = one.config.condition
+    if condition is None:
+        return ""
+    return f", {condition.value} children" if condition.kind == "children" else f", context {condition.value}"
+
+
+def _rl_run(folder: Path) -> RlRun:
+    config = load(RlConfig, [folder / CONFIG])
+    return RlRun(folder.name, folder, config, recorded(folder), read_records(folder / METRICS))
+
+
+def _distinct(runs: list[RlRun]) -> list[RlRun]:
+    names = Counter(run.label for run in runs)
+    labelled = [
+        run if names[run.label] == 1 else RlRun(str(run.folder), run.folder, run.config, run.manifest, run.records)
+        for run in runs
+    ]
+    if len({run.label for run in labelled}) < len(labelled):
+        raise DataError("an RL run is given twice: name each folder once")
+    return labelled
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of an RL run's metrics. Raises `DataError`, naming the line, if one is cut off or corrupt."""
+    if not path.is_file():
+        raise DataError(f"no {path}: is this an RL run? Its manifest is {path.parent / MANIFEST}")
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+            float(records[-1]["step"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise DataError(
+                f"{path}, line {number}: cut off or corrupt ({error!r}): go on with `apr rl --resume {path.parent}`, or "
+                "delete that line"
+            ) from error
+    return records

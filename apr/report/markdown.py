@@ -1,0 +1,50 @@
+"""The report as Markdown: what one would paste into a pull request or a note."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from apr.report.chart import Chart, Column, Table
+from apr.report.content import Report
+
+
+def markdown(report: Report) -> str:
+    """Lead, notices, tables and the files beside. Text from outside is escaped, so that it stays text."""
+    facts = report.facts
+    parts = [
+        f"# {plain(report.title)}",
+        plain(report.lead),
+        f"{facts.date}, commit {plain(facts.commit)}, {plain(facts.hardware)}: `{facts.command.replace('`', '')}`",
+        *([_list(report.notices)] if report.notices else []),
+        *([_list([f"{one.sentence} p = {one.test.p_value:.2g}." for one in report.comparisons])] if report.comparisons else []),
+        *(f"## {plain(table.title)}\n\n{table_text(table)}\n\n{plain(table.note)}" for table in report.tables),
+        "## Figures\n\n" + "\n".join(map(_link, report.charts)),
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def table_text(table: Table) -> str:
+    """The shown columns of a table."""
+    lines = [[_cell(column, record) for column in table.columns] for record in table.records]
+    head = [plain(column.head) for column in table.columns]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
+
+
+def plain(text: str) -> str:
+    """Text that Markdown takes as nothing but text."""
+    for sign in "\\`*_[]<>|#":
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())
+
+
+def _cell(column: Column, record: object) -> str:
+    text, small = column.text(record), column.small(record) if column.small else ""  # type: ignore[arg-type]
+    return plain(f"{text} ({small})" if small else text)
+
+
+def _link(chart: Chart) -> str:
+    return f"- [{plain(chart.title)}](figures/{chart.name}.svg), [data](data/{chart.name}.csv)"
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {plain(line)}" for line in lines)

@@ -1,0 +1,219 @@
+"""The APR paper's tables and figures (arXiv 2504.15466) from our evaluations, with the published numbers beside them.
+
+Ours and theirs share axes only where the evaluations are in the paper's setting; else theirs are charts of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from apr.evaluation.baselines import majority, pass_at, samples_by_problem
+from apr.evaluation.metrics import Attempt, Summary, summarise
+from apr.evaluation.systems import systems
+from apr.report import published
+from apr.report.chart import THEIRS, Chart, Series
+from apr.report.entries import Entry
+
+NAMES = {  # what is compared before and after RL (figures 5 and 7)
+    "accuracy": "accuracy", "work": "total tokens (work)", "tokens per thread": "tokens per thread",
+    "branches": "children started",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """A figure of the paper: ours, and theirs (empty where ours have it on their axes)."""
+
+    title: str
+    note: str
+    ours: Sequence[Chart]
+    theirs: Sequence[Chart]
+
+
+def paper_figures(entries: Sequence[Entry]) -> list[PaperFigure]:
+    """Figures 4a and 8 (by temperature), 4b is the report's own curves, 5 and 7, 6; those that the evaluations allow."""
+    shared = bool(entries) and all(map(_in_the_papers_setting, entries))
+    paced = [one for one in entries if not one.alone]
+    temperatures = sorted({one.config.temperature for one in paced})
+    pairs = [_joined(_tokens(paced, t), _published_tokens(t), shared) for t in temperatures]
+    title = f"{published.SOURCE}, figure 4b"
+    windows = Chart("published_window", title, "context window, tokens", "accuracy", published.by_window())
+    figures = [
+        PaperFigure(
+            "Accuracy by total tokens (figures 4a and 8)",
+            "Points on a line: children asked for, or samples voted over. Total tokens are the mean work of a problem.",
+            [ours for ours, _ in pairs], [theirs for _, theirs in pairs if theirs],
+        ),
+        PaperFigure("Accuracy by context window (figure 4b)", "Ours is the first curve under Results.", [], [windows]),
+    ]  # fmt: skip
+    latency = _latency(entries)
+    both = [_joined(*halves, shared) for halves in zip(latency, _published_latency())]
+    figures.append(
+        PaperFigure(
+            "Accuracy by latency (figure 6)",
+            "Sequential tokens are span_sampled; milliseconds are of one problem at a time where such an evaluation is "
+            "given, on the hardware named below. The paper's milliseconds are of eight A6000 GPUs for one problem.",
+            [ours for ours, _ in both], [theirs for _, theirs in both if theirs],
+        )
+    )  # fmt: skip
+    if gains := before_and_after(entries):
+        figures.append(
+            PaperFigure(
+                "Before and after RL (figures 5 and 7)", "Theirs are greedy, at their own size.",
+                [_bars(gains, quantity) for quantity in NAMES], [_published_bars(quantity) for quantity in NAMES],
+            )
+        )  # fmt: skip
+    return figures
+
+
+def before_and_after(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+    """Each evaluation of an RL model with that of its teacher's SFT model: same problems, temperature and condition."""
+
+    def settings(one: Entry) -> tuple[object, ...]:
+        c = one.config
+        return one.evaluation.card.get("solver"), one.problem_set, c.temperature, c.condition, c.samples, one.alone
+
+    def tuned(one: Entry) -> bool:
+        return "rl" in one.evaluation.card.get("trained", [])
+
+    before = {settings(one): one for one in reversed(entries) if not tuned(one) and one.evaluation.card.get("solver")}
+    return [(before[settings(one)], one) for one in entries if tuned(one) and settings(one) in before]
+
+
+def _in_the_papers_setting(one: Entry) -> bool:
+    numbers = [problem.get("numbers", ()) for problem in one.evaluation.problems.values()]
+    return one.config.limits.context == published.WINDOW and all(
+        len(given) == published.NUMBERS and max(given) <= published.HIGHEST for given in numbers
+    )
+
+
+def _joined(ours: Chart, theirs: Chart | None, shared: bool) -> tuple[Chart, Chart | None]:
+    """Theirs on the axes of ours, if these are shared, and nothing of its own then."""
+    if theirs is None or not shared:
+        return ours, theirs
+    places = len(ours.series)
+    moved = [replace(one, place=places + i) for i, one in enumerate(theirs.series)]
+    return replace(ours, series=[*ours.series, *moved]), None
+
+
+def _point(summary: Summary, x: float) -> tuple[float, float, float, float]:
+    return (x, summary.accuracy, *summary.interval)
+
+
+def _line(name: str, place: int, points: Sequence[tuple[float, float, float, float]], labels: Sequence[str]) -> Series:
+    x, y, low, high = ([point[i] for point in points] for i in range(4))
+    return Series(name, x, y, "line", place, low, high, labels)
+
+
+def _lines(entries: Sequence[Entry], x: Callable[[Summary], float]) -> list[Series]:
+    """A line for each model and temperature over the children or the context asked for, fewest first; what was not asked for
+    anything is a point of its own. One sample a problem."""
+    groups: dict[str, list[Entry]] = {}
+    temperatures = {one.config.temperature for one in entries}
+    for one in entries:
+        if one.config.samples == 1:
+            asked = f", {one.config.condition.kind} asked for" if one.config.condition else ""
+            heat = f", T={one.config.temperature:g}" if len(temperatures) > 1 else ""
+            groups.setdefault(f"{one.model}{asked}{heat}", []).append(one)
+    lines = []
+    for name, group in groups.items():
+        group.sort(key=lambda one: one.config.condition.value if one.config.condition else 0)
+        summaries = [summarise(one.label, one.attempts) for one in group]
+        labels = [str(one.config.condition.value) if one.config.condition else "" for one in group]
+        lines.append(_line(name, group[0].place, [_point(one, x(one)) for one in summaries], labels))
+    return lines
+
+
+def _tokens(entries: Sequence[Entry], temperature: float) -> Chart:
+    own = [one for one in entries if one.config.temperature == temperature]
+    series = _lines(own, lambda summary: summary.costs["work"].mean)
+    for one in own:
+        if one.config.samples > 1:
+            groups = samples_by_problem(one.attempts)
+            for i, (kind, vote) in enumerate((("cons", majority), ("pass", pass_at))):
+                votes = [_votes(groups, vote, n) for n in range(1, one.config.samples + 1)]
+                points = [_point(summary, summary.costs["work"].mean) for summary in votes]
+                series.append(_line(f"{one.model} {kind}@n", one.place + i, points, []))
+    title = f"accuracy by total tokens, T={temperature:g}"
+    return Chart(f"tokens_T{temperature:g}", title, "total tokens", "accuracy", series)
+
+
+def _votes(groups: Sequence[Sequence[Attempt]], vote: Callable[[Sequence[Attempt]], Attempt], n: int) -> Summary:
+    return summarise(f"{n}", [vote(group[:n]) for group in groups])
+
+
+def _published_tokens(temperature: float) -> Chart | None:
+    title = f"{published.SOURCE}, T={temperature:g}"
+    series = published.by_tokens(temperature)
+    return Chart(f"published_tokens_T{temperature:g}", title, "total tokens", "accuracy", series) if series else None
+
+
+def _latency(entries: Sequence[Entry]) -> list[Chart]:
+    timed = [one for one in entries if one.alone] or entries
+    charts = [
+        ("latency_tokens", "accuracy by sequential tokens", "span, sampled tokens",
+         _lines([one for one in entries if not one.alone] or entries, lambda s: s.costs["span_sampled"].mean)),
+        ("latency_ms", f"accuracy by milliseconds, {'one problem alone' if timed[0].alone else 'under load'}", "milliseconds",
+         _lines(timed, lambda s: 1000 * s.costs["seconds"].mean)),
+    ]  # fmt: skip
+    return [Chart(name, title, x, "accuracy", series) for name, title, x, series in charts]
+
+
+def _published_latency() -> list[Chart]:
+    halves = (
+        ("tokens", "sequential tokens", published.BY_SPAN),
+        ("ms", "milliseconds, one problem on 8 GPUs", published.BY_MILLISECONDS),
+    )
+    return [
+        Chart(f"published_latency_{name}", f"{published.SOURCE}: {x}", x, "accuracy", published.by_latency(points))
+        for name, x, points in halves
+    ]
+
+
+def _bars(pairs: Sequence[tuple[Entry, Entry]], quantity: str) -> Chart:
+    series = []
+    for place, stage in enumerate(("before RL", "after RL")):
+        values = [_quantity(pair[place], quantity) for pair in pairs]
+        low, high = ([value[i] for value in values] for i in (1, 2))
+        if quantity != "accuracy":
+            low, high = [], []
+        y = [value[0] for value in values]
+        labels = [_word(value, quantity) for value in y]
+        x = [float(i) for i in range(len(pairs))]
+        series.append(Series(stage, x, y, "bars", place, low, high, labels))
+    names = [after.label for _, after in pairs]
+    return Chart(
+        f"rl_gain_{quantity.replace(' ', '_')}", NAMES[quantity], "", NAMES[quantity], series,
+        "share" if quantity == "accuracy" else "zero", categories=names,
+    )  # fmt: skip
+
+
+def _quantity(one: Entry, quantity: str) -> tuple[float, float, float]:
+    """The value, and the ends of its interval (of accuracies alone)."""
+    summary = summarise(one.label, one.attempts)
+    if quantity == "accuracy":
+        return (summary.accuracy, *summary.interval)
+    value = systems(one.attempts).tokens_per_thread if quantity == "tokens per thread" else summary.costs[quantity].mean
+    return value, value, value
+
+
+def _published_bars(quantity: str) -> Chart:
+    had: Mapping[str, tuple[float, float]] = {
+        model: numbers[quantity] for model, numbers in published.BEFORE_AFTER.items() if quantity in numbers
+    }
+    scale = 0.01 if quantity == "accuracy" else 1.0
+    series = []
+    for place, stage in enumerate(("before RL", "after RL")):
+        y = [pair[place] * scale for pair in had.values()]
+        labels = [_word(value, quantity) for value in y]
+        x = [float(i) for i in range(len(had))]
+        series.append(Series(stage, x, y, "bars", place, labels=labels, source=THEIRS))
+    return Chart(
+        f"published_rl_gain_{quantity.replace(' ', '_')}", f"{published.SOURCE}: {NAMES[quantity]}", "", NAMES[quantity],
+        series, "share" if quantity == "accuracy" else "zero", categories=list(had),
+    )  # fmt: skip
+
+
+def _word(value: float, quantity: str) -> str:
+    return f"{value:.1%}" if quantity == "accuracy" else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

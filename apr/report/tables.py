@@ -1,0 +1,268 @@
+"""The tables of a report. Each holds every number that it was made from (`Table.csv`), and shows the telling ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+from apr.evaluation.metrics import COSTS, McNemar, Summary, compare, interval, summarise
+from apr.evaluation.systems import systems
+from apr.report import published
+from apr.report.chart import OURS, THEIRS, Column, Table
+from apr.report.entries import Entry, RlRun, Row
+
+UNTOLD = ("out",)  # keys of a configuration that every run has another value of
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluation `a` against `b`, by label, on the same problems."""
+
+    a: str
+    b: str
+    test: McNemar
+
+    @property
+    def sentence(self) -> str:
+        points = 100 * self.test.gain
+        return (
+            f"{self.a} solves {abs(points):.1f} points {'more' if points >= 0 else 'fewer'} of the same {self.test.n} problems "
+            f"than {self.b}: {self.test.only_a} that only it solves, against {self.test.only_b}."
+        )
+
+
+def compared(a: Entry, b: Entry) -> Comparison | None:
+    """None where a paired test would be wrong: the two were not asked the same problems, or share none that was read."""
+    if a.problem_set != b.problem_set or not {one.problem for one in a.first} & {one.problem for one in b.first}:
+        return None
+    return Comparison(a.title, b.title, compare(a.first, b.first))
+
+
+def results(rows: Sequence[Row]) -> Table:
+    """A record a row of the report: accuracy, its interval, how attempts ended, and each cost's mean and percentiles."""
+    records = []
+    for row in rows:
+        s = row.summary
+        record: dict[str, Any] = {
+            "model": s.name, "description": s.description, "problems": s.n, "lost": s.lost, "correct": s.correct,
+            "accuracy": s.accuracy, "low": s.interval[0], "high": s.interval[1],
+            "solver": row.teacher and row.teacher.name, "solver_solved": row.teacher and row.teacher.solved,
+            "solver_problems": row.teacher and row.teacher.n,
+        }  # fmt: skip
+        for cost in COSTS:
+            record |= {f"{cost}_{name}": value for name, value in asdict(s.costs[cost]).items()}
+        records.append(record)
+    columns = [
+        Column("model", lambda r: r["model"], lambda r: r["description"]),
+        Column("problems", lambda r: f"{r['problems']:,}"),
+        Column("accuracy", lambda r: f"{r['accuracy']:.1%}", lambda r: f"{r['low']:.1%} to {r['high']:.1%}"),
+        Column("its solver", lambda r: _share(r["solver_solved"], r["solver_problems"])),
+        *[_cost_column(cost) for cost in ("context", "work", "span_sampled", "parallelism_sampled", "threads")],
+    ]
+    return Table("results", "Results", records, columns, "Mean costs.")
+
+
+def paired(entries: Sequence[Entry]) -> Table:
+    """Exact McNemar tests between all evaluations of the same problems (their first samples)."""
+    records = []
+    for b, a in combinations(entries, 2):
+        if (found := compared(a, b)) is not None:
+            low, high = found.test.gain_interval
+            records.append(
+                {
+                    "model": a.title, "against": b.title, **asdict(found.test), "gain": found.test.gain, "low": low,
+                    "high": high,
+                }
+            )  # fmt: skip
+    columns = [
+        Column("model", lambda r: r["model"], lambda r: f"against {r['against']}"),
+        Column("problems", lambda r: f"{r['n']:,}"),
+        Column("gain, points", lambda r: _signed(r["gain"]), lambda r: f"{_signed(r['low'])} to {_signed(r['high'])}"),
+        Column("it alone", lambda r: f"{r['only_a']:,}"),
+        Column("the other alone", lambda r: f"{r['only_b']:,}"),
+        Column("p", lambda r: p_value(r["p_value"])),
+    ]
+    note = "Not corrected for the number of tests: among twenty of equals, one p below 0.05 is to be expected."
+    return Table("paired", "Paired tests between all evaluations of the same problems", records, columns, note)
+
+
+def temperatures(entries: Sequence[Entry]) -> Table:
+    """Tables 1-3 of the paper: accuracy by model and temperature, first samples, ours above theirs."""
+    ours: dict[str, dict[float, Entry]] = {}
+    models = {(one.variant, one.evaluation.facts.get("checkpoint_hash")) for one in entries}
+    alike = Counter(variant for variant, _ in models)
+    for one in entries:
+        if not one.alone:
+            name = one.variant if alike[one.variant] == 1 else f"{one.variant} ({one.config.checkpoint})"
+            ours.setdefault(name, {}).setdefault(one.config.temperature, one)
+    every = sorted({t for row in ours.values() for t in row} | set(published.TEMPERATURES))
+    records: list[dict[str, Any]] = []
+    for name, row in ours.items():
+        record: dict[str, Any] = {"model": name, "source": OURS}
+        for t in every:
+            s = summarise(name, row[t].first) if t in row else None
+            record |= _with_interval(f"T={t:g}", s)
+        records.append(record)
+    for name, values in published.TABLES.items():
+        known = dict(zip(published.TEMPERATURES, values))
+        record = {"model": name, "source": THEIRS}
+        for t in every:
+            value = known.get(t)
+            record |= _with_interval(f"T={t:g}", None) | {f"T={t:g}": None if value is None else value / 100}
+        records.append(record)
+    columns = [Column("model", lambda r: r["model"]), Column("whose", lambda r: r["source"]), *map(_temperature_column, every)]
+    note = (
+        "Accuracy. Ours: one sample a problem, with 95% intervals. Published: 1,000 validation problems of four numbers from "
+        "1-99 in a window of 4,096 tokens, a binomial standard error of 1.2-1.6 points; other problems and another model than "
+        "ours unless stated."
+    )
+    return Table("temperatures", "Accuracy by temperature (the paper's tables 1-3)", records, columns, note)
+
+
+def other_systems(entries: Sequence[Entry]) -> Table:
+    """Each evaluation by the measures that other systems report."""
+    records = [{"model": one.title, **asdict(systems(one.attempts))} for one in entries]
+    shown = {
+        "parallel": "#parallel, concurrency", "acceleration": "acceleration", "dp": "DP", "abn": "ABN", "ppd": "PPD",
+        "tps": "TPS", "p_tps": "P-TPS", "tokens_per_thread": "tokens per thread",
+    }  # fmt: skip
+    columns = [Column("model", lambda r: r["model"]), *(_number_column(key, head) for key, head in shown.items())]
+    note = "Means and ratios over all samples. These measures are not comparable across papers: most reward extra tokens."
+    return Table("other_systems", "By the measures of other systems", records, columns, note)
+
+
+def prices(entries: Sequence[Entry]) -> Table:
+    """Seconds and milliseconds a span token, with what they were measured on."""
+    records = []
+    for one in entries:
+        seconds = summarise(one.label, one.attempts).costs["seconds"]
+        engine = one.config.engine
+        records.append(
+            {
+                "model": one.title, "pace": "one at a time" if one.alone else f"{one.config.in_flight} at once",
+                "seconds_mean": seconds.mean, "seconds_p50": seconds.p50, "seconds_p90": seconds.p90,
+                "ms_per_span_token": systems(one.attempts).ms_per_span_token, "engine": engine.kind,
+                "hardware": str(one.evaluation.facts.get("hardware", "unknown")),
+            }
+        )  # fmt: skip
+    columns = [
+        Column("model", lambda r: r["model"], lambda r: r["pace"]),
+        Column("seconds, mean", lambda r: number(r["seconds_mean"]), lambda r: f"p90 {number(r['seconds_p90'])}"),
+        Column("p50", lambda r: number(r["seconds_p50"])),
+        Column("ms per span token", lambda r: number(r["ms_per_span_token"])),
+        Column("on", lambda r: r["hardware"], lambda r: f"engine {r['engine']}"),
+    ]
+    return Table("prices", "Seconds", records, columns, "Wall clock of one problem, alone or under load as stated.")
+
+
+def budgets(entries: Sequence[Entry]) -> Table:
+    """Each evaluation under its budgets: how many attempts kept them, and how many were also correct."""
+    records = []
+    for one in entries:
+        kept = [all(tried.costs[cost] <= most for cost, most in one.budgets.items()) for tried in one.first]
+        good = [within and tried.correct for within, tried in zip(kept, one.first)]
+        s = summarise(one.label, one.first)
+        low, high = interval(sum(good), len(good))
+        records.append(
+            {
+                "model": one.title, "budgets": ", ".join(f"{name} ≤ {value}" for name, value in one.budgets.items()) or "none",
+                "accuracy": s.accuracy, "within": sum(kept) / len(kept), "success": sum(good) / len(good), "low": low,
+                "high": high, **{f"{cost}_mean": s.costs[cost].mean for cost in ("context", "work", "span_sampled")},
+            }
+        )  # fmt: skip
+    columns = [
+        Column("model", lambda r: r["model"], lambda r: f"budgets: {r['budgets']}"),
+        Column("accuracy", lambda r: f"{r['accuracy']:.1%}"),
+        Column("within", lambda r: f"{r['within']:.1%}"),
+        Column("success", lambda r: f"{r['success']:.1%}", lambda r: f"{r['low']:.1%} to {r['high']:.1%}"),
+        *[_cost_column(cost) for cost in ("context", "work", "span_sampled")],
+    ]
+    note = "Under the evaluation's budgets, or else those that the model was trained under."
+    return Table("budgets", "Budgets", records, columns, note)
+
+
+def differences(name: str, title: str, told: Mapping[str, dict[str, Any]]) -> Table:
+    """Keys of the configurations, and facts, that are not the same for all; a column a run."""
+    keys = dict.fromkeys(key for one in told.values() for key in one if key not in UNTOLD)
+    differing = [key for key in keys if len({str(one.get(key)) for one in told.values()}) > 1]
+    records = [{"key": key, **{label: one.get(key) for label, one in told.items()}} for key in differing]
+    columns = [Column("key", lambda r: r["key"]), *(_said_column(label) for label in told)]
+    return Table(name, title, records, columns, "Configuration, commit and data; what is alike is left out.")
+
+
+def rl_runs(runs: Sequence[RlRun]) -> Table:
+    """Where each RL run began and ended: validation accuracy, and means over its first and last ten steps."""
+    records = []
+    for run in runs:
+        checks = [line["eval/accuracy"] for line in run.records if "eval/accuracy" in line]
+        steps = [line for line in run.records if "reward/success" in line]
+        record: dict[str, Any] = {
+            "run": run.label, "steps": int(max((line["step"] for line in run.records), default=0)),
+            "validation_first": checks[0] if checks else None, "validation_last": checks[-1] if checks else None,
+        }  # fmt: skip
+        for metric in ("reward/success", "rollout/threads", "rollout/span_sampled", "rollout/work", "time/step"):
+            for when, lines in (("first", steps[:10]), ("last", steps[-10:])):
+                values = [line[metric] for line in lines if metric in line]
+                record[f"{metric}_{when}"] = sum(values) / len(values) if values else None
+        records.append(record)
+    columns = [
+        Column("run", lambda r: r["run"], lambda r: f"{r['steps']} steps"),
+        _change_column("validation", "validation accuracy"),
+        _change_column("reward/success", "success, T=1"),
+        *[_change_column(f"rollout/{key}", key.replace("_", " ")) for key in ("threads", "span_sampled", "work")],
+        Column("seconds a step", lambda r: number(r["time/step_last"])),
+    ]
+    return Table("rl_runs", "RL runs", records, columns, "From the first to the last ten steps.")
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def p_value(p: float) -> str:
+    """To one significant digit where it is small."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001" if p >= 1e-4 else f"{p:.0e}"
+
+
+def _with_interval(key: str, summary: Summary | None) -> dict[str, float | None]:
+    low, high = summary.interval if summary else (None, None)
+    return {key: summary.accuracy if summary else None, f"{key} low": low, f"{key} high": high}
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _share(part: float | None, whole: float | None) -> str:
+    return f"{part / whole:.1%}" if part is not None and whole else ""
+
+
+def _cost_column(cost: str) -> Column:
+    return Column(cost.replace("_", " "), lambda r: number(r[f"{cost}_mean"]))
+
+
+def _number_column(key: str, head: str) -> Column:
+    return Column(head, lambda r: number(r[key]))
+
+
+def _said_column(label: str) -> Column:
+    return Column(label, lambda r: "" if r[label] is None else str(r[label]))
+
+
+def _change_column(key: str, head: str) -> Column:
+    return Column(head, lambda r: f"{number(r[f'{key}_first'])} → {number(r[f'{key}_last'])}")
+
+
+def _temperature_column(t: float) -> Column:
+    key = f"T={t:g}"
+    return Column(
+        key, lambda r: "" if r[key] is None else f"{r[key]:.1%}",
+        lambda r: "" if r[f"{key} low"] is None else f"{r[f'{key} low']:.1%} to {r[f'{key} high']:.1%}",
+    )  # fmt: skip

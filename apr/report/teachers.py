@@ -1,0 +1,67 @@
+"""Solvers beside their students: the success of the one that wrote the demonstrations, on the same problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apr.config import DataConfig
+from apr.data.generate import demonstrations
+from apr.dialects import dialect_in
+from apr.errors import DataError
+from apr.evaluation.folder import Evaluation
+from apr.presets import load
+from apr.runs import CONFIG
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A solver's own success on its student's problems, within the same context window."""
+
+    name: str
+    solved: int
+    n: int
+
+
+class Teachers:
+    """Runs each solver once on each set of problems, with the options and the seed of its demonstrations.
+
+    Options are in `data`, or where the evaluation's problems came from. What is not there is left out, unless `data` was
+    asked for: `DataError` then.
+    """
+
+    def __init__(self, data: Path | None) -> None:
+        self.data = data
+        self._known: dict[tuple[Any, ...], Teacher] = {}
+        if data is not None and not (data / CONFIG).is_file():
+            raise DataError(f"{data} holds no data set ({CONFIG} is missing): set --data to one, or leave it out")
+
+    def of(self, one: Evaluation, label: str) -> Teacher | None:
+        """The teacher of the evaluated model."""
+        solver = one.card.get("solver")
+        folder = self.data or one.config.data
+        if solver is None or not (folder / CONFIG).is_file():
+            return None
+        config = load(DataConfig, [folder / CONFIG])
+        if solver not in config.solvers:
+            if self.data is None:
+                return None
+            raise DataError(
+                f"{folder / CONFIG} has no solver {solver}, which taught {label} (only {', '.join(config.solvers)}): set "
+                "--data to the data that it was trained on, or leave it out"
+            )
+        problems = [{key: problem[key] for key in ("id", "numbers", "target")} for problem in one.problems.values()]
+        window = one.config.limits.context
+        key = (folder, solver, window, tuple(problem["id"] for problem in problems))
+        if key not in self._known:
+            self._known[key] = _run(config, folder, solver, problems, window)
+        return self._known[key]
+
+
+def _run(config: DataConfig, folder: Path, solver: str, problems: Sequence[dict[str, Any]], window: int) -> Teacher:
+    dialect = dialect_in(folder, config.dialect)
+    traces = demonstrations(problems, solver, config.solvers[solver], config.seed, dialect=dialect)
+    solved = sum(trace.correct and trace.costs is not None and trace.costs.context <= window for trace in traces)
+    return Teacher(solver, solved, len(problems))
