@@ -21,6 +21,10 @@ class DataError(UserError):
     """A malformed problem, or a truncated, corrupt or newer data file."""
 
 
+class SchemaError(DataError):
+    """Data in a schema that this version does not know: another version reads it, and none of it is to be skipped."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing, incomplete, or of another tokenizer or schema."""
 

@@ -10,13 +10,13 @@ import errno
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from apr.errors import DataError, ResourceError
+from apr.errors import DataError, ResourceError, SchemaError
 from apr.threads.trace import (
     SCHEMA,
     Costs,
@@ -57,11 +57,11 @@ def to_json(trace: Trace) -> dict[str, Any]:
 
 
 def from_json(data: Any) -> Trace:
-    """The trace that `to_json` wrote. Raises `DataError` for another schema, and for what is no valid trace."""
+    """The trace that `to_json` wrote. Raises `SchemaError` for another schema, `DataError` for what is no valid trace."""
     if not isinstance(data, dict) or "schema" not in data:
         raise DataError(f"this is no trace: a trace is an object with 'schema': {SCHEMA!r}")
     if data["schema"] != SCHEMA:
-        raise DataError(
+        raise SchemaError(
             f"this trace has schema {data['schema']!r}, and this version of apr reads {SCHEMA!r}: "
             f"read it with a version of apr that knows {data['schema']!r}"
         )
@@ -134,29 +134,55 @@ class TraceWriter:
         self.close()
 
 
-def read_traces(path: Path) -> Iterator[Trace]:
-    """The traces of a file, in order. Raises `DataError`, naming file and line, where the file is cut or corrupt."""
+def read_traces(path: Path, fault: Callable[[DataError], None] | None = None) -> Iterator[Trace]:
+    """The traces of a file, in order. Raises `DataError`, naming file and line, where the file is cut or corrupt.
+
+    With `fault`, what cannot be read is told to it and left out; nothing can be read after a place where the file is
+    cut or does not inflate. Lines in another schema are no fault of the file: they always raise `SchemaError`.
+    """
     if not path.is_file():
         raise DataError(f"{path}: there is no such trace file; check the path, or run the stage that writes it")
-    number = 1
+    lines = _lines(path)
+    number = 0
+    while True:
+        number += 1
+        try:
+            line = next(lines, None)
+            if line is None:
+                return
+            trace = from_json(json.loads(line))
+        except SchemaError as error:
+            raise SchemaError(f"{path}, line {number}: {error}") from error
+        except (EOFError, zlib.error, ValueError) as error:  # a `DataError` is a `ValueError`
+            told = DataError(f"{path}, line {number}: {_what_is_wrong(error)}")
+            if fault is None:
+                raise told from error
+            fault(told)
+            continue
+        yield trace
+
+
+def _what_is_wrong(error: Exception) -> str:
+    match error:
+        case EOFError():
+            return (
+                "the file is cut off here, as after a killed writer; resume the run that wrote it (this drops the torn "
+                "tail), or write it again"
+            )
+        case DataError():
+            return str(error)
+        case _:
+            return f"the file is corrupt ({error}); write it again"
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a gzip file. Raises `EOFError` if its end is missing, `zlib.error` where it is corrupt."""
     rest = b""
-    try:
-        for text, _ in _inflate(path):
-            *lines, rest = (rest + text).split(b"\n")
-            for line in lines:
-                yield from_json(json.loads(line))
-                number += 1
-        if rest:
-            raise EOFError
-    except EOFError as error:
-        raise DataError(
-            f"{path}, line {number}: the file is cut off here, as after a killed writer; resume the run that "
-            "wrote it (this drops the torn tail), or write it again"
-        ) from error
-    except DataError as error:
-        raise DataError(f"{path}, line {number}: {error}") from error
-    except (zlib.error, ValueError) as error:
-        raise DataError(f"{path}, line {number}: the file is corrupt ({error}); write it again") from error
+    for text, _ in _inflate(path):
+        *lines, rest = (rest + text).split(b"\n")
+        yield from lines
+    if rest:
+        raise EOFError
 
 
 def _inflate(path: Path) -> Iterator[tuple[bytes, int]]:
