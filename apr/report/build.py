@@ -11,13 +11,14 @@ from typing import Any
 
 from apr.config import DataConfig, EvalConfig, RlConfig
 from apr.data.generate import demonstrations
-from apr.dialects import OWN, dialect_by_name, dialect_in, dialect_of
+from apr.dialects import dialect_in
 from apr.errors import DataError, RunDirectoryError
 from apr.evaluation.baselines import majority, pass_at, samples_by_problem
 from apr.evaluation.folder import Evaluation, read_evaluation
 from apr.evaluation.metrics import compare
 from apr.presets import load
 from apr.report.html import Comparison, Report, Row, RunFacts, Teacher, write_report
+from apr.report.spelling import spelling
 from apr.report.viewer import Text
 from apr.runs import CONFIG, commit, hardware, manifest
 from apr.threads.trace import Trace
@@ -125,17 +126,7 @@ def _text(single: Sequence[Labelled]) -> Text:
                 f"{one.evaluation.folder} is of dialect {name}/{vocabulary}, {single[0].evaluation.folder} is not: "
                 "a report shows traces of one dialect and tokenizer"
             )
-    name, vocabulary = spelt[0]
-    config = single[0].config
-    # Only a tokenizer from elsewhere has to be there still; the dialects' own vocabularies are at hand.
-    at_hand = name in OWN and dialect_by_name(name).vocabulary.hash == vocabulary
-    dialect = dialect_by_name(name) if at_hand else dialect_of(config.checkpoint, config.dialect)
-    if dialect.vocabulary.hash != vocabulary:
-        raise DataError(
-            f"the traces of {single[0].evaluation.folder} are spelt in {name}/{vocabulary}, but {config.checkpoint} "
-            f"is of {dialect.name}/{dialect.vocabulary.hash} now: evaluate it again"
-        )
-    return dialect.vocabulary.text
+    return spelling(single[0].evaluation.folder)
 
 
 def _rows(one: Labelled, data: Path | None) -> list[Row]:

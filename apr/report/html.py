@@ -15,7 +15,7 @@ from typing import Any
 
 from apr.evaluation.metrics import COSTS, METRICS, Attempt, McNemar, Summary, attempts, interval, summarise
 from apr.report.figures import AXES, accuracy_panel, rl_panels, swatch
-from apr.report.viewer import Text, page, trace_view
+from apr.report.viewer import Source, Text, page, trace_view
 from apr.runs import write_text
 from apr.threads.trace import Trace
 
@@ -108,8 +108,8 @@ def write_report(path: Path, report: Report, text: Text) -> None:
         _comparisons(report),
         _results(report),
         _curves(report),
-        _section("Traces", trace_view(report.traces, text), "A dozen attempts as they ran: threads start, run side by "
-                 "side and return."),
+        _section("Traces", trace_view([Source("traces", report.traces, text)]), "A dozen attempts as they ran: threads "
+                 "start, run side by side and return."),
         _percentiles(report),
         _limits(report),
         _facts(report.facts),
