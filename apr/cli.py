@@ -32,6 +32,7 @@ examples:
   apr rl --resume runs/rl
   apr eval --config tiny_cpu data=runs/data checkpoint=runs/sft/checkpoint out=runs/eval/sft
   apr report runs/eval/sft runs/eval/rl runs/rl --out report
+  apr view runs/eval/sft runs/eval/rl --out view.html
 """
 
 
@@ -67,6 +68,15 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
     report.add_argument("--title", default="Spawn and join: evaluation report")
+    view = commands.add_parser("view", help="one HTML file in which traces are looked at, one by one or side by side")
+    view.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="folder of an evaluation or of an RL run, or a file of traces"
+    )
+    view.add_argument("--out", type=Path, default=Path("view.html"))
+    view.add_argument("--title", help="of the page (default: the names of the runs)")
+    view.add_argument("--limit", type=int, metavar="N", help="only the first N traces of each path")
+    view.add_argument("--outcome", choices=("all", "correct", "wrong"), default="all", help="only such traces")
+    view.add_argument("--step", type=int, metavar="N", help="of an RL run (default: the newest)")
     _configured(
         commands.add_parser("quickstart", help="the whole path on two cores: data, SFT, RL, evaluation, report")
     )
@@ -124,6 +134,12 @@ def _run(arguments: argparse.Namespace) -> int:
             from apr.report.build import build_report
 
             print(build_report(arguments.runs, arguments.data, arguments.out, arguments.title))
+            return 0
+        case "view":
+            from apr.report.view import view
+
+            a = arguments
+            print(view(a.paths, a.out, a.title, a.limit, a.outcome, a.step))
             return 0
         case "data" if arguments.action == "verify":
             from apr.data.check import check_folder

@@ -1,174 +1,181 @@
 """The trace view: a timeline in which a person sees threads start, run side by side and return.
 
-Python works out the timeline (from `after`, as `apr.threads.costs` does) and embeds it as JSON; `assets/viewer.js`
-draws it. Model text reaches the page as JSON strings and then as text nodes only, so it can never become markup.
+`apr.report.timeline` works out what is drawn; the scripts in `assets/` draw it. A page holds an index of its traces as
+JSON, and each trace deflated and on its own, which the script inflates when it is shown. So a page of a thousand traces
+opens at once, and it is written as traces come: memory does not grow with their number.
+
+Model text reaches the page as JSON strings and then as text nodes only, so it can never become markup.
 """
 
 from __future__ import annotations
 
+import base64
 import html
 import json
-import math
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from types import TracebackType
 from typing import Any
 
-from apr.runs import write_text
-from apr.threads.costs import critical_path, spans
-from apr.threads.trace import Strand, StrandId, Thread, Trace
+from apr.report.timeline import summary, token_ids, trace_data
+from apr.runs import whole_file
+from apr.threads.trace import Trace
 
 Text = Callable[[Sequence[int]], str]  # token ids to text, for people
 ASSETS = Path(__file__).parent / "assets"
+SCRIPTS = ("dom.js", "traces.js", "gauges.js", "timeline.js", "strand.js", "viewer.js", "keys.js")
+LEVEL = 6  # of deflating
+IN_MEMORY = 4 << 20  # bytes of a page that wait in memory to be written; more of them wait in a file
+NOTHING = '<p class="note">No traces were sampled for this report.</p>'
 
 
-def trace_view(traces: Sequence[Trace], text: Text) -> str:
-    """HTML of the view of `traces`: a section to put into a page that has `assets/report.css`, once a page.
+@dataclass(frozen=True)
+class Source:
+    """Traces under one name, as one evaluation or one step of RL has them, and what spells their tokens.
 
-    `text` gives the text of token ids. It is asked for one token at a time; if the texts of a strand's tokens do not
-    make up the strand's text, they are shown with spaces between them.
+    `traces` may be an iterator: it is gone through once. `text` is asked for one token at a time; if the texts of a
+    strand's tokens do not make up the strand's text, they are shown with spaces between them.
     """
-    if not traces:
-        return '<p class="note">No traces were sampled for this report.</p>'
-    pieces = {i: text((i,)) for trace in traces for i in _ids(trace)}
-    joined = all(
-        text(strand.ids) == "".join(pieces[i] for i in strand.ids) for trace in traces for strand in trace.strands
-    )
-    data = {
-        "pieces": pieces,
-        "space": "" if joined else " ",
-        "traces": [trace_data(trace) for trace in traces],
-    }
-    content = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    shell = (ASSETS / "viewer.html").read_text()
-    script = (ASSETS / "viewer.js").read_text()
-    return f'{shell}<script type="application/json" id="apr-traces">{content}</script>\n<script>{script}</script>\n'
+
+    label: str
+    traces: Iterable[Trace]
+    text: Text
 
 
-def write_view(path: Path, title: str, traces: Sequence[Trace], text: Text) -> None:
-    """Write a page that holds nothing but the trace view (`apr view`)."""
-    write_text(path, page(title, f"<header><h1>{html.escape(title)}</h1></header>\n{trace_view(traces, text)}"))
+def trace_view(sources: Sequence[Source]) -> str:
+    """HTML of the view of all traces of `sources`: a section to put into a page made by `page`, once a page.
+
+    With several sources, their traces of one problem can be laid side by side, the k-th of one beside the k-th of the
+    other; with several samples of a problem in one source, these can be too.
+    """
+    with _Packed(None) as packed:
+        for source in sources:
+            packed.add(source)
+        return "".join(packed.pieces()) if packed.count else NOTHING
+
+
+def write_view(path: Path, title: str, sources: Sequence[Source], notes: Callable[[], Sequence[str]] = list) -> int:
+    """Write a page that holds nothing but the view (`apr view`), whole or not at all; returns how many traces it has.
+
+    `notes` is called after all traces were gone through: sentences to put above the view.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _Packed(path.parent) as packed:
+        for source in sources:
+            packed.add(source)
+        said = "".join(f'<p class="warning">{html.escape(note)}</p>\n' for note in notes())
+        with whole_file(path) as file:
+            file.write(_opening(title, "view").encode())
+            file.write(f"<header><h1>{html.escape(title)}</h1>\n{said}</header>\n".encode())
+            for piece in packed.pieces():
+                file.write(piece.encode())
+            file.write(CLOSING.encode())
+        return packed.count
 
 
 def page(title: str, body: str) -> str:
     """A self-contained page. `body` is HTML; whoever makes it escapes what it quotes."""
-    style = (ASSETS / "report.css").read_text()
+    return _opening(title, "report") + body + CLOSING
+
+
+CLOSING = "</main>\n</body>\n</html>\n"
+
+
+def _opening(title: str, kind: str) -> str:
+    style = "".join((ASSETS / name).read_text() for name in ("palette.css", "report.css", "viewer.css"))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}</main>\n"
-        "</body>\n</html>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f'<body class="{kind}">\n<main>\n'
     )
 
 
-def trace_data(trace: Trace) -> dict[str, Any]:
-    """What the script draws of one trace, as plain data. Times are sampled tokens since the trace's start.
+@dataclass
+class _Spelling:
+    """The texts of the tokens that occurred, by id; `joined`: put together they are the text."""
 
-    Of each strand: `start` (longest chain of sampled tokens that it waited for), `length` (its own), whether it is
-    `critical` (on the longest chain), `after` (indices of strands). Of a thread without strands: where it would start.
+    text: Text
+    pieces: dict[int, str]
+    joined: bool = True
+
+    def add(self, trace: Trace) -> None:
+        for i in token_ids(trace).difference(self.pieces):
+            self.pieces[i] = self.text((i,))
+        self.joined = self.joined and all(
+            self.text(strand.ids) == "".join(self.pieces[i] for i in strand.ids) for strand in trace.strands
+        )
+
+
+class _Packed:
+    """The view's parts while traces come in: index lines and deflated traces, in files once they are large.
+
+    The files have no names and are in `folder` (None: the system's folder for such), where the page itself has room.
     """
-    until = spans(trace.strands, sampled_only=True)
-    index = {strand.id: number for number, strand in enumerate(trace.strands)}
-    critical = set(critical_path(trace.strands))
-    starts = {strand.id: until[strand.id] - len(strand.sampled) for strand in trace.strands}
-    outcome = trace.outcome
-    return {
-        "title": _title(trace),
-        "correct": None if outcome is None else outcome.correct,
-        "verdict": "not verified" if outcome is None else outcome.reason,
-        "stop": (trace.root.stop if outcome is None else outcome.stop).value,
-        "answer": trace.answer,
-        "span": max(until.values(), default=0),
-        "facts": {
-            "costs": {} if trace.costs is None else _costs(trace),
-            "limits": _readable(trace.limits),
-            "budgets": _readable(trace.budgets),
-            "reward": _readable(trace.reward),
-        },
-        "threads": [
-            {
-                "id": thread.id,
-                "parent": thread.parent,
-                "depth": thread.depth,
-                "stop": thread.stop.value,
-                "message": thread.message,
-                "start": _birth(thread, trace, starts, until),
-                "strands": [index[strand] for strand in thread.strands],
-            }
-            for thread in trace.threads
-        ],
-        "strands": [
-            _strand(strand, starts[strand.id], strand.id in critical, [index[before] for before in strand.after])
-            for strand in trace.strands
-        ],
-    }
+
+    def __init__(self, folder: Path | None) -> None:
+        self.count = 0
+        self._labels: list[dict[str, Any]] = []
+        self._spellings: list[_Spelling] = []
+        self._open = ExitStack()
+        self._index, self._blobs = (self._open.enter_context(_waiting(folder)) for _ in range(2))
+
+    def __enter__(self) -> _Packed:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._open.close()
+
+    def add(self, source: Source) -> None:
+        """Go through the traces of `source`, whatever they raise."""
+        spelling = next((one for one in self._spellings if one.text == source.text), None)
+        if spelling is None:
+            spelling = _Spelling(source.text, {})
+            self._spellings.append(spelling)
+        number = len(self._labels)
+        self._labels.append({"label": source.label, "spelling": self._spellings.index(spelling)})
+        for trace in source.traces:
+            spelling.add(trace)
+            line = _json({"source": number, **summary(trace)})
+            self._index.write(f"{',' if self.count else ''}\n{line}")
+            blob = base64.b64encode(zlib.compress(_json(trace_data(trace)).encode(), LEVEL)).decode()
+            self._blobs.write(f'<script type="text/plain" id="apr-trace-{self.count}">{blob}</script>\n')
+            self.count += 1
+
+    def pieces(self) -> Iterator[str]:
+        """The view in the order of the page: the scripts come before the traces, so that the first is drawn at once."""
+        yield (ASSETS / "viewer.html").read_text()
+        spellings = [{"space": "" if one.joined else " ", "pieces": one.pieces} for one in self._spellings]
+        yield '<script type="application/json" id="apr-index">'
+        yield f'{{"sources":{_json(self._labels)},"spellings":{_json(spellings)},"traces":['
+        yield from _chunks(self._index)
+        yield "]}</script>\n<script>\n"
+        yield script()
+        yield "</script>\n"
+        yield from _chunks(self._blobs)
 
 
-def _strand(strand: Strand, start: int, critical: bool, after: list[int]) -> dict[str, Any]:
-    logprobs = strand.logprobs
-    return {
-        "id": str(strand.id),
-        "thread": strand.id.thread,
-        "start": start,
-        "length": len(strand.sampled),
-        "critical": critical,
-        "after": after,
-        "sees": [[str(seen.strand), seen.length] for seen in strand.sees],
-        "injected": [[run.origin.value, run.ids] for run in strand.injected],
-        "sampled": strand.sampled,
-        "logprobs": logprobs and [round(value, 3) if math.isfinite(value) else None for value in logprobs],
-        "stop": strand.stop.value,
-    }
+def script() -> str:
+    """All scripts of the view as one, with no name of theirs visible to the rest of the page."""
+    return '"use strict";\n(() => {\n' + "".join((ASSETS / name).read_text() for name in SCRIPTS) + "})();\n"
 
 
-def _birth(thread: Thread, trace: Trace, starts: dict[StrandId, int], until: dict[StrandId, int]) -> int:
-    """When the thread starts. One that had no room for a strand starts with its nearest sibling, or with the last
-    strand of its parent that could have spawned it."""
-    if thread.strands:
-        return starts[thread.strands[0]]
-    at = trace.threads.index(thread)
-    near = sorted(
-        (abs(number - at), other.strands[0])
-        for number, other in enumerate(trace.threads)
-        if other.parent == thread.parent and other.strands
-    )
-    if near:
-        return starts[near[0][1]]
-    parent = next((other for other in trace.threads if other.id == thread.parent), None)
-    return until[parent.strands[0]] if parent is not None and parent.strands else 0
+def _json(data: Any) -> str:
+    """`data` as JSON in ASCII that may stand inside a script element."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def _title(trace: Trace) -> str:
-    """The problem on one line: the environment's own fields, its id left to the last."""
-    fields = {name: value for name, value in trace.problem.items() if name != "id"}
-    if fields.keys() >= {"numbers", "target"}:
-        return f"{', '.join(map(str, fields['numbers']))} to make {fields['target']}"
-    return ", ".join(f"{name} {value}" for name, value in fields.items()) or str(trace.problem.get("id", ""))
+def _waiting(folder: Path | None) -> SpooledTemporaryFile[str]:
+    where = None if folder is None else str(folder)
+    return SpooledTemporaryFile(IN_MEMORY, "w+", encoding="ascii", newline="\n", dir=where)
 
 
-def _costs(trace: Trace) -> dict[str, str]:
-    costs = trace.costs
-    if costs is None:
-        return {}
-    return {
-        "context": f"{costs.context:,}",
-        "work": f"{costs.work:,}",
-        "span": f"{costs.span_sampled:,} sampled",
-        "parallelism": f"{costs.parallelism_sampled:.2f}",
-        "threads": f"{costs.threads:,}",
-        "width": f"{costs.width:,}",
-        "depth": f"{costs.depth:,}",
-    }
-
-
-def _readable(values: dict[str, Any]) -> dict[str, str]:
-    return {
-        name: f"{value:.3g}" if isinstance(value, float) else str(value)
-        for name, value in values.items()
-        if value is not None
-    }
-
-
-def _ids(trace: Trace) -> set[int]:
-    ids = {i for strand in trace.strands for i in strand.ids}
-    return ids.union(*(thread.message for thread in trace.threads))
+def _chunks(file: SpooledTemporaryFile[str]) -> Iterator[str]:
+    file.seek(0)
+    while chunk := file.read(1 << 20):
+        yield chunk

@@ -1,0 +1,75 @@
+"""How a run's traces are spelt: which dialect and tokenizer turn their token ids into text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from apr.config import EvalConfig, RlConfig
+from apr.dialects import OWN, dialect_by_name, dialect_of
+from apr.errors import DataError
+from apr.evaluation.folder import read_facts
+from apr.presets import load
+from apr.report.viewer import Text
+from apr.runs import CONFIG, MANIFEST
+from apr.tokens.vocabulary import TOKENIZER_FILE
+
+SPELT: dict[str, type] = {"dialect": str, "vocabulary": str}
+
+
+def spelling(folder: Path) -> Text:
+    """What spells the traces of the run in `folder`: an evaluation, or an RL run.
+
+    The project's own dialects are at hand. A tokenizer from elsewhere has to be there still, where the run found or
+    saved it, and be the same. Raises `DataError` if it is another one now, or if the run does not say; `ConfigError`
+    and `CheckpointError` for a configuration or a checkpoint that is missing or unfit.
+    """
+    kind = run_kind(folder)
+    if kind == "eval":
+        config = load(EvalConfig, [folder / CONFIG])
+        facts = read_facts(folder, SPELT, "evaluate again, with another `out`")
+        return _spelt(folder, facts, config.checkpoint, config.dialect)
+    if kind == "rl":
+        start = load(RlConfig, [folder / CONFIG])
+        facts = read_facts(folder, {}, "the run must be made again")
+        return _spelt(folder, facts, _checkpoint(folder) or start.checkpoint, start.dialect)
+    raise DataError(
+        f"{folder} is the folder of an `apr {kind}`, which has no traces of a model: name that of an evaluation or of an "
+        "RL run"
+    )
+
+
+def run_kind(folder: Path) -> str:
+    """What the run in `folder` is: data, sft, rl, eval or quickstart. Raises `DataError` if it does not say."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(
+            f"{folder} is no run (no {MANIFEST}, which says how traces are spelt): name the folder of an evaluation or of "
+            "an RL run, or a file of traces inside one"
+        )
+    try:
+        return str(json.loads(path.read_text())["kind"])
+    except (ValueError, TypeError, LookupError) as error:
+        raise DataError(f"{path} is corrupt ({error!r}): write it anew by going on with the run") from error
+
+
+def _spelt(folder: Path, facts: dict[str, Any], checkpoint: Path, dialect: str | None) -> Text:
+    """The text of ids in the recorded dialect and vocabulary, if they are recorded; RL runs used not to."""
+    name, vocabulary = facts.get("dialect"), facts.get("vocabulary")
+    if name in OWN and dialect_by_name(name).vocabulary.hash == vocabulary:
+        return dialect_by_name(name).vocabulary.text
+    found = dialect_of(checkpoint, dialect)
+    if vocabulary not in (None, found.vocabulary.hash):
+        raise DataError(
+            f"the traces of {folder} are spelt in {name}/{vocabulary}, but {checkpoint} is of "
+            f"{found.name}/{found.vocabulary.hash} now: put back the checkpoint that they were sampled from, or make the "
+            "run again"
+        )
+    return found.vocabulary.text
+
+
+def _checkpoint(run: Path) -> Path | None:
+    """A checkpoint of the RL run itself, newest first: its tokenizer is that of the checkpoint that the run began from."""
+    folders = [run / "final", *sorted((run / "checkpoints").glob("step_*"), reverse=True)]
+    return next((folder for folder in folders if (folder / TOKENIZER_FILE).is_file()), None)

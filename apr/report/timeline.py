@@ -1,0 +1,141 @@
+"""What the trace view draws of a trace, as plain data: the line of it that is searched, and its strands in time.
+
+Times are in sampled tokens, from `after` as `apr.threads.costs` counts span, and in seconds, as the runtime saw them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from apr.threads.costs import critical_path, spans
+from apr.threads.trace import Strand, StrandId, Thread, Trace
+
+
+def summary(trace: Trace) -> dict[str, Any]:
+    """One line of the index: what a trace is found, filtered and compared by."""
+    outcome = trace.outcome
+    return {
+        "title": title(trace),
+        "problem": str(trace.problem.get("id", "")),
+        "step": trace.step,
+        "sample": trace.sample,
+        "correct": None if outcome is None else outcome.correct,
+        "verdict": "not verified" if outcome is None else outcome.reason,
+        "stop": (trace.root.stop if outcome is None else outcome.stop).value,
+        "answer": trace.answer,
+        "threads": len(trace.threads),
+        "timed": any(strand.ended > 0 for strand in trace.strands),
+    }
+
+
+def title(trace: Trace) -> str:
+    """The problem on one line: the environment's own fields, its id left to the last."""
+    fields = {name: value for name, value in trace.problem.items() if name != "id"}
+    if fields.keys() >= {"numbers", "target"} and isinstance(fields["numbers"], list | tuple):
+        return f"{', '.join(map(str, fields['numbers']))} to make {fields['target']}"
+    return ", ".join(f"{name} {value}" for name, value in fields.items()) or str(trace.problem.get("id", ""))
+
+
+def trace_data(trace: Trace) -> dict[str, Any]:
+    """What the script draws of one trace.
+
+    Of each strand: `start` (longest chain of sampled tokens that it waited for), `length` (its own), whether it is
+    `critical` (on the longest chain), `after` (indices of strands), `times` in seconds. Of a thread without strands:
+    where it would start.
+    """
+    until = spans(trace.strands, sampled_only=True)
+    index = {strand.id: number for number, strand in enumerate(trace.strands)}
+    critical = set(critical_path(trace.strands))
+    starts = {strand.id: until[strand.id] - len(strand.sampled) for strand in trace.strands}
+    costs = trace.costs
+    return {
+        "protocol": trace.protocol,
+        "span": max(until.values(), default=0),
+        "costs": {}
+        if costs is None
+        else {
+            **asdict(costs),
+            "parallelism": round(costs.parallelism, 3),
+            "parallelism_sampled": round(costs.parallelism_sampled, 3),
+        },
+        "limits": _given(trace.limits),
+        "budgets": _given(trace.budgets),
+        "reward": _given(trace.reward),
+        "threads": [
+            {
+                "id": thread.id,
+                "parent": thread.parent,
+                "depth": thread.depth,
+                "stop": thread.stop.value,
+                "message": thread.message,
+                "start": _birth(thread, trace, starts, until),
+                "strands": [index[strand] for strand in thread.strands],
+            }
+            for thread in trace.threads
+        ],
+        "strands": [
+            _strand(strand, starts[strand.id], strand.id in critical, [index[before] for before in strand.after])
+            for strand in trace.strands
+        ],
+    }
+
+
+def token_ids(trace: Trace) -> set[int]:
+    """Every id that occurs in `trace`."""
+    ids = {i for strand in trace.strands for run in strand.injected for i in run.ids}
+    ids.update(*(strand.sampled for strand in trace.strands), *(thread.message for thread in trace.threads))
+    return ids
+
+
+def _strand(strand: Strand, start: int, critical: bool, after: list[int]) -> dict[str, Any]:
+    logprobs = strand.logprobs
+    return {
+        "id": str(strand.id),
+        "thread": strand.id.thread,
+        "start": start,
+        "length": len(strand.sampled),
+        "critical": critical,
+        "after": after,
+        "sees": [[str(seen.strand), seen.length] for seen in strand.sees],
+        "injected": [[run.origin.value, run.ids] for run in strand.injected],
+        "sampled": strand.sampled,
+        "logprobs": logprobs and [round(value, 3) if math.isfinite(value) else None for value in logprobs],
+        "versions": strand.versions,
+        "cached": strand.cached,
+        "stop": strand.stop.value,
+        "times": [_finite(strand.started), _finite(strand.ended)],
+    }
+
+
+def _birth(thread: Thread, trace: Trace, starts: dict[StrandId, int], until: dict[StrandId, int]) -> int:
+    """When the thread starts. One that had no room for a strand starts with its nearest sibling, or with the last
+    strand of its parent that could have spawned it."""
+    if thread.strands:
+        return starts[thread.strands[0]]
+    at = trace.threads.index(thread)
+    near = sorted(
+        (abs(number - at), other.strands[0])
+        for number, other in enumerate(trace.threads)
+        if other.parent == thread.parent and other.strands
+    )
+    if near:
+        return starts[near[0][1]]
+    parent = next((other for other in trace.threads if other.id == thread.parent), None)
+    return until[parent.strands[0]] if parent is not None and parent.strands else 0
+
+
+def _finite(seconds: float) -> float:
+    return round(seconds, 4) if math.isfinite(seconds) else 0.0
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """What is set, as numbers where it is numbers, else as text. No number in it is infinite."""
+    return {
+        name: value
+        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        else str(value)
+        for name, value in values.items()
+        if value is not None
+    }

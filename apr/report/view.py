@@ -1,0 +1,166 @@
+"""`apr view`: a page in which the traces of runs are looked at, one by one or side by side."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from apr.errors import ConfigError, DataError, RunDirectoryError
+from apr.evaluation.folder import TRACES
+from apr.report.spelling import run_kind, spelling
+from apr.report.viewer import Source, write_view
+from apr.runs import MANIFEST
+from apr.threads.codec import read_traces
+from apr.threads.trace import Trace
+
+STEP = re.compile(r"step_(\d+)\.jsonl\.gz")
+SHOWN_FAULTS = 5  # in full; more of a file are counted
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which traces of each source are shown: the first `limit` of those with this outcome (all, correct or wrong)."""
+
+    limit: int | None = None
+    outcome: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit {self.limit} shows nothing: give 1 or more, or leave it out to show all")
+
+    def of(self, traces: Iterator[Trace]) -> Iterator[Trace]:
+        return islice((trace for trace in traces if self._fits(trace)), self.limit)
+
+    def _fits(self, trace: Trace) -> bool:
+        known = trace.outcome is not None
+        return self.outcome == "all" or (known and trace.correct == (self.outcome == "correct"))
+
+
+@dataclass
+class File:
+    """A file of traces while it is gone through: what could not be read, and whose traces were shown."""
+
+    path: Path
+    label: str
+    faults: list[str] = field(default_factory=list)
+    problems: set[str] = field(default_factory=set)
+    shown: int = 0
+
+    def traces(self, wanted: Wanted) -> Iterator[Trace]:
+        for trace in wanted.of(read_traces(self.path, lambda fault: self.faults.append(str(fault)))):
+            self.shown += 1
+            self.problems.add(str(trace.problem.get("id", "")))
+            yield trace
+
+    def check_shown(self, wanted: Wanted) -> None:
+        """Raise `DataError` if there was nothing to show."""
+        if self.shown:
+            return
+        if self.faults:
+            raise DataError(f"nothing in {self.path} can be read: {self.faults[0]}")
+        if wanted.outcome != "all":
+            raise DataError(f"no trace in {self.path} is {wanted.outcome}: leave --outcome out")
+        raise DataError(f"{self.path} has no traces: go on with the run that writes it")
+
+
+def view(
+    paths: Sequence[Path],
+    out: Path,
+    title: str | None = None,
+    limit: int | None = None,
+    outcome: str = "all",
+    step: int | None = None,
+) -> str:
+    """Write the page; returns a line that names it. What could not be read, and what cannot be laid side by side, is
+    said on the page and on standard error.
+
+    `step`: of RL runs, the newest if not given. Raises `DataError` for a path that holds no readable traces,
+    `SchemaError` for traces of another schema, `ConfigError` for options that do not fit the paths,
+    `RunDirectoryError` if `out` cannot be written, and what `spelling` raises.
+    """
+    wanted = Wanted(limit, outcome)
+    if out.is_dir():
+        raise RunDirectoryError(f"{out} is a folder: name a file with --out, such as {out / 'view.html'}")
+    if twice := [str(path) for i, path in enumerate(paths) if path.resolve() in {one.resolve() for one in paths[:i]}]:
+        raise ConfigError(f"{', '.join(twice)} is given twice: name each once")
+    found = [traces_of(path, step) for path in paths]
+    if step is not None and not any(run_kind(run) == "rl" for _, run in found):
+        raise ConfigError(f"--step {step} is of RL runs, and none is given: leave it out")
+    files = [File(path, label) for (path, _), label in zip(found, labels(paths, found))]
+    sources = [Source(one.label, _whole(one, wanted), spelling(run)) for one, (_, run) in zip(files, found)]
+    try:
+        count = write_view(out, title or "Traces: " + ", ".join(one.label for one in files), sources, lambda: notes(files))
+    except OSError as error:
+        raise RunDirectoryError(f"cannot write {out} ({error.strerror}): name another file with --out") from error
+    for note in notes(files):
+        print(f"apr: note: {note}", file=sys.stderr)
+    return f"view of {count:,} traces: {out.resolve()}"
+
+
+def _whole(file: File, wanted: Wanted) -> Iterator[Trace]:
+    yield from file.traces(wanted)
+    file.check_shown(wanted)
+
+
+def traces_of(path: Path, step: int | None) -> tuple[Path, Path]:
+    """The file of traces that `path` means, and the run whose manifest says how it is spelt. Raises `DataError`."""
+    if path.is_file():
+        run = next((folder for folder in path.resolve().parents[:2] if (folder / MANIFEST).is_file()), None)
+        if run is None:
+            raise DataError(
+                f"{path}: neither its folder nor the one above is a run ({MANIFEST} is missing), so nothing says how its "
+                "traces are spelt: leave the file where the run wrote it"
+            )
+        return path, run
+    if not path.exists():
+        raise DataError(f"there is no {path}: name the folder of an evaluation or of an RL run, or a file of traces")
+    kind = run_kind(path)
+    if kind == "rl":
+        return _of_step(path, step), path
+    if not (path / TRACES).is_file():
+        raise DataError(
+            f"{path}, the folder of an `apr {kind}`, has no traces ({TRACES} is missing): "
+            + (f"run `apr eval ... out={path}` to its end" if kind == "eval" else "name an evaluation or an RL run")
+        )
+    return path / TRACES, path
+
+
+def _of_step(run: Path, step: int | None) -> Path:
+    """The traces of one step of an RL run, the newest if `step` is None. Raises `DataError`."""
+    kept = {int(match[1]): path for path in (run / "traces").glob("*") if (match := STEP.fullmatch(path.name))}
+    if not kept:
+        raise DataError(f"{run} has no traces: it has made no step yet, or kept none (traces_per_step is 0)")
+    if step is not None and step not in kept:
+        raise DataError(
+            f"{run} has no traces of step {step}, only of steps {min(kept)} to {max(kept)}: give one of them with --step"
+        )
+    return kept[max(kept) if step is None else step]
+
+
+def labels(paths: Sequence[Path], found: Sequence[tuple[Path, Path]]) -> list[str]:
+    """A name for each source: its run's and, of RL, its step; the path as given where these do not tell all apart."""
+    names = []
+    for path, run in found:
+        match = STEP.fullmatch(path.name)
+        names.append(f"{run.resolve().name} step {int(match[1])}" if match else run.resolve().name)
+    return [str(path) if names.count(name) > 1 else name for name, path in zip(names, paths)]
+
+
+def notes(files: Sequence[File]) -> list[str]:
+    """What the reader of the page has to know, in sentences."""
+    said = []
+    for one in files:
+        if one.faults:
+            lines = "1 line was" if len(one.faults) == 1 else f"{len(one.faults)} lines were"
+            more = f"; and {len(one.faults) - SHOWN_FAULTS} more" if len(one.faults) > SHOWN_FAULTS else ""
+            said.append(f"{one.label}: {lines} left out. {'; '.join(one.faults[:SHOWN_FAULTS])}{more}.")
+    shared = [
+        (a.label, b.label) for i, a in enumerate(files) for b in files[i + 1 :] if a.problems & b.problems
+    ]  # pairs of sources
+    if len(files) > 1 and not shared:
+        said.append("No two of the sources have a problem in common: their traces cannot be laid side by side.")
+    return said
