@@ -22,6 +22,7 @@ from apr.runs import refuse_other, run_directory, whole_folder, write_text
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 TEACHERS = {"spawn_join": "spawn_join", "sos_plus": "serial"}  # solver: protocol of its students
 STAGES = "stages.json"
+REPORT = Path("report") / "report.html"  # within the run
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def quickstart(config: QuickstartConfig) -> int:
                 return status if status > 0 else 1
             write_text(marker, "")
         print(
-            f"quickstart took {sum(seconds.values()) / 60:.1f} minutes; the report is {(run / 'report.html').resolve()}"
+            f"quickstart took {sum(seconds.values()) / 60:.1f} minutes; the report is {(run / REPORT).resolve()}"
         )
     return 0
 
@@ -101,8 +102,8 @@ def plan(config: QuickstartConfig, run: Path) -> list[Stage]:
     stages.append(evaluation("spawn_join_rl", "spawn_join", run / "rl" / "final"))
     names = ("sos_plus_sft", "sos_plus_sft_sampled", "spawn_join_sft", "spawn_join_rl")
     folders = [str(run / "eval" / name) for name in names]
-    report = run / "report.html"
-    stages.append(Stage("report", report, ["report", *folders, "--rl", str(run / "rl"), "--out", str(report)]))
+    page = run / REPORT
+    stages.append(Stage("report", page, ["report", *folders, str(run / "rl"), "--out", str(page.parent)]))
     return stages
 
 

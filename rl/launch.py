@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ from apr.presets import load
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
 from apr.runs import refuse_other, run_directory, whole_folder
+from apr.sft.train import CARD, read_card
 from envs.countdown.env import Countdown, CountdownSpec
 from rl import checkpoint, loop
 from rl.checkpoint import STATE_FILE
@@ -65,7 +67,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
         if resume and not found:
             print(f"{run} has no checkpoint yet: starting at step 0", file=sys.stderr)
         if start >= config.steps:
-            return _finished(run, start_from)
+            return _finished(run, start_from, config)
         dialect = dialect_of(start_from, config.dialect)
         # Validation draws nothing new: problems come from the data set, the environment only spells and verifies.
         env = Countdown(CountdownSpec(), dialect)
@@ -77,7 +79,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
             reached = asyncio.run(_drive(config, parts, run, start, new_learner))
         newest = checkpoint.folder_of(run, reached)
         if reached == config.steps:
-            return _finished(run, newest)
+            return _finished(run, newest, config)
     raise KeyboardInterrupt(f"stopped after step {reached}; go on with: apr rl --resume {config.out}")
 
 
@@ -87,11 +89,13 @@ def _refuse_another_run(config: RlConfig, data_hash: str) -> None:
     refuse_other(config.out, config.model_copy(update={"learner": learner}), MAY_DIFFER, data_hash=data_hash)
 
 
-def _finished(run: Path, newest: Path) -> Path:
-    """`final`: the last checkpoint without the optimiser's state, for evaluation and export."""
+def _finished(run: Path, newest: Path, config: RlConfig) -> Path:
+    """`final`: the last checkpoint without the optimiser's state, for evaluation and export. Its card tells the reward."""
     final = run / "final"
     with whole_folder(final) as folder:
         shutil.copytree(newest, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*WHILE_RUNNING))
+        card = {**read_card(folder), "reward": config.reward.model_dump(exclude_none=True)}
+        (folder / CARD).write_text(json.dumps(card, indent=1))
     return final
 
 

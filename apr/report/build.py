@@ -99,12 +99,9 @@ def _teacher(one: Entry, teachers: Teachers) -> Any:
 def _main(entries: Sequence[Entry]) -> list[Entry]:
     """The evaluations that stand for their models: one sample a problem, several problems at once, at the lowest temperature,
     nothing asked for in the prompt; the nearest to that where a model has no such evaluation."""
-    chosen: dict[tuple[str, Any], Entry] = {}
-    for one in entries:
-        key = (one.variant.partition(",")[0], one.evaluation.facts.get("checkpoint_hash"))
-        if key not in chosen or _plainness(one) < _plainness(chosen[key]):
-            chosen[key] = one
-    return [one for one in entries if one in chosen.values()][:MAIN]
+    models = [(one.variant.partition(",")[0], one.evaluation.facts.get("checkpoint_hash")) for one in entries]
+    plainest = {model: min(_plainness(one) for own, one in zip(models, entries) if own == model) for model in models}
+    return [one for model, one in zip(models, entries) if _plainness(one) == plainest[model]][:MAIN]
 
 
 def _plainness(one: Entry) -> tuple[Any, ...]:
@@ -211,7 +208,7 @@ def _write(folder: Path, report: Report, entries: Sequence[Entry]) -> None:
         (folder / DATA / f"{chart.name}.csv").write_text(chart.csv())
     head = ("model", "problem", "sample", "correct", "stop", "answer", *COSTS)
     lines = [
-        (one.label, tried.problem, tried.sample, int(tried.correct), tried.stop.value, tried.answer,
+        (one.title, tried.problem, tried.sample, int(tried.correct), tried.stop.value, tried.answer,
          *(tried.costs[cost] for cost in COSTS))
         for one in entries
         for tried in one.attempts

@@ -144,9 +144,9 @@ def _drawn(chart: Chart) -> str:
         figure = Figure(figsize=(4.3, 2.9), layout="constrained")
         axes = figure.add_subplot()
         axes.set_title(_text(chart.title))
-        axes.set_xlabel(chart.x)
+        axes.set_xlabel(_text(chart.x))
         if chart.y_scale not in ("share", "percent"):
-            axes.set_ylabel(chart.y)
+            axes.set_ylabel(_text(chart.y))
         highest = max((max(s.x) for s in chart.series if s.x), default=1.0)
         width = 0.8 / max(1, sum(s.kind == "bars" for s in chart.series))
         for number, one in enumerate(chart.series):

@@ -14,7 +14,7 @@ def markdown(report: Report) -> str:
     parts = [
         f"# {plain(report.title)}",
         plain(report.lead),
-        f"{facts.date}, commit {plain(facts.commit)}, {plain(facts.hardware)}: `{facts.command.replace('`', '')}`",
+        f"{plain(facts.date)}, commit {plain(facts.commit)}, {plain(facts.hardware)}: `{facts.command.replace('`', '')}`",
         *([_list(report.notices)] if report.notices else []),
         *([_list([f"{one.sentence} p = {one.test.p_value:.2g}." for one in report.comparisons])] if report.comparisons else []),
         *(f"## {plain(table.title)}\n\n{table_text(table)}\n\n{plain(table.note)}" for table in report.tables),

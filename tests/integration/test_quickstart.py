@@ -47,7 +47,7 @@ def test_the_whole_path_and_a_second_call_that_does_nothing(tmp_path: Path) -> N
     run = tmp_path / "run"
     done = quickstart(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"the report is {run / 'report.html'}" in done.stdout
+    assert f"the report is {run / 'report' / 'report.html'}" in done.stdout
 
     for name, count in EVALUATIONS.items():
         traces = list(read_traces(run / "eval" / name / "traces.jsonl.gz"))
@@ -62,7 +62,7 @@ def test_the_whole_path_and_a_second_call_that_does_nothing(tmp_path: Path) -> N
     assert len((run / "rl" / "metrics.jsonl").read_text().splitlines()) == 2
     assert (run / "rl" / "final" / "model.safetensors").is_file()
 
-    report = (run / "report.html").read_text()
+    report = (run / "report" / "report.html").read_text()
     assert not re.findall(r"""(?:src|href|action)\s*=\s*["']?\s*(?:https?:)?//[^"'\s>]*""", report)
     assert not re.findall(r"@import|url\(\s*[\"']?(?:https?:)?//|fetch\(|XMLHttpRequest", report)
 
@@ -76,9 +76,9 @@ def test_the_whole_path_and_a_second_call_that_does_nothing(tmp_path: Path) -> N
     }
 
     # A stage whose product is gone runs again, whatever was done before.
-    (run / "report.html").unlink()
+    (run / "report" / "report.html").unlink()
     third = quickstart(tmp_path)
-    assert third.returncode == 0 and third.stdout.count("done before") == 8 and (run / "report.html").is_file()
+    assert third.returncode == 0 and third.stdout.count("done before") == 8 and (run / "report" / "report.html").is_file()
 
     # A stage that is asked for again is the only one that runs, and one that fails says how to go on.
     (run / "done" / "report").unlink()

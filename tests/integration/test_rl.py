@@ -62,7 +62,8 @@ def test_a_run_trains_on_spawned_threads(whole: Path, spawning: Path) -> None:
     assert all(line["mismatch/abs_gap_mean"] < 1e-5 and line["loss/tokens"] > 0 for line in lines)
     assert [step for step, line in enumerate(lines) if "eval/accuracy" in line] == [1, 3]
     assert weights(whole) != (spawning / "start" / "model.safetensors").read_bytes()
-    assert json.loads((whole / "final" / "apr_card.json").read_text())["trained"] == ["sft", "rl"]
+    card = json.loads((whole / "final" / "apr_card.json").read_text())
+    assert card["trained"] == ["sft", "rl"] and card["reward"] == {"budgets": {}}
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step_000004"]
     traces = list(read_traces(whole / "traces" / "step_000000.jsonl.gz"))
     assert {span.version for trace in traces for strand in trace.strands for span in strand.versions} == {0}

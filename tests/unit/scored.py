@@ -5,6 +5,7 @@ from typing import Any
 
 from test_encode import demonstration
 
+from apr.evaluation.metrics import COSTS, Attempt, with_ratios
 from apr.threads.trace import Outcome, StopReason, Trace
 from solvers.search import SearchOptions
 
@@ -24,3 +25,9 @@ def trace(correct: bool = True, options: SearchOptions = SERIAL, reward: float |
         made, strands=strands, outcome=Outcome(StopReason.ANSWERED, correct, "said"), reward=parts,
         costs=replace(made.costs, **costs),
     )  # fmt: skip
+
+
+def attempt_of(problem: str, correct: bool, **costs: float) -> Attempt:
+    """A serial attempt that cost 10 of everything, but for `costs`."""
+    every = with_ratios({**dict.fromkeys(COSTS, 10.0), **costs})
+    return Attempt(problem, correct, StopReason.ANSWERED, "1+2=3", every)

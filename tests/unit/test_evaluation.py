@@ -1,5 +1,7 @@
 """Evaluations on a scripted engine, and reports of them: whole, rightly labelled, or refused with a way out."""
 
+import gzip
+import html
 import json
 import re
 import shutil
@@ -15,7 +17,7 @@ from apr.config import DataConfig, EvalConfig, RlConfig
 from apr.data.generate import generate
 from apr.engines.base import Request
 from apr.engines.scripted import ScriptedEngine
-from apr.errors import ConfigError, DataError, EngineLostError, RunDirectoryError, UserError
+from apr.errors import ConfigError, DataError, EngineLostError, RunDirectoryError, SchemaError, UserError
 from apr.evaluation.run import evaluate
 from apr.presets import check, dump
 from apr.report.build import build_report
@@ -45,7 +47,7 @@ class Place:
     def __init__(self, folder: Path, data: Path) -> None:
         self.folder = folder
         self.data = Path(shutil.copytree(data, folder / "data"))
-        self.out = folder / "report.html"
+        self.out = folder / "report"
         self.dies_at = 1_000
         self.started = 0
 
@@ -83,8 +85,8 @@ class Place:
 
     def report(self, *folders: Path, **more: Any) -> str:
         """The text of the page, with its markup."""
-        build_report(folders, more.get("rl"), more.get("data"), more.get("out", self.out), "Report")
-        return self.out.read_text()
+        build_report(folders, more.get("data"), more.get("out", self.out), "Report")
+        return (self.out / "report.html").read_text()
 
     def refused(self, kind: type[UserError], *folders: Path, **more: Any) -> str:
         with pytest.raises(kind) as caught:
@@ -189,34 +191,61 @@ def test_a_report_needs_no_checkpoint(place: Place) -> None:
     shutil.rmtree(place.folder / "model")
     shutil.rmtree(place.folder / "tuned")
     assert lead(place.report(*folders)) == first
-    assert first == f"Greedy accuracy on {PROBLEMS} test problems at one context window: SoS+ SFT 0.0%, SoS+ RL 0.0%."
+    assert (
+        first == f"Greedy accuracy on {PROBLEMS} test problems in a context window of 128: SoS+ SFT 0.0%, SoS+ RL 0.0%."
+    )
 
 
-def test_evaluations_of_the_same_kind_go_by_their_folders(place: Place) -> None:
+def test_evaluations_of_the_same_kind_go_by_what_tells_them_apart(place: Place) -> None:
     place.checkpoint("tuned", trained=["sft", "rl"])
-    place.checkpoint("again", trained=["sft", "rl"])
-    folders = [place.evaluation(name, checkpoint=place.folder / name.removeprefix("e_")) for name in ("e_tuned", "e_again")]
-    assert "e_tuned 0.0%, e_again 0.0%" in lead(place.report(*folders))
+    place.checkpoint("again", trained=["sft", "rl"], reward={"budgets": {"work": 90, "context": None}})
+    folders = [
+        place.evaluation(name, checkpoint=place.folder / name.removeprefix("e_")) for name in ("e_tuned", "e_again")
+    ]
+    assert "SoS+ RL 0.0%, SoS+ RL, work ≤ 90 0.0%" in lead(place.report(*folders))
+    hot = place.evaluation("hot", checkpoint=place.folder / "tuned", temperature=0.5)
+    page = place.report(folders[0], hot)
+    assert "SoS+ RL, T=0 0.0%" in lead(page) and "SoS+ RL, T=0.5" in page
     other = place.evaluation("more/e_again", checkpoint=place.folder / "again")
     assert f"{folders[1]} 0.0%, {other} 0.0%" in lead(place.report(folders[1], other))
-    place.out.unlink()
+    shutil.rmtree(place.out)
     assert "given twice" in place.refused(DataError, folders[0], folders[0])
 
 
-def test_other_limits_are_refused(place: Place) -> None:
-    folders = [place.evaluation("a"), place.evaluation("b", limits={"context": 64})]
-    said = place.refused(DataError, *folders)
-    assert "context 64 instead of 128" in said and str(folders[1]) in said
-    sampled = place.evaluation("c", limits={"context": 64}, samples=2, temperature=1.0)
-    assert str(sampled) in place.refused(DataError, folders[0], sampled)
+def notices(page: str) -> list[str]:
+    found = re.search(r'<ul class="notices".*?>(.*?)</ul>', page)
+    return re.findall("<li>(.*?)</li>", html.unescape(found[1])) if found else []
+
+
+def test_other_limits_are_told(place: Place) -> None:
+    page = place.report(place.evaluation("a"), place.evaluation("b", limits={"context": 64}))
+    assert "b was evaluated under other limits than a: context 64 instead of 128." in notices(page)
+    assert "context windows that are not all the same" in lead(page)
+
+
+def test_other_problems_are_told_and_not_paired(place: Place) -> None:
+    same = [place.evaluation("a"), place.evaluation("b")]
+    page = place.report(*same)
+    assert not notices(page) and "0.0 points more of the same 4 problems" in page
+    paired = place.out / "data" / "paired.csv"
+    assert len(paired.read_text().splitlines()) == 2
+    page = place.report(same[0], place.evaluation("c", split="validation"), place.evaluation("d", problems=2))
+    said = notices(page)
+    assert len(said) == 2 and all("was evaluated on other problems" in one and "no paired test" in one for one in said)
+    assert "points more" not in page and not paired.exists()
 
 
 def test_sampled_attempts_are_not_called_greedy(place: Place) -> None:
     sampled, greedy = place.evaluation("sampled", temperature=0.5), place.evaluation("greedy")
     alone = lead(place.report(sampled))
     assert alone.startswith("Accuracy, sampled at temperature 0.5, on") and "reedy" not in alone
-    both = lead(place.report(sampled, greedy))
-    assert "sampled 0.0% (sampled at temperature 0.5), greedy 0.0% (greedy)" in both and "Greedy" not in both
+    place.checkpoint("other", solver="other")
+    other = place.evaluation("other_eval", checkpoint=place.folder / "other")
+    both = lead(place.report(sampled, other))
+    assert "SoS+ SFT 0.0% (sampled at temperature 0.5), other SFT 0.0% (greedy)" in both and "Greedy" not in both
+    assert lead(place.report(sampled, greedy)).startswith(
+        "Greedy accuracy"
+    )  # of one model the greedy one stands for both
 
 
 def test_votes_stand_beside_the_greedy_row(place: Place) -> None:
@@ -224,19 +253,43 @@ def test_votes_stand_beside_the_greedy_row(place: Place) -> None:
     assert "SoS+ SFT cons@2" in page and "any of 2 samples a problem at temperature 1, 2 problems" in page
 
 
-def test_an_interrupted_evaluation_is_refused_until_it_is_finished(place: Place) -> None:
+def test_an_interrupted_evaluation_says_what_is_missing(place: Place) -> None:
+    whole = place.evaluation("whole")
     place.dies_at = 3
     with pytest.raises(EngineLostError):
         place.evaluation()
     folder, place.dies_at = place.folder / "eval", 1_000
-    said = place.refused(DataError, folder)
-    assert "holds 2 of 4 traces" in said
-    command = re.search(r"`apr (.*?)`", said)
+    page = place.report(whole, folder)
+    said = notices(page)
+    assert len(said) == 1 and "2 of 4 attempts are missing; its numbers are of the other 2" in said[0]
+    assert "of the same 2 problems" in page  # those that both tried
+    command = re.search(r"`apr (.*?)`", said[0])
     assert command is not None and main(command[1].split()) == 0  # as it says
-    assert "SoS+ SFT 0.0%" in place.report(folder)
+    assert not notices(place.report(whole, folder))
     (folder / "traces.jsonl.gz").write_bytes(b"")
-    place.out.unlink()
-    assert "holds 0 of 4 traces" in place.refused(DataError, folder)
+    shutil.rmtree(place.out)
+    assert "holds no trace that can be read" in place.refused(DataError, folder)
+
+
+def test_a_line_that_cannot_be_read_is_named_and_skipped(place: Place) -> None:
+    folder = place.evaluation()
+    path = folder / "traces.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).splitlines()
+    path.write_bytes(gzip.compress(b"\n".join([lines[0], lines[1][:40], *lines[2:]]) + b"\n"))
+    said = notices(place.report(folder))
+    assert "1 lines of its traces cannot be read and were skipped" in said[0] and f"{path}, line 2:" in said[0]
+    assert "1 of 4 attempts are missing" in said[1]
+    path.write_bytes(gzip.compress(b"\n".join(lines) + b"\n")[:-20])
+    assert "the file is cut off here" in notices(place.report(folder))[0]
+
+
+def test_traces_of_a_newer_schema_are_refused(place: Place) -> None:
+    folder = place.evaluation()
+    path = folder / "traces.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).replace(b'"apr.trace/1"', b'"apr.trace/2"', 1)
+    path.write_bytes(gzip.compress(lines))
+    said = place.refused(SchemaError, folder)
+    assert f"{path}, line 1" in said and "'apr.trace/2'" in said and "a version of apr that knows" in said
 
 
 def spoil(name: str, content: str | None) -> Callable[[Path], Path]:
@@ -258,7 +311,7 @@ def spoil(name: str, content: str | None) -> Callable[[Path], Path]:
         spoil("config.yaml", "samples: 1"),
         spoil("manifest.json", None),
         spoil("manifest.json", "{"),
-        spoil("manifest.json", '{"card": [], "dialect": "compact", "vocabulary": "a", "traces": 4}'),
+        spoil("manifest.json", '{"card": [], "dialect": "compact", "vocabulary": "a", "traces": 4, "data_hash": "a"}'),
         spoil("traces.jsonl.gz", "no gzip"),
     ],
 )
@@ -274,7 +327,7 @@ def test_the_teacher_is_run_on_the_problems_of_the_evaluation(place: Place) -> N
     assert f"sos_plus, {PROBLEMS} problems" in place.report(folder, data=place.data)
     shutil.rmtree(place.data)
     assert "its solver itself" not in place.report(folder)
-    place.out.unlink()
+    shutil.rmtree(place.out)
     assert "nosuch" in place.refused(DataError, folder, data=place.folder / "nosuch")
 
 
@@ -282,26 +335,48 @@ def test_a_teacher_that_the_data_does_not_know(place: Place) -> None:
     place.checkpoint(solver="someone")
     folder = place.evaluation()
     assert "someone SFT 0.0%" in lead(place.report(folder))
-    place.out.unlink()
+    shutil.rmtree(place.out)
     said = place.refused(DataError, folder, data=place.data)
     assert "no solver someone" in said and "sos_plus" in said and str(place.data) in said
 
 
+def rl_run(place: Place, name: str = "rl", **changes: Any) -> Path:
+    rl = place.folder / name
+    rl.mkdir()
+    (rl / "config.yaml").write_text(dump(check(RlConfig, changes, "test")))
+    (rl / "metrics.jsonl").write_text('{"step": 0, "reward/success": 0.5}\n')
+    return rl
+
+
 @pytest.mark.parametrize("line", ['{"step": 1, "rew', "[1]", '{"reward/success": 1.0}', "\u2028"])
 def test_curves_that_are_cut_off(place: Place, line: str) -> None:
-    rl = place.folder / "rl"
-    rl.mkdir()
-    (rl / "config.yaml").write_text(dump(RlConfig()))
-    (rl / "metrics.jsonl").write_text('{"step": 0, "reward/success": 0.5}\n')
+    rl = rl_run(place)
     folder = place.evaluation()
-    assert "RL: success by step" in place.report(folder, rl=rl)
-    place.out.unlink()
+    assert "RL: success by step" in place.report(folder, rl)
+    shutil.rmtree(place.out)
     with (rl / "metrics.jsonl").open("a") as file:
         file.write(line)
-    said = place.refused(DataError, folder, rl=rl)
+    said = place.refused(DataError, folder, rl)
     assert f"{rl / 'metrics.jsonl'}, line 2" in said and f"--resume {rl}" in said
     (rl / "config.yaml").unlink()
-    assert str(rl / "config.yaml") in place.refused(ConfigError, folder, rl=rl)
+    assert str(rl / "config.yaml") in place.refused(ConfigError, folder, rl)
+
+
+def test_runs_are_compared_with_what_was_changed(place: Place) -> None:
+    runs = [rl_run(place, "first"), rl_run(place, "second", learner={"lr": 1e-3}, reward={"budgets": {"work": 60}})]
+    page = place.report(place.evaluation(), *runs)
+    changed = (place.out / "data" / "rl_changes.csv").read_text().splitlines()
+    assert changed == ["key,first,second", "reward.budgets.work,,60", "learner.lr,0.0002,0.001"]
+    assert "What was changed between the runs" in page and "second: correct within budgets" in page
+    assert "named" not in notices(page)
+    shutil.rmtree(place.out)
+    assert "given twice" in place.refused(DataError, place.folder / "eval", runs[0], runs[0])
+
+
+def test_folders_that_are_no_runs(place: Place) -> None:
+    assert "is no folder" in place.refused(DataError, place.folder / "nosuch")
+    assert "neither an evaluation" in place.refused(DataError, place.data)
+    assert "no evaluation among" in place.refused(DataError, rl_run(place))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"data": "long"}'])
@@ -314,8 +389,9 @@ def test_wall_times_that_are_corrupt(place: Place, content: str) -> None:
 
 def test_a_report_that_cannot_be_written(place: Place) -> None:
     folder = place.evaluation()
-    assert f"{folder} is a folder" in place.refused(RunDirectoryError, folder, out=folder)
-    below = folder / "config.yaml" / "report.html"
+    assert "holds something else than a report" in place.refused(RunDirectoryError, folder, out=folder)
+    assert "is a file" in place.refused(RunDirectoryError, folder, out=folder / "config.yaml")
+    below = folder / "config.yaml" / "report"
     assert f"cannot write {below}" in place.refused(RunDirectoryError, folder, out=below)
 
 
