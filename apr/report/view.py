@@ -93,7 +93,9 @@ def view(
     files = [File(path, label) for (path, _), label in zip(found, labels(paths, found))]
     sources = [Source(one.label, _whole(one, wanted), spelling(run)) for one, (_, run) in zip(files, found)]
     try:
-        count = write_view(out, title or "Traces: " + ", ".join(one.label for one in files), sources, lambda: notes(files))
+        count = write_view(
+            out, title or "Traces: " + ", ".join(one.label for one in files), sources, lambda: notes(files)
+        )
     except OSError as error:
         raise RunDirectoryError(f"cannot write {out} ({error.strerror}): name another file with --out") from error
     for note in notes(files):

@@ -13,11 +13,10 @@ import pytest
 from apr.evaluation.metrics import Attempt, compare
 from apr.report.figures import SERIES, accuracy_panel, rl_panels
 from apr.report.html import Comparison, Report, Row, RunFacts, Teacher, write_report
-from apr.report.viewer import trace_data, write_view
 from apr.seeds import SplitMix64
 from apr.threads.serial import Serial
 from apr.threads.spawn_join import SpawnJoin
-from apr.threads.trace import Costs, StopReason, Strand, StrandId, Thread, Trace
+from apr.threads.trace import Costs, StopReason, Trace
 from apr.tokens.compact import CompactDialect
 from apr.tokens.encode import encode
 from apr.tokens.log import Node
@@ -153,8 +152,9 @@ def test_text_from_outside_cannot_become_markup(tmp_path: Path) -> None:
     clean = Page(write(tmp_path, report()))
     page = Page(write(tmp_path, content, text=lambda ids: HOSTILE * len(ids)))
     assert "img" not in page.tags
-    assert page.tags.count("script") == clean.tags.count("script") == 2
-    assert set(page.data["pieces"].values()) == {HOSTILE}
+    scripts = [one.tags.count("script") - len(one.data["traces"]) for one in (page, clean)]
+    assert scripts == [2, 2]  # an index and a script beside the traces
+    assert set(page.data["spellings"][0]["pieces"].values()) == {HOSTILE}
     assert page.data["traces"][0]["answer"] == HOSTILE
 
 
@@ -173,59 +173,6 @@ def test_report_without_rl_traces_or_teachers(tmp_path: Path) -> None:
     page = Page(write(tmp_path, report(rows=rows, comparisons=[], curves=[], traces=[], budgets={})))
     assert "Reinforcement learning" not in page.text and "its solver itself" not in page.text
     assert "No traces were sampled" in page.text
-
-
-def test_timeline_follows_the_longest_chain() -> None:
-    trace = max(attempts(1), key=lambda one: len(one.threads))
-    data = trace_data(trace)
-    assert len(trace.threads) > 2
-    ends: list[int] = []
-    for strand, drawn in zip(trace.strands, data["strands"]):
-        waited_for = [ends[i] for i in drawn["after"]]
-        assert drawn["start"] == max(waited_for, default=0)
-        assert drawn["length"] == len(strand.sampled)
-        assert [trace.strands[i].id for i in drawn["after"]] == list(strand.after)
-        ends.append(drawn["start"] + drawn["length"])
-    critical = [drawn for drawn in data["strands"] if drawn["critical"]]
-    assert trace.costs is not None
-    assert data["span"] == sum(drawn["length"] for drawn in critical) == trace.costs.span_sampled
-    root, first, *others = data["threads"]
-    spawn_end = data["strands"][root["strands"][0]]["length"]
-    assert first["start"] == spawn_end and all(child["start"] == spawn_end for child in others)
-    assert (root["parent"], first["parent"], first["depth"]) == (None, "r", 1)
-
-
-def test_thread_without_room_is_drawn_where_its_siblings_start() -> None:
-    trace = max(attempts(1), key=lambda one: len(one.threads))
-    starved = Thread("r.9", "r", 1, (), StopReason.CONTEXT)
-    data = trace_data(replace(trace, threads=(*trace.threads, starved)))
-    assert data["threads"][-1]["start"] == data["threads"][1]["start"] > 0
-    assert data["threads"][-1]["strands"] == []
-    # With no sibling that started either: where the parent's first strand ends.
-    alone = replace(trace, threads=(trace.threads[0], starved), strands=trace.strands[:1])
-    alone = replace(alone, threads=(replace(trace.root, strands=(StrandId("r", 0),)), starved))
-    assert trace_data(alone)["threads"][-1]["start"] == len(trace.strands[0].sampled)
-
-
-def test_logprobs_are_rounded_and_plain_json(tmp_path: Path) -> None:
-    trace = attempts(0)[0]
-    strand: Strand = trace.strands[0]
-    logprobs = (float("-inf"), *(-1 / 3 for _ in strand.sampled[1:]))
-    scored = replace(trace, strands=(replace(strand, logprobs=logprobs),), outcome=None)
-    write_view(tmp_path / "view.html", "View", [scored], DIALECT.vocabulary.text)
-    drawn = Page((tmp_path / "view.html").read_text()).data["traces"][0]
-    assert drawn["strands"][0]["logprobs"][:2] == [None, -0.333]
-    assert (drawn["correct"], drawn["verdict"]) == (None, "not verified")
-
-
-def test_tokens_are_joined_as_the_tokenizer_joins_them(tmp_path: Path) -> None:
-    texts: list[tuple[Callable[[Sequence[int]], str], str]] = [
-        (DIALECT.vocabulary.text, " "),
-        (lambda ids: "".join(f" {i}" for i in ids), ""),
-    ]
-    for text, space in texts:
-        write_view(tmp_path / "view.html", "View", attempts(1)[:1], text)
-        assert Page((tmp_path / "view.html").read_text()).data["space"] == space
 
 
 def test_curves_reach_the_accuracy() -> None:
