@@ -134,7 +134,7 @@ function about(panel, token) {
     return;
   }
   const [number, i] = token.dataset.at.split(" ").map(Number), strand = panel.trace.strands[number];
-  box.replaceChildren(make("b", { class: "ids" }, pieceOf(panel, strand.sampled[i])), make("span", {}, aboutToken(panel, strand, i)));
+  box.replaceChildren(make("b", { class: "ids" }, pieceOf(panel, strand.sampled[i])), " ", make("span", {}, aboutToken(panel, strand, i)));
 }
 // Move the focus by `by` sampled tokens of the same strand.
 function walk(panel, token, by) {
