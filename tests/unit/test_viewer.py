@@ -192,10 +192,10 @@ class Runs:
         self.capsys = capsys
         self.out = folder / "view.html"
 
-    def evaluation(self, name: str, traces: Sequence[Trace], **facts: Any) -> Path:
+    def evaluation(self, name: str, tries: Sequence[Trace], **facts: Any) -> Path:
         folder = self.folder / name
         with run_directory(folder, check(EvalConfig, {"out": folder}, "test"), **{**SPELT, **facts}):
-            self.write(folder / TRACES, traces)
+            self.write(folder / TRACES, tries)
         return folder
 
     def rl(self, name: str, steps: dict[int, Sequence[Trace]], **facts: Any) -> Path:
@@ -244,6 +244,8 @@ def test_an_evaluation_is_viewed_whole_or_in_part(runs: Runs) -> None:
     assert "<title>Mine</title>" in runs.out.read_text()
     index, _ = runs.view(folder, "--outcome", "correct", "--limit", "1")
     assert [line["correct"] for line in index["traces"]] == [True]
+    index, said = runs.view(runs.evaluation("counted", attempts(1), traces=4))
+    assert "view counted: 4/4" in said and len(index["traces"]) == 4
     index, _ = runs.view(folder / TRACES)
     assert (len(index["traces"]), index["sources"][0]["label"]) == (4, "sj")
 
