@@ -70,7 +70,11 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--title", default="Spawn and join: evaluation report")
     view = commands.add_parser("view", help="one HTML file in which traces are looked at, one by one or side by side")
     view.add_argument(
-        "paths", type=Path, nargs="+", metavar="PATH", help="folder of an evaluation or of an RL run, or a file of traces"
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="folder of an evaluation or of an RL run, or a file of traces",
     )
     view.add_argument("--out", type=Path, default=Path("view.html"))
     view.add_argument("--title", help="of the page (default: the names of the runs)")

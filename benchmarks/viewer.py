@@ -140,8 +140,8 @@ def measure(file: Path, repeats: int) -> dict[str, list[float]]:
         ' s.dispatchEvent(new Event("input"))',
         "filter": 'const b = [...document.querySelectorAll("#v-outcome button:not([hidden])")];'
         ' b[(1 + b.findIndex((one) => one.ariaPressed === "true")) % b.length].click()',
-        "search": 'const s = document.getElementById("v-search"); s.value = s.value ? "" : String(10 + Math.floor(Math.random() * 80));'
-        ' s.dispatchEvent(new Event("input"))',
+        "search": 'const s = document.getElementById("v-search");'
+        ' s.value = s.value ? "" : String(10 + Math.floor(Math.random() * 80)); s.dispatchEvent(new Event("input"))',
         "tokens or seconds": 'document.querySelector("#v-axis button[aria-pressed=false]").click()',
         "side by side": 'document.getElementById("v-pair").click()',
         "step, side by side": 'document.getElementById("v-next").click()',
@@ -163,7 +163,9 @@ def measure(file: Path, repeats: int) -> dict[str, list[float]]:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(file.resolve().as_uri())
         for name, act in acts.items():
-            times: list[tuple[float, float]] = [page.evaluate(TIMED, act) for _ in range(repeats + name.startswith("side"))]
+            times: list[tuple[float, float]] = [
+                page.evaluate(TIMED, act) for _ in range(repeats + name.startswith("side"))
+            ]
             found[f"{name}, drawn"] = [drawn for drawn, _ in times]
             found[f"{name}, painted"] = [painted for _, painted in times]
             page.wait_for_timeout(100)

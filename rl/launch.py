@@ -63,12 +63,13 @@ def launch(config: RlConfig, resume: bool) -> Path:
         _refuse_another_run(config, data_hash)
     start_from, start = found or (config.checkpoint, 0)
     check_window(start_from, config.limits.context, config.dialect)
-    with run_directory(config.out, config, data_hash=data_hash) as run:
+    dialect = dialect_of(start_from, config.dialect)
+    spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash}
+    with run_directory(config.out, config, data_hash=data_hash, **spelt) as run:
         if resume and not found:
             print(f"{run} has no checkpoint yet: starting at step 0", file=sys.stderr)
         if start >= config.steps:
             return _finished(run, start_from, config)
-        dialect = dialect_of(start_from, config.dialect)
         # Validation draws nothing new: problems come from the data set, the environment only spells and verifies.
         env = Countdown(CountdownSpec(), dialect)
         protocol = protocol_by_name(config.protocol, dialect)

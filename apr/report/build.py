@@ -61,7 +61,7 @@ def build_report(folders: Sequence[Path], data: Path | None, out: Path, title: s
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise RunDirectoryError(f"{out} is a file: name a folder with --out, such as {out.with_suffix('')}")
-    if out.is_dir() and any(out.iterdir()) and not (out / PAGE).is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / SUMMARY).is_file():
         raise RunDirectoryError(f"{out} holds something else than a report: name another folder with --out")
 
 

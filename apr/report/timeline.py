@@ -133,9 +133,7 @@ def _finite(seconds: float) -> float:
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """What is set, as numbers where it is numbers, else as text. No number in it is infinite."""
     return {
-        name: value
-        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-        else str(value)
+        name: value if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)) else str(value)
         for name, value in values.items()
         if value is not None
     }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from apr.errors import ConfigError, DataError, RunDirectoryError
-from apr.evaluation.folder import TRACES
+from apr.evaluation.folder import TRACES, read_facts
+from apr.progress import Progress
 from apr.report.spelling import run_kind, spelling
 from apr.report.viewer import Source, write_view
 from apr.runs import MANIFEST
@@ -91,9 +93,14 @@ def view(
     if step is not None and not any(run_kind(run) == "rl" for _, run in found):
         raise ConfigError(f"--step {step} is of RL runs, and none is given: leave it out")
     files = [File(path, label) for (path, _), label in zip(found, labels(paths, found))]
-    sources = [Source(one.label, _whole(one, wanted), spelling(run)) for one, (_, run) in zip(files, found)]
+    sources = [
+        Source(one.label, _whole(one, wanted, _total(run, wanted)), spelling(run))
+        for one, (_, run) in zip(files, found)
+    ]
     try:
-        count = write_view(out, title or "Traces: " + ", ".join(one.label for one in files), sources, lambda: notes(files))
+        count = write_view(
+            out, title or "Traces: " + ", ".join(one.label for one in files), sources, lambda: notes(files)
+        )
     except OSError as error:
         raise RunDirectoryError(f"cannot write {out} ({error.strerror}): name another file with --out") from error
     for note in notes(files):
@@ -101,9 +108,22 @@ def view(
     return f"view of {count:,} traces: {out.resolve()}"
 
 
-def _whole(file: File, wanted: Wanted) -> Iterator[Trace]:
-    yield from file.traces(wanted)
+def _whole(file: File, wanted: Wanted, total: int | None) -> Iterator[Trace]:
+    """The wanted traces of `file`, with progress if it is known how many traces it holds."""
+    with Progress(f"view {file.label}", total) if total else nullcontext() as progress:
+        for trace in file.traces(wanted):
+            yield trace
+            if progress is not None:
+                progress.advance()
     file.check_shown(wanted)
+
+
+def _total(run: Path, wanted: Wanted) -> int | None:
+    """How many traces there will be; None if the run's manifest does not say, or only some of them are wanted."""
+    held = read_facts(run, {}, "make the run again").get("traces")
+    if not isinstance(held, int) or wanted.outcome != "all":
+        return None
+    return held if wanted.limit is None else min(held, wanted.limit)
 
 
 def traces_of(path: Path, step: int | None) -> tuple[Path, Path]:

@@ -177,5 +177,5 @@ def _waiting(folder: Path | None) -> SpooledTemporaryFile[str]:
 
 def _chunks(file: SpooledTemporaryFile[str]) -> Iterator[str]:
     file.seek(0)
-    while chunk := file.read(1 << 20):
+    while chunk := file.read(1 << 16):
         yield chunk

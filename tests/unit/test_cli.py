@@ -370,6 +370,8 @@ def test_truncated_traces(data: Path, start: Path, cli: Cli) -> None:
     evaluation.mkdir()
     config = EvalConfig(data=data, checkpoint=start, out=evaluation)
     (evaluation / "config.yaml").write_text(dump(config))
+    facts = {"card": {}, "dialect": "compact", "vocabulary": "a", "traces": 1, "data_hash": "a"}
+    (evaluation / "manifest.json").write_text(json.dumps(facts))
     traces = evaluation / "traces.jsonl.gz"
     for content, says in (
         (gzip.compress(b'{"schema": "apr.trace/1"}\n')[:15], "cut off"),

@@ -20,6 +20,7 @@ const words = (name) => name.replace(/_/g, " ");
 const count = (n) => n.toLocaleString("en");
 // A number as people read it: whole if it is, else three digits.
 const short = (n) => (Number.isInteger(n) ? count(n) : n >= 100 ? count(Math.round(n)) : String(Number(n.toPrecision(3))));
+const clock = (seconds) => short(Number(seconds.toFixed(seconds < 10 ? 2 : 1)));
 const VERDICTS = new Map([
   [true, ["good", "\u2713", "correct"]], [false, ["bad", "\u2717", "wrong"]], [null, ["", "?", "not verified"]],
 ]);

@@ -85,7 +85,7 @@ function block(panel, thread, number) {
   const one = panel.trace.strands[number];
   const element = make("div", { class: `block${number === panel.chosen ? " chosen" : ""}`, "data-block": number });
   const note = [`tokens ${count(one.start)} to ${count(one.start + one.length)} of the span`];
-  if (one.times[1]) note.push(`seconds ${short(one.times[0])} to ${short(one.times[1])}`);
+  if (one.times[1]) note.push(`seconds ${clock(one.times[0])} to ${clock(one.times[1])}`);
   note.push(`ended by ${one.stop}`);
   for (const [seen, length] of one.sees) note.push(`sees ${length} tokens of ${seen}`);
   if (one.cached) note.push(`${one.cached} found in the cache`);
@@ -134,7 +134,7 @@ function about(panel, token) {
     return;
   }
   const [number, i] = token.dataset.at.split(" ").map(Number), strand = panel.trace.strands[number];
-  box.replaceChildren(make("b", { class: "ids" }, pieceOf(panel, strand.sampled[i])), make("span", {}, aboutToken(panel, strand, i)));
+  box.replaceChildren(make("b", { class: "ids" }, pieceOf(panel, strand.sampled[i])), " ", make("span", {}, aboutToken(panel, strand, i)));
 }
 // Move the focus by `by` sampled tokens of the same strand.
 function walk(panel, token, by) {

@@ -79,7 +79,7 @@ function stopWord(thread) {
 function rule(top, svg, g) {
   draw(top, "text", { class: "time", x: 6, y: g.top - 8 }, g.axis);
   let step = 10 ** Math.floor(Math.log10(g.upTo)) / 100;
-  for (let i = 0; step * g.scale < 52; i++) step = STEPS[i % 3] * 10 ** (Math.floor(Math.log10(g.upTo)) - 2 + Math.floor(i / 3));
+  for (let i = 0; step * g.scale < 64; i++) step = STEPS[i % 3] * 10 ** (Math.floor(Math.log10(g.upTo)) - 2 + Math.floor(i / 3));
   if (g.axis === "tokens") step = Math.max(1, step);
   for (let i = 0; i * step <= g.upTo * 1.0001; i++) {
     const x = g.x(i * step);
@@ -143,7 +143,7 @@ function bar(svg, panel, strand, i, g, onPath) {
   const x = g.x(g.start(strand)), y = g.y(strand.thread), long = Math.max(2.5, g.x(g.end(strand)) - x);
   const injected = strand.injected.reduce((n, [, ids]) => n + ids.length, 0);
   const when = g.axis === "tokens" ? `tokens ${count(strand.start)} to ${count(strand.start + strand.length)} of the span`
-    : `seconds ${short(strand.times[0])} to ${short(strand.times[1])}`;
+    : `seconds ${clock(strand.times[0])} to ${clock(strand.times[1])}`;
   const label = `strand ${strand.id}: ${injected} injected, ${strand.length} sampled, ${when}${onPath ? "; on the critical path" : ""}`;
   const group = draw(svg, "g", { class: `strand${onPath ? " critical" : ""}`, "data-strand": i, tabindex: -1, role: "button", "aria-label": label });
   draw(group, "rect", { class: "box", x, y: y - g.thick / 2, width: long, height: g.thick, rx: 2 });
@@ -155,9 +155,10 @@ function bar(svg, panel, strand, i, g, onPath) {
 
 function legend(key, trace, axis) {
   const entries = [["critical", axis === "tokens" ? "critical path: its tokens are the span" : "critical path: whom the end waited for"]];
-  if (trace.threads.length > 1) {
-    entries.push(["strand", "other strands"], ["wait", "waits"], ["spawn", "spawn"], ["found", "join with a message"], ["empty", "join with nothing"]);
-  }
+  const children = trace.threads.slice(1);
+  if (children.length) entries.push(["strand", "other strands"], ["wait", "waits"], ["spawn", "spawn"]);
+  if (children.some((thread) => thread.message.length)) entries.push(["found", "join with a message"]);
+  if (children.some((thread) => !thread.message.length)) entries.push(["empty", "join with nothing"]);
   if (trace.threads.some((thread) => thread.stop === "answered")) entries.push(["sign", "answered", "\u2713"]);
   if (trace.threads.some((thread) => thread.stop === "no_answer")) entries.push(["sign", "no answer", "\u2013"]);
   key.replaceChildren(...entries.map(([kind, text, sign]) => make("span", {}, make("i", { class: kind }, sign ?? ""), text)));
