@@ -1,11 +1,11 @@
-# make setup | quickstart | test | unit | lint | clean. LOCK=gpu installs a GPU machine's lock; FROM=sft starts from the shipped SFT checkpoints.
+# make setup | quickstart | results | test | unit | lint | clean. LOCK=gpu installs a GPU machine's lock; FROM=sft starts from the shipped SFT checkpoints.
 LOCK ?= cpu
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(LOCK)
 
-.PHONY: setup quickstart test unit lint clean
+.PHONY: setup quickstart results test unit lint clean
 
 setup: $(READY)
 
@@ -18,6 +18,9 @@ $(READY): locks/$(LOCK).txt pyproject.toml
 
 quickstart: setup
 	$(BIN)/python -m apr.cli quickstart $(if $(FROM),start=$(FROM) out=runs/quickstart_from_$(FROM))
+
+results: setup
+	$(BIN)/python benchmarks/study.py $(ROW)
 
 lint: setup
 	$(BIN)/ruff check apr envs solvers rl tests benchmarks
