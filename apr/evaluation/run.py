@@ -17,7 +17,7 @@ from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
 from apr.errors import ConfigError, EngineLostError, RunDirectoryError
 from apr.evaluation.folder import SUMMARY, TRACES, read_facts
-from apr.evaluation.metrics import Summary, lost, summarise
+from apr.evaluation.metrics import Attempt, Summary, attempt, lost, summarise
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller, with_condition
@@ -38,7 +38,7 @@ ANYTHING = ("out", "data", "checkpoint", "dialect", "problems", "budgets", "engi
 def evaluate(config: EvalConfig) -> Summary:
     """Make the traces of the evaluation, problem by problem; those already on disk are not made again.
 
-    Traces go to disk and leave memory, so that it does not grow with the number of problems.
+    Traces go to disk and leave memory; only what they cost stays.
 
     Raises `EngineLostError` at the first trace that lost its engine; another call then goes on with that one. Raises
     `UserError` for what does not fit together, before an engine is started.
@@ -58,10 +58,11 @@ def evaluate(config: EvalConfig) -> Summary:
     _check_before(config, facts)
     with run_directory(config.out, config, **facts) as run:
         TraceWriter(run / TRACES).close()  # drops what a kill left unfinished
-        if missing := jobs[_done(run, jobs) :]:
+        tried = _done(run, jobs)
+        if missing := jobs[len(tried) :]:
             with _engine(config) as engine:
-                asyncio.run(_attempts(config, dialect, engine, missing, run / TRACES))
-        summary = summarise(config.out.name, read_traces(run / TRACES))
+                tried += asyncio.run(_attempts(config, dialect, engine, missing, run / TRACES))
+        summary = summarise(config.out.name, tried)
         write_text(run / SUMMARY, json.dumps(asdict(summary), indent=1))
     return summary
 
@@ -78,7 +79,9 @@ def _engine(config: EvalConfig) -> Iterator[Engine]:
         yield engines
 
 
-async def _attempts(config: EvalConfig, dialect: Dialect, engine: Engine, jobs: Sequence[Job], path: Path) -> None:
+async def _attempts(
+    config: EvalConfig, dialect: Dialect, engine: Engine, jobs: Sequence[Job], path: Path
+) -> list[Attempt]:
     """Append the traces of `jobs` to the file, in their order. Raises `EngineLostError` at the first that is lost."""
     budgets = config.budgets.model_dump(exclude_none=True)
     roller = Roller(
@@ -87,7 +90,7 @@ async def _attempts(config: EvalConfig, dialect: Dialect, engine: Engine, jobs: 
     )  # fmt: skip
     try:
         with TraceWriter(path) as writer, Progress(f"eval {config.out.name}", len(jobs)) as progress:
-            written = 0
+            tried = []
             async for trace in roller.run(jobs):
                 if lost(trace):
                     raise EngineLostError(
@@ -96,11 +99,12 @@ async def _attempts(config: EvalConfig, dialect: Dialect, engine: Engine, jobs: 
                     )
                 writer.append(replace(trace, budgets=budgets))
                 progress.advance()
-                written += 1
-                if written % FLUSH_EVERY == 0:
+                tried.append(attempt(trace))
+                if len(tried) % FLUSH_EVERY == 0:
                     writer.flush()
     finally:
         await engine.close()
+    return tried
 
 
 def _card(config: EvalConfig) -> dict[str, Any]:
@@ -126,15 +130,16 @@ def _check_before(config: EvalConfig, facts: dict[str, Any]) -> None:
         )
 
 
-def _done(run: Path, jobs: Sequence[Job]) -> int:
-    """How many of the jobs are done. Raises `RunDirectoryError` if the traces on disk are not the first of them."""
-    count = 0
-    for count, trace in enumerate(read_traces(run / TRACES), 1):
-        if count > len(jobs):
+def _done(run: Path, jobs: Sequence[Job]) -> list[Attempt]:
+    """The attempts on disk. Raises `RunDirectoryError` if they are not at the first of the jobs."""
+    tried: list[Attempt] = []
+    for trace in read_traces(run / TRACES):
+        if len(tried) == len(jobs):
             raise RunDirectoryError(f"{run} holds more than the {len(jobs)} traces asked for: give another `out`")
-        job = jobs[count - 1]
+        job = jobs[len(tried)]
         if (trace.problem["id"], trace.sample) != (job.problem["id"], job.sample):
             raise RunDirectoryError(f"{run} holds an evaluation of other problems: give another `out`, or delete it")
         if lost(trace):
             raise RunDirectoryError(f"{run / TRACES} has traces that lost their engine: delete that file to make them again")
-    return count
+        tried.append(attempt(trace))
+    return tried
