@@ -12,7 +12,16 @@ from apr.errors import CheckpointError, ConfigError
 
 
 def build_engine(config: EngineConfig, checkpoint: Path, max_context: int, seed: int = 0) -> Engine:
-    """Start the engine on a checkpoint. Raises `CheckpointError` if it has no model, or one of a shorter window."""
+    """Start the engine on a checkpoint, or find the server that has it. Raises `CheckpointError` if it has no model, or one of
+    a shorter window; `ConfigError` for a server that is not there or does not fit."""
+    if config.url is not None:
+        from apr.engines.endpoint import EndpointEngine
+        from apr.engines.server import Server
+
+        server = Server.find(config.url, config.model, checkpoint, max_context, config.timeout)
+        return EndpointEngine(
+            server, max_context=max_context, connections=config.max_num_seqs, timeout=config.timeout
+        )
     if config.kind == "tiny":
         from apr.engines.tiny import TinyEngine
 
