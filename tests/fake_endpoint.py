@@ -24,13 +24,15 @@ CACHED = 3  # tokens that it says to have found in its prefix cache
 class FakeServer:
     """`url`: where it listens. `requests`: the bodies that it was sent. `failures`: what to do to the next requests for
     completions, one each: "drop" (close the connection in the middle of a stream), "hang" (say nothing), or a status.
-    `sent`: tokens sent; `given_up`: streams that their client closed. `greedy_only`: it reports raw logprobs."""
+    `sent`: tokens sent; `given_up`: streams that their client closed; `most_at_once`: streams open at one time. It lacks what
+    `token_ids`, `tokenizer`, `raw_logprobs` and `stops_late` say."""
 
     def __init__(self, checkpoint: Path, window: int) -> None:
         self.url = ""
         self.requests: list[dict[str, Any]] = []
         self.failures: list[str | int] = []
         self.sent = 0
+        self.at_once = self.most_at_once = 0
         self.given_up = 0
         self.models = [{"id": "tiny", "root": str(checkpoint), "max_model_len": window}]
         self.tokenizer: Any = load_tokenizer(checkpoint)
@@ -63,6 +65,8 @@ class FakeServer:
             return web.json_response({"choices": [self._choice(asked, completion)], "usage": self._usage(asked)})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             for number in range(len(completion.ids)):
                 if failure == "drop" and number == len(completion.ids) // 2:
@@ -77,6 +81,8 @@ class FakeServer:
         except (ConnectionError, asyncio.CancelledError):
             self.given_up += 1
             raise
+        finally:
+            self.at_once -= 1
         return response
 
     async def _sampled(self, asked: dict[str, Any]) -> Completion:
