@@ -213,6 +213,7 @@ def _check_needs(config: BaseModel) -> None:
     from apr import config as c
     from apr.data.store import read_demonstrations, read_problems
     from apr.engines.build import check_window
+    from apr.merge import model_folder
     from apr.pretrained import chat_vocabulary, located
 
     match config:
@@ -225,7 +226,7 @@ def _check_needs(config: BaseModel) -> None:
                 located(config.base)
         case c.EvalConfig():
             read_problems(config.data, config.split)
-            check_window(config.checkpoint, config.limits.context, config.dialect)
+            check_window(model_folder(config.checkpoint, config.base), config.limits.context, config.dialect)
         case c.RlConfig():
             for split in ("train", "validation"):
                 read_problems(config.data, split)

@@ -249,7 +249,8 @@ class EvalConfig(Strict):
     seed: int = 0
     data: Path = Path("runs/data")
     split: Literal["train", "validation", "test"] = "test"
-    checkpoint: Path = Path("runs/sft")
+    checkpoint: Path = Field(default=Path("runs/sft"), description="a checkpoint, or a folder with peft's adapter of one")
+    base: Path | None = Field(default=None, description="of an adapter: the model that it adapts, if it names none here")
     protocol: ProtocolName = "spawn_join"
     dialect: DialectName | None = Field(default=None, description="if the checkpoint does not say")
     problems: int | None = Field(default=None, ge=1, description="the first so many; all if not given")

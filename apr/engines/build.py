@@ -45,6 +45,8 @@ def check_window(checkpoint: Path, max_context: int, dialect: str | None = None)
 
 def check_checkpoint(checkpoint: Path, dialect: str | None = None) -> int:
     """The window of a checkpoint whose dialect is known. Raises `CheckpointError`."""
+    if (checkpoint / "adapter_config.json").is_file():
+        raise CheckpointError(f"{checkpoint} is an adapter, which is no model by itself: merge it with `apr export`")
     if not (checkpoint / "model.safetensors").is_file():
         raise CheckpointError(f"no model in {checkpoint}: train one with `apr sft`, or set `checkpoint`")
     dialect_of(checkpoint, dialect)
