@@ -68,6 +68,15 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--out", type=Path, default=Path("report.html"))
     report.add_argument("--title", default="Spawn and join: evaluation report")
+    export = commands.add_parser("export", help="a checkpoint as a Hugging Face folder, with a model card")
+    export.add_argument("checkpoint", type=Path, help="a checkpoint, an adapter's folder, or that of an SFT or RL run")
+    export.add_argument("--out", type=Path, required=True, help="folder to write")
+    export.add_argument(
+        "--eval", type=Path, action="append", default=[], metavar="FOLDER", help="its evaluation, for the card; repeatable"
+    )
+    export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    export.add_argument("--base", type=Path, help="of an adapter: the model that it adapts, if it names none here")
+    export.add_argument("--license", default="unknown", help="for the card, as Hugging Face names it: apache-2.0, mit, ...")
     _configured(
         commands.add_parser("quickstart", help="the whole path on two cores: data, SFT, RL, evaluation, report")
     )
@@ -125,6 +134,12 @@ def _run(arguments: argparse.Namespace) -> int:
             from apr.report.build import build_report
 
             print(build_report(arguments.evaluations, arguments.rl, arguments.data, arguments.out, arguments.title))
+            return 0
+        case "export":
+            from apr.export import export
+
+            given = arguments
+            print(export(given.checkpoint, given.out, given.eval, given.dtype, given.base, given.license))
             return 0
         case "data" if arguments.action == "verify":
             from apr.data.check import check_folder

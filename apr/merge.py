@@ -35,7 +35,9 @@ def model_folder(checkpoint: Path, base: Path | None) -> Path:
     if is_adapter(checkpoint):
         return _base(checkpoint, base)
     if base is not None:
-        raise ConfigError(f"base={base} is of an adapter, and {checkpoint} holds none ({ADAPTER_CONFIG}): leave base out")
+        raise ConfigError(
+            f"base={base} is of an adapter, and {checkpoint} holds none ({ADAPTER_CONFIG}): leave base out"
+        )
     return checkpoint
 
 

@@ -128,9 +128,7 @@ def test_raw_logprobs_serve_temperatures_at_which_they_are_right(server: FakeSer
 
 
 @pytest.mark.parametrize("failure", ["drop", 503, 500, 429])
-def test_what_fails_is_sent_again_under_the_same_seed(
-    failure: str | int, server: FakeServer, checkpoint: Path
-) -> None:
+def test_what_fails_is_sent_again_under_the_same_seed(failure: str | int, server: FakeServer, checkpoint: Path) -> None:
     engine = start(server, checkpoint)
     before = len(server.requests)
     server.failures = [failure, failure]

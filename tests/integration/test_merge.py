@@ -94,7 +94,9 @@ def test_an_adapter_is_evaluated_merged_and_merged_once(base: Path, data: Path, 
     assert manifest["card"]["adapter"]["hash"] == file_hash(adapter / "adapter_model.safetensors")
     plain = tmp_path / "plain"
     assert evaluate(data, out / "merged", plain) == 0
-    first, again = ([trace.strands[0].sampled for trace in read_traces(one / "traces.jsonl.gz")] for one in (out, plain))
+    first, again = (
+        [trace.strands[0].sampled for trace in read_traces(one / "traces.jsonl.gz")] for one in (out, plain)
+    )
     assert first == again
 
 
