@@ -19,6 +19,7 @@ from apr.model_card import CARD, model_card
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.provenance import Result, check_same, read_result, stages
 from apr.runs import disk_error, file_hash, whole_folder
+from apr.sft.train import CARD as APR_CARD
 from apr.sft.train import CHECKPOINT, read_card, save_checkpoint
 from apr.tokens.dialect import Dialect
 
@@ -79,7 +80,25 @@ def _located(checkpoint: Path) -> Path:
 def _source(folder: Path, base: Path | None) -> Source:
     model = model_folder(folder, base)
     check_checkpoint(model)
-    return Source(folder, model, read_card(model), dialect_of(model))
+    return Source(folder, model, _card(model), dialect_of(model))
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """The checkpoint's card, its fields of the types that they should have. Raises `CheckpointError`."""
+    card = read_card(folder)
+    sound = (
+        isinstance(card, dict)
+        and isinstance(trained := card.get("trained", []), list)
+        and all(isinstance(stage, str) for stage in trained)
+        and card.get("protocol") in (None, *PROTOCOLS)
+        and isinstance(card.get("adapter", {}), dict)
+    )
+    if not sound:
+        raise CheckpointError(
+            f"{folder / APR_CARD} is corrupt (its protocol should be one of {', '.join(PROTOCOLS)}, its stages a list of "
+            "names): train or export the checkpoint again"
+        )
+    return card
 
 
 def _check_free(out: Path, source: Source) -> None:
@@ -97,7 +116,7 @@ def _written(out: Path) -> Iterator[Path]:
     try:
         with whole_folder(out) as folder:
             yield folder
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise RunDirectoryError(f"cannot write {out}: {error.strerror}. Give another --out") from error
 
 
