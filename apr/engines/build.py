@@ -18,10 +18,8 @@ def build_engine(config: EngineConfig, checkpoint: Path, max_context: int, seed:
         from apr.engines.endpoint import EndpointEngine
         from apr.engines.server import Server
 
-        server = Server.find(config.url, config.model, checkpoint, max_context, config.timeout)
-        return EndpointEngine(
-            server, max_context=max_context, connections=config.max_num_seqs, timeout=config.timeout
-        )
+        server = Server.find(config.url, config.model, checkpoint, max_context)
+        return EndpointEngine(server, max_context=max_context, connections=config.max_num_seqs, timeout=config.timeout)
     if config.kind == "tiny":
         from apr.engines.tiny import TinyEngine
 

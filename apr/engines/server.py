@@ -22,6 +22,7 @@ from apr.tokens.text import load_tokenizer
 
 API_KEY = "VLLM_API_KEY"  # the environment variable that `vllm serve` reads, too
 FLAGS = "vllm serve CHECKPOINT --logprobs-mode processed_logprobs --no-enable-chunked-prefill"
+PATIENCE = 60.0  # seconds for an answer before anything is sampled; a server that is starting refuses at once
 COMPARED = 1000  # tokens of the vocabulary, spread over all of it
 NEUTRAL = {  # sampling from the whole distribution, whatever the model's generation_config.json says
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
@@ -46,13 +47,13 @@ class Server:
     processed: bool
 
     @classmethod
-    def find(cls, url: str, model: str | None, checkpoint: Path, max_context: int, timeout: float) -> Server:
+    def find(cls, url: str, model: str | None, checkpoint: Path, max_context: int) -> Server:
         """Ask the server at `url` for `model` (None: the only one there), which must be that of `checkpoint`.
 
-        Raises `ConfigError` if no server answers within `timeout` seconds, or if it serves another model, a shorter
+        Raises `ConfigError` if no server answers within `PATIENCE` seconds, or if it serves another model, a shorter
         context, or neither token ids nor logprobs; `CheckpointError` if the checkpoint has no tokenizer.
         """
-        client = _Client(url, timeout)
+        client = _Client(url)
         card = _chosen(client, model)
         name = str(card["id"])
         window = card.get("max_model_len")
@@ -70,9 +71,8 @@ class Server:
 class _Client:
     """JSON over HTTP. Every failure is a `ConfigError` that names the server."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
-        self._timeout = timeout
 
     def ask(self, path: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
         """The answer to `content`, posted (None: to a plain GET)."""
@@ -110,7 +110,7 @@ class _Client:
         kind = {"Content-Type": "application/json", **headers()}
         request = urllib.request.Request(self.url + path, body, kind)
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return answer.status, answer.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
             with error:
