@@ -70,7 +70,10 @@ def evaluate(config: EvalConfig) -> list[Trace]:
 
 def _with_whole_model(config: EvalConfig) -> EvalConfig:
     """`config`, its checkpoint merged if it is an adapter."""
-    check_window(model_folder(config.checkpoint, config.base), config.limits.context, config.dialect)
+    source = model_folder(config.checkpoint, config.base)
+    check_window(source, config.limits.context, config.dialect)
+    if source == config.checkpoint:
+        return config
     check_kind(config.out, "eval")
     checkpoint = whole_model(config.checkpoint, config.base, config.dialect, config.out / MERGED)
     return config.model_copy(update={"checkpoint": checkpoint, "base": None})
