@@ -187,10 +187,7 @@ def _prompting(name: str, dialect: Dialect, example: dict[str, Any], facts: dict
     start = protocol_by_name(protocol or "spawn_join", dialect).start(dialect.prompt(**example))
     ids = [token for run in start.inject for token in run.ids]
     stops = ", ".join(map(str, facts["stops"]))
-    children = "" if protocol == "serial" else (
-        "\nWhoever samples has to run the children, too: each is a request of its own, and the parent's next request has\n"
-        "their messages in it."
-    )  # fmt: skip
+    children = "" if protocol == "serial" else "\n" + _children(dialect)
     numbers = ", ".join(map(str, example["numbers"]))
     return f"""## How to prompt it
 
@@ -213,6 +210,22 @@ With transformers: `AutoModelForCausalLM.from_pretrained(FOLDER).generate(torch.
 {children}
 `apr eval checkpoint=FOLDER data=DATA engine.kind=endpoint engine.url=http://localhost:8000` does all of this over
 held-out problems and verifies the answers; `docs/export.md` of this project has the commands."""
+
+
+def _children(dialect: Dialect) -> str:
+    """What whoever samples has to do at a spawn."""
+    said = (
+        "Whoever samples has to run the children, too: each is a request of its own, and the parent's next request has\n"
+        "their messages in it."
+    )
+    if not isinstance(dialect, CompactDialect | ChatDialect):
+        return said
+    c = dialect.vocabulary.control
+    return (
+        f"{said} After a reply that ends with {c.spawn_end}, the prompt of each child is `[{c.msg}, its message ...]`. When\n"
+        f"all children have ended with {c.eos}, the parent's next prompt is its prompt and its reply up to, and without,\n"
+        f"{c.spawn}, then for each child `{c.ret}, what it wrote between {c.join} and {c.eos} ...`."
+    )
 
 
 def _evaluation(results: Sequence[Result], facts: dict[str, Any]) -> str:

@@ -23,14 +23,14 @@ CACHED = 3  # tokens that it says to have found in its prefix cache
 
 class FakeServer:
     """`url`: where it listens. `requests`: the bodies that it was sent. `failures`: what to do to the next requests for
-    completions, one each: "drop" (close the connection in the middle of a stream), "hang" (say nothing), or a status.
-    `sent`: tokens sent; `given_up`: streams that their client closed; `most_at_once`: streams open at one time. It lacks what
-    `token_ids`, `tokenizer`, `raw_logprobs` and `stops_late` say."""
+    completions, one each: "drop" (close the connection in the middle of a stream), "hang" (say nothing), a status to answer
+    with, or None. `sent`: tokens sent; `given_up`: streams that their client closed; `most_at_once`: streams open at one
+    time. It lacks what `token_ids`, `tokenizer`, `raw_logprobs` and `stops_late` say."""
 
     def __init__(self, checkpoint: Path, window: int) -> None:
         self.url = ""
         self.requests: list[dict[str, Any]] = []
-        self.failures: list[str | int] = []
+        self.failures: list[str | int | None] = []
         self.sent = 0
         self.at_once = self.most_at_once = 0
         self.given_up = 0

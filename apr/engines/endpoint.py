@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,7 @@ class EndpointEngine(LocalEngine):
         self._sampled: dict[Flight, _Sampled] = {}
         self._tasks: dict[Flight, asyncio.Task[None]] = {}
         self._busy_since = 0.0
+        self._told = False
         self._counters["retries"] = 0.0
 
     async def pause(self, keep: bool = False) -> None:
@@ -76,9 +78,12 @@ class EndpointEngine(LocalEngine):
         )
 
     async def close(self) -> None:
+        tasks = list(self._tasks.values())
         await super().close()
-        if self._session is not None:
-            await self._session.close()
+        if self._session is None or self._loop is not asyncio.get_running_loop():
+            return  # the connections of an event loop that has ended went with it
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._session.close()
 
     def _check(self, request: Request) -> None:
         super()._check(request)
@@ -104,6 +109,7 @@ class EndpointEngine(LocalEngine):
                 try:
                     await self._stream(request, sampled)
                     self._settle(flight, self._completed(flight, sampled))
+                    self._told = False
                     return
                 except TimeoutError:
                     raise EngineLostError(
@@ -121,9 +127,16 @@ class EndpointEngine(LocalEngine):
                 "see its log; start it again if it has died, then call the same command again"
             )
         except EngineError as error:
+            self._tell(error)
             self._settle(flight, error)
         finally:
             self._forget(flight)
+
+    def _tell(self, error: EngineError) -> None:
+        """Say why requests fail, which whoever sampled may only count: once, until one succeeds again."""
+        if not self._told:
+            print(error, file=sys.stderr, flush=True)
+        self._told = True
 
     async def _stream(self, request: Request, sampled: _Sampled) -> None:
         """One sending of a request. Raises `EngineError` if it is refused, `_BrokenError` or aiohttp's errors if it may be sent

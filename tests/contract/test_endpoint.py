@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fake_endpoint import CACHED, FakeServer, fake_endpoint
 
+from apr.cli import main
 from apr.config import EngineConfig, EvalConfig, RlConfig
 from apr.engines import endpoint
 from apr.engines.base import Completion, Engine, Request
@@ -17,6 +18,7 @@ from apr.engines.build import build_engine
 from apr.engines.tiny import TinyEngine
 from apr.errors import ConfigError, EngineError, EngineLostError
 from apr.presets import load
+from apr.threads.codec import read_traces
 from apr.threads.trace import EngineStop, StrandKey
 
 WINDOW = 160
@@ -181,6 +183,30 @@ def test_abort_and_cancellation_end_the_request_at_the_server(server: FakeServer
     assert server.given_up == 2
     assert aborted.stop is EngineStop.ABORT and 0 < len(aborted.ids) < 150
     assert aborted.ids == expected(checkpoint, long[0]).ids[: len(aborted.ids)]
+
+
+def test_an_evaluation_goes_on_after_the_server_was_gone(
+    server: FakeServer, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.yaml").write_text(
+        "problems: {numbers: 2, low: 1, high: 9, target_low: 2, target_high: 20}\n"
+        "train: 8\nvalidation: 2\ntest: 9\nsolvers: {sos_plus: {protocol: serial}}\n"
+    )
+    assert main(["data", "generate", "--config", str(tmp_path / "data.yaml"), f"out={tmp_path / 'data'}"]) == 0
+    given = ["eval", f"data={tmp_path / 'data'}", f"checkpoint={checkpoint}", "protocol=serial", "limits.context=60"]
+    served = [*given, f"out={tmp_path / 'served'}", "engine.kind=endpoint", f"engine.url={server.url}", "in_flight=1"]
+    probes = 4
+    server.failures = [None] * (probes + 5) + [503] * 9  # three sendings, and twice more under the same key
+    assert main(served) == 1
+    said = capsys.readouterr().err
+    assert said.count(f"{server.url} failed 3 times") == 1 and "call the same command again to go on" in said
+    assert main(served) == 0
+    assert main([*given, f"out={tmp_path / 'tiny'}", "engine.kind=tiny"]) == 0
+    theirs, ours = (
+        [strand.sampled for trace in read_traces(tmp_path / name / "traces.jsonl.gz") for strand in trace.strands]
+        for name in ("served", "tiny")
+    )
+    assert theirs == ours
 
 
 def test_no_more_connections_than_asked_for(server: FakeServer, checkpoint: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from apr.cli import main
@@ -135,6 +136,11 @@ def test_adapters_that_do_not_fit(
     assert "is corrupt" in refused(spoilt("config", "adapter_config.json", b"{"))
     assert "lacks adapter_model.safetensors" in refused(spoilt("lacking", "adapter_model.safetensors", None))
     assert "cannot be merged" in refused(spoilt("torn", "adapter_model.safetensors", whole[:5000]))
+    lacking = spoilt("partial", "README.md", b"")
+    tensors = load_file(lacking / "adapter_model.safetensors")
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, lacking / "adapter_model.safetensors", {"format": "pt"})
+    assert "the adapter lacks base_model.model" in refused(lacking)
     other = Path(shutil.copytree(base, tmp_path / "wider"))
     widen(other)
     assert "cannot be merged" in refused(adapter, f"base={other}")
