@@ -129,11 +129,10 @@ def _stage(number: int, stage: Stage, card: dict[str, Any]) -> str:
     if stage.config is None:
         return "\n".join([*lines, "- seed and configuration: unknown (the run's folder was not at hand)"])
     versions = stage.facts.get("versions") or {}
-    lines.append(f"- seed: {stage.config.seed}")
+    lines.append(f"- seed: {stage.config.get('seed', UNKNOWN)}")
     lines.append(f"- libraries: {', '.join(f'{name} {version}' for name, version in versions.items()) or UNKNOWN}")
     lines.append(f"- hardware: {stage.facts.get('hardware', UNKNOWN)}")
-    content = stage.config.model_dump(mode="json", exclude=set(PLACES))
-    text = yaml.safe_dump(content, sort_keys=False)
+    text = yaml.safe_dump({key: value for key, value in stage.config.items() if key not in PLACES}, sort_keys=False)
     return "\n".join(
         [*lines, "", "<details><summary>configuration</summary>", "", "```yaml", text + "```", "", "</details>"]
     )

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apr.config import DataConfig, EvalConfig, RlConfig, SftConfig
+import yaml
+
+from apr.config import DataConfig, EvalConfig
 from apr.data.store import problems_hash
 from apr.errors import DataError
 from apr.evaluation.folder import SUMMARY, read_facts
@@ -18,15 +20,17 @@ from apr.sft.train import CHECKPOINT
 
 RUN: dict[str, type] = {"kind": str, "commit": str, "data_hash": str}
 EVALUATION: dict[str, type] = {"checkpoint_hash": str, "data_hash": str, "card": dict, "commit": str, "versions": dict}
+RESTORE = "restore that run's folder, or export a copy of the checkpoint alone"
 MEANS = ("context", "work", "span_sampled", "parallelism_sampled", "threads")  # costs in a model card
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of training. `config` is None, and `facts` are empty, where its run's folder is not at hand."""
+    """A stage of training. `config` is as the run recorded it, by whatever version; None, and `facts` empty, where the run's
+    folder is not at hand."""
 
     name: str
-    config: SftConfig | RlConfig | None
+    config: dict[str, Any] | None
     facts: dict[str, Any]
 
 
@@ -46,15 +50,27 @@ def stages(checkpoint: Path, card: dict[str, Any]) -> list[Stage]:
     found: dict[str, Stage] = {}
     place: Path | None = checkpoint
     while place is not None and (run := _run_of(place)) is not None:
-        facts = read_facts(run, RUN, "restore that run's folder, or export a copy of the checkpoint alone")
+        facts = read_facts(run, RUN, RESTORE)
         place = None
         if facts["kind"] == "rl" and "rl" not in found:
-            config = load(RlConfig, [run / CONFIG])
+            config = _recorded(run)
             found["rl"] = Stage("rl", config, facts)
-            place = config.checkpoint
+            place = Path(str(config.get("checkpoint", "")))
         elif facts["kind"] == "sft" and facts["data_hash"] == card.get("data_hash"):
-            found["sft"] = Stage("sft", load(SftConfig, [run / CONFIG]), facts)
+            found["sft"] = Stage("sft", _recorded(run), facts)
     return [found.get(name, Stage(name, None, {})) for name in card.get("trained", [])]
+
+
+def _recorded(run: Path) -> dict[str, Any]:
+    """The configuration of a run. Raises `DataError`."""
+    path = run / CONFIG
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is corrupt ({error}): {RESTORE}") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{path} is corrupt (it names no keys): {RESTORE}")
+    return config
 
 
 def _run_of(checkpoint: Path) -> Path | None:

@@ -289,7 +289,16 @@ def test_places_that_are_taken(checkpoint: Path, tmp_path: Path, refused: Refusa
     export(checkpoint, refused.out)  # an empty folder is free
 
 
-def test_a_run_whose_manifest_is_damaged(checkpoint: Path, refused: Refusals) -> None:
+def test_a_run_of_another_version_is_quoted_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
+    config = checkpoint.parent / "config.yaml"
+    config.write_text(config.read_text() + "gone_since: 5\n")
+    assert "\ngone_since: 5\n" in (export(checkpoint, tmp_path / "out") / "README.md").read_text()
+
+
+def test_a_run_whose_records_are_damaged(checkpoint: Path, refused: Refusals) -> None:
+    for content in ("[1, 2]", "seed: [", "\x00"):
+        (checkpoint.parent / "config.yaml").write_text(content)
+        assert "config.yaml is corrupt" in refused(checkpoint)
     (checkpoint.parent / "manifest.json").write_text("{")
     assert "manifest.json is missing, corrupt" in refused(checkpoint)
 
