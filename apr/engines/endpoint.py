@@ -123,7 +123,7 @@ class EndpointEngine(LocalEngine):
                     self._counters["retries"] += 1
                     await asyncio.sleep(wait)
             raise EngineLostError(
-                f"{self._server.url} failed {1 + len(WAITS)} times in {sum(WAITS):g} s to sample {request.key} ({result!r}): "
+                f"{self._server.url} failed {1 + len(WAITS)} times in {sum(WAITS):g} s to sample {request.key} ({result}): "
                 "see its log; start it again if it has died, then call the same command again"
             )
         except EngineError as error:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from chat_tokenizers import smol_like
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from apr.cli import main
+from apr.dialects import dialect_of
 from apr.merge import merge
 from apr.runs import file_hash
 from apr.sft.train import read_card
@@ -113,6 +115,22 @@ def test_a_base_that_is_elsewhere(base: Path, data: Path, tmp_path: Path, capsys
     assert "leave base out" in capsys.readouterr().err
 
 
+def test_an_adapter_of_a_model_from_elsewhere(data: Path, tmp_path: Path) -> None:
+    """Its base is no checkpoint of this project: the dialect has to be told, and the tokenizer is its own."""
+    base, tokenizer = tmp_path / "elsewhere", smol_like()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, max_position_embeddings=256,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    adapter, out = make_adapter(base, tmp_path / "adapter"), tmp_path / "out"
+    assert evaluate(data, adapter, out, "limits.context=200") == 2  # no dialect
+    assert evaluate(data, adapter, out, "limits.context=200", "dialect=paper") == 0
+    assert json.loads((out / "manifest.json").read_text())["dialect"] == "paper"
+    assert dialect_of(out / "merged").name == "paper"
+
+
 def test_adapters_that_do_not_fit(
     base: Path, data: Path, make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,8 +178,6 @@ def test_another_adapter_is_not_mixed_in(
 
 def widen(folder: Path) -> None:
     """Replace the model in `folder` by one of other shapes."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = LlamaConfig.from_pretrained(folder)
     config.hidden_size, config.head_dim = 96, 48
     LlamaForCausalLM(config).save_pretrained(folder)
