@@ -117,7 +117,7 @@ class EndpointEngine(LocalEngine):
                         f"sent {len(sampled.ids)}): see its log; if it only has too much to do, lower in_flight or raise "
                         "engine.timeout"
                     ) from None
-                except (aiohttp.ClientError, _BrokenError) as error:
+                except (aiohttp.ClientError, OSError, _BrokenError) as error:
                     result = error
                 if wait is not None:
                     self._counters["retries"] += 1
@@ -129,6 +129,8 @@ class EndpointEngine(LocalEngine):
         except EngineError as error:
             self._tell(error)
             self._settle(flight, error)
+        except Exception as error:  # noqa: BLE001 - whatever it was, no request may hang on it
+            self._settle(flight, EngineError(f"{self._server.url} could not be asked for {request.key}: {error!r}"))
         finally:
             self._forget(flight)
 

@@ -96,6 +96,13 @@ def test_it_opens_in_transformers_and_computes_the_same(checkpoint: Path, tmp_pa
     assert not any(path.is_dir() for path in out.iterdir())
 
 
+def test_tied_embeddings(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(0, True)
+    out = export(checkpoint, tmp_path / "out")
+    assert torch.equal(logits(out), logits(checkpoint))
+    assert file_hash(out / "model.safetensors") == file_hash(checkpoint / "model.safetensors")
+
+
 def test_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
     out = export(checkpoint, tmp_path / "out", "--dtype", "bfloat16")
     model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
