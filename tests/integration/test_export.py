@@ -200,6 +200,8 @@ def test_an_adapter_is_merged(checkpoint: Path, data: Path, tmp_path: Path) -> N
     assert torch.equal(logits(out), logits(evaluation / "merged"))
     text = (out / "README.md").read_text()
     assert "`adapter`" in text and file_hash(adapter / "adapter_model.safetensors") in text and "seed: 11" in text
+    of_base = evaluate(data, checkpoint, tmp_path / "eval_base")
+    assert main(["export", str(adapter), "--out", str(tmp_path / "other"), "--eval", str(of_base)]) == 2
     moved = Path(shutil.copytree(adapter, tmp_path / "moved"))
     config = moved / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "gone"}))
