@@ -81,6 +81,15 @@ def parser() -> argparse.ArgumentParser:
     view.add_argument("--limit", type=int, metavar="N", help="only the first N traces of each path")
     view.add_argument("--outcome", choices=("all", "correct", "wrong"), default="all", help="only such traces")
     view.add_argument("--step", type=int, metavar="N", help="of an RL run (default: the newest)")
+    export = commands.add_parser("export", help="a checkpoint as a Hugging Face folder, with a model card")
+    export.add_argument("checkpoint", type=Path, help="a checkpoint, an adapter's folder, or that of an SFT or RL run")
+    export.add_argument("--out", type=Path, required=True, help="folder to write")
+    export.add_argument(
+        "--eval", type=Path, action="append", default=[], metavar="FOLDER", help="its evaluation, for the card; repeatable"
+    )
+    export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    export.add_argument("--base", type=Path, help="of an adapter: the model that it adapts, if it names none here")
+    export.add_argument("--license", default="unknown", help="for the card, as Hugging Face names it: apache-2.0, mit, ...")
     _configured(
         commands.add_parser("quickstart", help="the whole path on two cores: data, SFT, RL, evaluation, report")
     )
@@ -144,6 +153,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
             a = arguments
             print(view(a.paths, a.out, a.title, a.limit, a.outcome, a.step))
+            return 0
+        case "export":
+            from apr.export import export
+
+            given = arguments
+            print(export(given.checkpoint, given.out, given.eval, given.dtype, given.base, given.license))
             return 0
         case "data" if arguments.action == "verify":
             from apr.data.check import check_folder
@@ -232,6 +247,7 @@ def _check_needs(config: BaseModel) -> None:
     from apr import config as c
     from apr.data.store import read_demonstrations, read_problems
     from apr.engines.build import check_window
+    from apr.merge import model_folder
     from apr.pretrained import chat_vocabulary, located
 
     match config:
@@ -244,7 +260,7 @@ def _check_needs(config: BaseModel) -> None:
                 located(config.base)
         case c.EvalConfig():
             read_problems(config.data, config.split)
-            check_window(config.checkpoint, config.limits.context, config.dialect)
+            check_window(model_folder(config.checkpoint, config.base), config.limits.context, config.dialect)
         case c.RlConfig():
             for split in ("train", "validation"):
                 read_problems(config.data, split)

@@ -187,15 +187,27 @@ class SftConfig(Strict):
 
 
 class EngineConfig(Strict):
-    """The sampling engine. `kv_cache_mib` bounds its cache."""
+    """The sampling engine. `kv_cache_mib` bounds its cache. Of kind `endpoint` (a server, for evaluation) only `url`, `model`,
+    `timeout` and `max_num_seqs` count."""
 
-    kind: Literal["vllm", "tiny"] = "vllm"
+    kind: Literal["vllm", "tiny", "endpoint"] = "vllm"
+    url: str | None = Field(default=None, description="of kind endpoint: http://HOST:PORT, where `vllm serve` listens")
+    model: str | None = Field(default=None, description="of kind endpoint: its name there; if not given, the only one")
+    timeout: float = Field(default=600.0, gt=0, description="of kind endpoint: seconds without a token before one is lost")
     kv_cache_mib: int = Field(default=512, ge=1)
-    max_num_seqs: int = Field(default=256, ge=1)
+    max_num_seqs: int = Field(default=256, ge=1, description="requests served at once; more wait")
     block_size: int = Field(default=32, ge=1)
     tensor_parallel: int = Field(default=1, ge=1, description="devices that one copy of the model is divided among")
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _endpoint(self) -> EngineConfig:
+        if (self.kind == "endpoint") != (self.url is not None) or (self.model is not None and self.url is None):
+            raise ValueError("engine.url and engine.model are of a server: set engine.kind=endpoint and engine.url, or none")
+        if self.url is not None and not re.fullmatch(r"https?://[^/\s]+", self.url):
+            raise ValueError(f"engine.url ({self.url}) must be http://HOST:PORT, without a path such as /v1")
+        return self
 
 
 class ConditionConfig(Strict):
@@ -237,7 +249,8 @@ class EvalConfig(Strict):
     seed: int = 0
     data: Path = Path("runs/data")
     split: Literal["train", "validation", "test"] = "test"
-    checkpoint: Path = Path("runs/sft")
+    checkpoint: Path = Field(default=Path("runs/sft"), description="a checkpoint, or a folder with peft's adapter of one")
+    base: Path | None = Field(default=None, description="of an adapter: the model that it adapts, if it names none here")
     protocol: ProtocolName = "spawn_join"
     dialect: DialectName | None = Field(default=None, description="if the checkpoint does not say")
     problems: int | None = Field(default=None, ge=1, description="the first so many; all if not given")
@@ -255,6 +268,8 @@ class EvalConfig(Strict):
     def _greedy(self) -> EvalConfig:
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("several samples at temperature 0 are all the same: set temperature above 0 or samples=1")
+        if self.engine.kind == "endpoint" and self.cluster.address != "none":
+            raise ValueError("engine.kind=endpoint is a server already, with devices of its own: leave cluster.address out")
         return self
 
 
@@ -364,6 +379,11 @@ class RlConfig(Strict):
 
     @model_validator(mode="after")
     def _joint(self) -> RlConfig:
+        if self.engine.kind == "endpoint":
+            raise ValueError(
+                "engine.kind=endpoint cannot take new weights, which RL sends at each step: they belong to the server. Set "
+                "engine.kind=vllm; an endpoint is for `apr eval`"
+            )
         if self.limits.seconds is not None:
             raise ValueError("limits.seconds may not enter RL (results would depend on the machine): leave it out")
         budget = self.reward.budgets.context

@@ -12,7 +12,14 @@ from apr.errors import CheckpointError, ConfigError
 
 
 def build_engine(config: EngineConfig, checkpoint: Path, max_context: int, seed: int = 0) -> Engine:
-    """Start the engine on a checkpoint. Raises `CheckpointError` if it has no model, or one of a shorter window."""
+    """Start the engine on a checkpoint, or find the server that has it. Raises `CheckpointError` if it has no model, or one of
+    a shorter window; `ConfigError` for a server that is not there or does not fit."""
+    if config.url is not None:
+        from apr.engines.endpoint import EndpointEngine
+        from apr.engines.server import Server
+
+        server = Server.find(config.url, config.model, checkpoint, max_context)
+        return EndpointEngine(server, max_context=max_context, connections=config.max_num_seqs, timeout=config.timeout)
     if config.kind == "tiny":
         from apr.engines.tiny import TinyEngine
 
@@ -36,6 +43,8 @@ def check_window(checkpoint: Path, max_context: int, dialect: str | None = None)
 
 def check_checkpoint(checkpoint: Path, dialect: str | None = None) -> int:
     """The window of a checkpoint whose dialect is known. Raises `CheckpointError`."""
+    if (checkpoint / "adapter_config.json").is_file():
+        raise CheckpointError(f"{checkpoint} is an adapter, which is no model by itself: merge it with `apr export`")
     if not (checkpoint / "model.safetensors").is_file():
         raise CheckpointError(f"no model in {checkpoint}: train one with `apr sft`, or set `checkpoint`")
     dialect_of(checkpoint, dialect)

@@ -18,10 +18,11 @@ from apr.engines.build import build_engine, check_window
 from apr.errors import ConfigError, EngineLostError, RunDirectoryError
 from apr.evaluation.folder import SUMMARY, TRACES, read_facts
 from apr.evaluation.metrics import Attempt, Summary, attempt, lost, summarise
+from apr.merge import MERGED, model_folder, whole_model
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller, with_condition
-from apr.runs import file_hash, refuse_other, run_directory, write_text
+from apr.runs import check_kind, file_hash, refuse_other, run_directory, write_text
 from apr.seeds import derive_seed
 from apr.sft.train import read_card
 from apr.threads.codec import TraceWriter, read_traces
@@ -32,7 +33,7 @@ from envs.countdown.env import Countdown, CountdownSpec
 FLUSH_EVERY = 50  # traces; a kill loses no more
 HASHES: dict[str, type] = {"data_hash": str, "checkpoint_hash": str}
 # In which configurations of the same evaluation may differ; the hashes speak for `data` and `checkpoint`.
-ANYTHING = ("out", "data", "checkpoint", "dialect", "problems", "budgets", "engine", "cluster", "in_flight")
+ANYTHING = ("out", "data", "checkpoint", "base", "dialect", "problems", "budgets", "engine", "cluster", "in_flight")
 
 
 def evaluate(config: EvalConfig) -> Summary:
@@ -45,7 +46,7 @@ def evaluate(config: EvalConfig) -> Summary:
     """
     problems = with_condition(read_problems(config.data, config.split)[: config.problems], config.condition)
     jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
-    check_window(config.checkpoint, config.limits.context, config.dialect)
+    config = _with_whole_model(config)
     dialect = dialect_of(config.checkpoint, config.dialect)
     facts = {
         "data_hash": problems_hash(config.data, config.split),
@@ -65,6 +66,17 @@ def evaluate(config: EvalConfig) -> Summary:
         summary = summarise(config.out.name, tried)
         write_text(run / SUMMARY, json.dumps(asdict(summary), indent=1))
     return summary
+
+
+def _with_whole_model(config: EvalConfig) -> EvalConfig:
+    """`config`, its checkpoint merged if it is an adapter."""
+    source = model_folder(config.checkpoint, config.base)
+    check_window(source, config.limits.context, config.dialect)
+    if source == config.checkpoint:
+        return config
+    check_kind(config.out, "eval")
+    checkpoint = whole_model(config.checkpoint, config.base, config.dialect, config.out / MERGED)
+    return config.model_copy(update={"checkpoint": checkpoint, "base": None})
 
 
 @contextmanager

@@ -9,11 +9,13 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_endpoint import FakeServer, fake_endpoint
 
 from apr.engines.base import Completion, Engine, Request
 from apr.engines.scripted import ScriptedEngine
@@ -22,6 +24,7 @@ from apr.seeds import derive_rng
 from apr.threads.trace import EngineStop, StrandKey, VersionSpan
 
 WINDOW = 160
+KINDS = ["scripted", "tiny", "pool", "remote", "endpoint", pytest.param("vllm", marks=pytest.mark.vllm)]
 PROMPT = (1, 20, 21, 22, 23, 24, 25)
 
 
@@ -32,10 +35,24 @@ class Case:
     kind: str
     engine: Engine
     weights: Callable[[int], Path]
+    server: FakeServer | None = None
 
     @property
     def neural(self) -> bool:
         return self.kind != "scripted"
+
+    def needs_weights(self) -> None:
+        """Skip the test if the engine takes no weights, and so suspends no requests for them."""
+        if self.server is not None:
+            pytest.skip("the weights of an endpoint belong to its server")
+
+    async def under_way(self, number: int) -> None:
+        """Let requests in flight go on for some turns of the event loop; those of a server until it has sent some tokens."""
+        await turns(number)
+        if self.server is not None:
+            enough = self.server.sent + number
+            while self.server.sent < enough:
+                await asyncio.sleep(0.001)
 
 
 def _babble(request: Request) -> Sequence[int]:
@@ -66,6 +83,13 @@ def _pool(checkpoint: Path) -> Engine:
     return asyncio.run(EnginePool.start(make, 2))
 
 
+def _endpoint(server: FakeServer, checkpoint: Path) -> Engine:
+    from apr.config import EngineConfig
+    from apr.engines.build import build_engine
+
+    return build_engine(EngineConfig(kind="endpoint", url=server.url, timeout=60), checkpoint, WINDOW)
+
+
 def _make(kind: str, checkpoint: Callable[[int], Path]) -> Engine:
     if kind == "remote":
         return _remote(checkpoint(0))
@@ -82,11 +106,17 @@ def _make(kind: str, checkpoint: Callable[[int], Path]) -> Engine:
     return VllmEngine(checkpoint(0), max_context=WINDOW, seed=0, max_num_seqs=64, kv_cache_bytes=64 << 20)
 
 
-@pytest.fixture(scope="module", params=["scripted", "tiny", "pool", "remote", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.fixture(scope="module", params=KINDS)
 def case(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path]) -> Iterator[Case]:
-    engine = _make(request.param, make_checkpoint)
-    yield Case(request.param, engine, make_checkpoint)
-    asyncio.run(engine.close())
+    with ExitStack() as stack:
+        if request.param == "endpoint":
+            server = stack.enter_context(fake_endpoint(make_checkpoint(0), WINDOW))
+            engine = _endpoint(server, make_checkpoint(0))
+            yield Case(request.param, engine, make_checkpoint, server)
+        else:
+            engine = _make(request.param, make_checkpoint)
+            yield Case(request.param, engine, make_checkpoint)
+        asyncio.run(engine.close())
     if request.param == "remote":
         import ray
 
@@ -213,7 +243,7 @@ def test_abort_returns_what_was_sampled_so_far(case: Case) -> None:
     async def cut() -> tuple[Completion, Completion]:
         task = asyncio.create_task(case.engine.generate(long))
         other = asyncio.create_task(case.engine.generate(ask("other")))
-        await turns(20)
+        await case.under_way(20)
         await case.engine.abort(long.key)
         await case.engine.abort(StrandKey(0, "unknown", 0, "r", 0))
         return await task, await other
@@ -250,6 +280,7 @@ def test_pause_waits_for_those_in_flight_and_holds_later_ones_until_resume(case:
 
 
 def test_an_update_changes_the_version_and_the_policy(case: Case) -> None:
+    case.needs_weights()
     request = ask(ids=(*PROMPT, *range(30, 110)), temperature=0.0, max_tokens=20)
     (before,) = run(case, request)
     asyncio.run(update(case.engine, case.weights(1), 7))
@@ -267,6 +298,8 @@ def test_an_update_changes_the_version_and_the_policy(case: Case) -> None:
 
 
 def test_an_update_under_requests_in_flight_is_refused(case: Case) -> None:
+    case.needs_weights()
+
     async def update() -> None:
         task = asyncio.create_task(case.engine.generate(ask(max_tokens=150)))
         await asyncio.sleep(0)
@@ -285,6 +318,7 @@ LONG = [ask(str(i), ids=(*PROMPT, *range(30, 60 + i)), max_tokens=100, seed=i) f
 def test_suspended_requests_go_on_from_new_weights_with_their_kv_recomputed(case: Case) -> None:
     """Three policies in one strand. Each token has the logprob that its own policy gives it in its whole context, which
     no KV of another policy would."""
+    case.needs_weights()
 
     async def play() -> list[Completion]:
         tasks = [asyncio.create_task(case.engine.generate(request)) for request in LONG]
@@ -312,6 +346,7 @@ def test_suspended_requests_go_on_from_new_weights_with_their_kv_recomputed(case
 
 @pytest.mark.parametrize("updates", [0, 1, 2])
 def test_suspension_and_the_same_weights_change_no_result(case: Case, updates: int) -> None:
+    case.needs_weights()
     whole = run(case, *LONG)
     version = case.engine.version
 
@@ -334,6 +369,8 @@ def test_suspension_and_the_same_weights_change_no_result(case: Case, updates: i
 
 
 def test_nothing_is_sampled_while_requests_are_suspended(case: Case) -> None:
+    case.needs_weights()
+
     async def play() -> None:
         engine = case.engine
         tasks = [asyncio.create_task(engine.generate(request)) for request in LONG[:2]]
@@ -356,6 +393,7 @@ def test_nothing_is_sampled_while_requests_are_suspended(case: Case) -> None:
 
 @pytest.mark.parametrize("updated", [False, True])
 def test_abort_of_a_suspended_request_returns_what_it_has(case: Case, updated: bool) -> None:
+    case.needs_weights()
     (whole,) = run(case, LONG[0])
     version = case.engine.version
 
@@ -382,6 +420,8 @@ def test_abort_of_a_suspended_request_returns_what_it_has(case: Case, updated: b
 
 
 def test_a_cancelled_suspended_request_leaves_the_engine_idle(case: Case) -> None:
+    case.needs_weights()
+
     async def play() -> None:
         tasks = [asyncio.create_task(case.engine.generate(request)) for request in LONG]
         await turns(20)
@@ -407,6 +447,7 @@ def test_more_prompt_tokens_than_an_engine_computes_at_once(case: Case) -> None:
 
 
 def test_weights_of_another_model_are_refused_and_nothing_changes(case: Case, tmp_path: Path) -> None:
+    case.needs_weights()
     if not case.neural:
         pytest.skip("a script has no weights")
     (before,) = run(case, ask())
@@ -462,7 +503,8 @@ def test_a_cancelled_request_leaves_the_engine_idle(case: Case) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait_for(case.engine.pause(), 10)
-        await case.engine.update_weights(case.weights(0), case.engine.version)
+        if case.server is None:
+            await case.engine.update_weights(case.weights(0), case.engine.version)
         await case.engine.resume()
         assert all(task.cancelled() for task in tasks)
 

@@ -126,7 +126,7 @@ loaded = sorted({{name.partition(".")[0] for name in sys.modules}})
 print(*loaded, file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"torch", "ray", "vllm", "trl", "transformers"} & set(done.stderr.split())
+    assert not {"torch", "ray", "vllm", "trl", "transformers", "aiohttp"} & set(done.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,229 @@
+"""A server as an engine: `vllm serve`, or another that speaks its completions protocol, for evaluation.
+
+Token ids go in (`prompt`) and come out (`return_token_ids`); the text that the server makes of them is ignored. Tokens are
+streamed, so that an aborted request has those that were sampled, and a timeout is one of silence. Aborting closes the
+connection, at which the server ends the request.
+
+The weights belong to the server: they cannot be updated from here, and so RL has no use for this engine. What it cannot
+know: preemptions, and, unless the server says (`--enable-prompt-tokens-details`), tokens found in the prefix cache. Its
+`busy_seconds` are those in which any request was on its way. Priorities are not sent: most servers refuse them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from apr.engines.base import Request
+from apr.engines.local import Flight, LocalEngine
+from apr.engines.server import NEUTRAL, Server, headers
+from apr.errors import EngineError, EngineLostError
+from apr.threads.trace import EngineStop
+
+WAITS = (0.5, 2.0, 8.0)  # seconds before a request whose connection failed is sent again
+LONGEST_LINE = 1 << 24  # bytes; the first one of a stream has the whole prompt in it
+
+
+@dataclass
+class _Sampled:
+    """What a stream has brought so far. `stop` is None until it has said why it ended."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    cached: int = 0
+    stop: EngineStop | None = None
+
+
+class _BrokenError(Exception):
+    """The server failed at a request that it may serve another time."""
+
+
+class EndpointEngine(LocalEngine):
+    """`server`: found fit (`Server.find`). `max_context`: tokens in one context. `connections`: requests sent at once, more
+    wait here. `timeout`: seconds without a token after which a request is lost."""
+
+    def __init__(self, server: Server, *, max_context: int, connections: int, timeout: float) -> None:
+        super().__init__(max_context, version=0)
+        self._server = server
+        self._vocabulary = server.vocabulary
+        self._connections = connections
+        self._timeout = timeout
+        self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sampled: dict[Flight, _Sampled] = {}
+        self._tasks: dict[Flight, asyncio.Task[None]] = {}
+        self._busy_since = 0.0
+        self._told = False
+        self._counters["retries"] = 0.0
+
+    async def pause(self, keep: bool = False) -> None:
+        """See `Engine.pause`. Raises `EngineError` for `keep`: a server cannot suspend requests."""
+        if keep:
+            raise EngineError(
+                f"{self._server.url} cannot suspend requests in flight: pause without keep, or use an engine of kind vllm"
+            )
+        await super().pause()
+
+    async def update_weights(self, source: Any, version: int) -> None:
+        """Always raises `EngineError`."""
+        raise EngineError(
+            f"the weights at {self._server.url} belong to its server and cannot be updated from here: train with "
+            "engine.kind=vllm, export the result and serve that"
+        )
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        await super().close()
+        if self._session is None or self._loop is not asyncio.get_running_loop():
+            return  # the connections of an event loop that has ended went with it
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._session.close()
+
+    def _check(self, request: Request) -> None:
+        super()._check(request)
+        if request.temperature not in (0, 1) and not self._server.processed:
+            raise EngineError(
+                f"{self._server.url} reports logprobs at temperature 1, not at the {request.temperature} asked for: start "
+                "it with --logprobs-mode processed_logprobs, or set temperature to 0 or 1"
+            )
+
+    def _begin(self, flight: Flight) -> None:
+        if not self._tasks:
+            self._busy_since = time.perf_counter()
+        self._sampled[flight] = _Sampled()
+        self._tasks[flight] = asyncio.get_running_loop().create_task(self._serve(flight))
+
+    async def _serve(self, flight: Flight) -> None:
+        """Send a request until it is answered, or the connection has failed too often."""
+        request = flight.request
+        result: Exception
+        try:
+            for wait in (*WAITS, None):
+                sampled = self._sampled[flight] = _Sampled()
+                try:
+                    await self._stream(request, sampled)
+                    self._settle(flight, self._completed(flight, sampled))
+                    self._told = False
+                    return
+                except TimeoutError:
+                    raise EngineLostError(
+                        f"{self._server.url} sent no token for {self._timeout:g} s while sampling {request.key} (it had "
+                        f"sent {len(sampled.ids)}): see its log; if it only has too much to do, lower in_flight or raise "
+                        "engine.timeout"
+                    ) from None
+                except (aiohttp.ClientError, OSError, _BrokenError) as error:
+                    result = error
+                if wait is not None:
+                    self._counters["retries"] += 1
+                    await asyncio.sleep(wait)
+            raise EngineLostError(
+                f"{self._server.url} failed {1 + len(WAITS)} times in {sum(WAITS):g} s to sample {request.key} ({result}): "
+                "see its log; start it again if it has died, then call the same command again"
+            )
+        except EngineError as error:
+            self._tell(error)
+            self._settle(flight, error)
+        except Exception as error:  # noqa: BLE001 - whatever it was, no request may hang on it
+            self._settle(flight, EngineError(f"{self._server.url} could not be asked for {request.key}: {error!r}"))
+        finally:
+            self._forget(flight)
+
+    def _tell(self, error: EngineError) -> None:
+        """Say why requests fail, which whoever sampled may only count: once, until one succeeds again."""
+        if not self._told:
+            print(error, file=sys.stderr, flush=True)
+        self._told = True
+
+    async def _stream(self, request: Request, sampled: _Sampled) -> None:
+        """One sending of a request. Raises `EngineError` if it is refused, `_BrokenError` or aiohttp's errors if it may be sent
+        again, and `TimeoutError`."""
+        session = await self._here()
+        async with session.post("/v1/completions", json=self._content(request)) as response:
+            if response.status != 200:
+                said = (await response.text())[:500]
+                if response.status >= 500 or response.status in (408, 429):
+                    raise _BrokenError(f"status {response.status}: {said}")
+                raise EngineError(f"{self._server.url} refused {request.key} with status {response.status}: {said}")
+            async for line in response.content:
+                if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+                    _take(sampled, data)
+        if sampled.stop is None:
+            raise _BrokenError("the stream ended before its completion did")
+
+    def _content(self, request: Request) -> dict[str, Any]:
+        """The body of a request. Logprobs 0: those of the sampled tokens alone."""
+        most = min(request.max_tokens, self.max_context - len(request.ids))
+        seed = {"seed": request.seed} if request.temperature > 0 else {}
+        return {
+            "model": self._server.model, "prompt": request.ids, "max_tokens": most, "temperature": request.temperature,
+            "stop_token_ids": request.stop_ids, "logprobs": 0, "stream": True,
+            "stream_options": {"include_usage": True}, **NEUTRAL, **seed,
+        }  # fmt: skip
+
+    async def _here(self) -> aiohttp.ClientSession:
+        """The connections of the running event loop; those of a loop that is no more are let go."""
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._loop is not loop:
+            old, self._loop = self._session, loop
+            self._session = aiohttp.ClientSession(
+                self._server.url,
+                connector=aiohttp.TCPConnector(limit=self._connections),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=self._timeout),
+                headers=headers(),
+                read_bufsize=LONGEST_LINE,
+            )
+            if old is not None:
+                await old.close()
+        return self._session
+
+    def _completed(self, flight: Flight, sampled: _Sampled) -> Any:
+        stop = EngineStop.ABORT if sampled.stop is None else sampled.stop
+        cached = min(sampled.cached, len(flight.request.ids))
+        return self._completion(flight, tuple(sampled.ids), tuple(sampled.logprobs), stop, cached)
+
+    def _progress(self, flight: Flight) -> int:
+        return len(self._sampled[flight].ids)
+
+    def _interrupt(self, flight: Flight) -> Any:
+        self._tasks[flight].cancel()
+        completion = self._completed(flight, self._sampled[flight])
+        self._forget(flight)
+        return completion
+
+    def _forget(self, flight: Flight) -> None:
+        if self._tasks.pop(flight, None) is not None and not self._tasks:
+            self._counters["busy_seconds"] += time.perf_counter() - self._busy_since
+        self._sampled.pop(flight, None)
+
+    def _load(self, source: Any) -> None:
+        raise EngineError(f"the weights at {self._server.url} belong to its server")
+
+    def _release(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+
+
+def _take(sampled: _Sampled, data: bytes) -> None:
+    """Add what one event of a stream says. Raises `_BrokenError` if it says that the server failed, or nothing sensible."""
+    try:
+        event = json.loads(data)
+        if "error" in event:
+            raise _BrokenError(str(event["error"]))
+        for choice in event["choices"]:
+            ids, logprobs = choice["token_ids"], (choice["logprobs"] or {}).get("token_logprobs", [])
+            if len(ids) != len(logprobs):
+                raise _BrokenError(f"{len(ids)} tokens came with {len(logprobs)} logprobs")
+            sampled.ids += ids
+            sampled.logprobs += logprobs
+            if (why := choice.get("finish_reason")) is not None:
+                sampled.stop = {"stop": EngineStop.STOP, "length": EngineStop.LENGTH}[why]
+        details = (event.get("usage") or {}).get("prompt_tokens_details") or {}
+        sampled.cached = details.get("cached_tokens") or sampled.cached
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _BrokenError(f"the stream is not one of completions ({error!r}): {data[:200]!r}") from error

