@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from apr.config import DataConfig, EvalConfig
 from apr.data.generate import demonstrations, generate
@@ -15,12 +16,11 @@ from apr.tokens.compact import CompactDialect
 SOLVERS = {"sos_plus": {"protocol": "serial"}, "spawn_join": {"protocol": "spawn_join", "spawn_depth": 1}}
 
 
-def make_data(folder: Path) -> Path:
-    """40 test problems of three numbers."""
+def make_data(folder: Path, numbers: int = 3, high: int = 12) -> Path:
+    """40 test problems."""
+    problems = {"numbers": numbers, "low": 1, "high": high, "target_low": 10, "target_high": 30}
     content = {
-        "problems": {"numbers": 3, "low": 1, "high": 12, "target_low": 10, "target_high": 30}, "train": 8, "validation": 2,
-        "test": 40, "workers": 1, "out": folder,
-        "solvers": SOLVERS,
+        "problems": problems, "train": 8, "validation": 2, "test": 40, "workers": 1, "out": folder, "solvers": SOLVERS,
     }  # fmt: skip
     generate(check(DataConfig, content, "test"))
     return folder
@@ -39,11 +39,13 @@ def timed(trace: Trace) -> Trace:
     return replace(trace, strands=tuple(strands), costs=costs)
 
 
-def evaluation(folder: Path, data: Path, solver: str, seeds: list[int], trained: tuple[str, ...] = ("sft",)) -> Path:
+def evaluation(
+    folder: Path, data: Path, solver: str, seeds: list[int], trained: tuple[str, ...] = ("sft",), **changes: Any
+) -> Path:
     """As `apr eval` would write it, had the solver been the model: one sample a problem for each seed."""
     content = {
         "data": data, "protocol": SOLVERS[solver]["protocol"], "samples": len(seeds), "limits": {}, "temperature": 1.0,
-        "seed": 0, "split": "test", "out": folder,
+        "seed": 0, "split": "test", "out": folder, **changes,
     }  # fmt: skip
     folder.mkdir()
     (folder / "config.yaml").write_text(dump(check(EvalConfig, content, "test")))
