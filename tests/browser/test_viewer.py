@@ -362,6 +362,21 @@ def test_many_traces_of_many_threads(tmp_path: Path, open_page: Open) -> None:
     assert around["y"] < chosen["y"] < around["y"] + around["height"]  # scrolled to
 
 
+def test_threads_without_strands_and_long_names_are_drawn(tmp_path: Path, open_page: Open) -> None:
+    whole = spawned(7, True)
+    deep = Thread("r.0" + ".12" * 14, "r.0", 15, (), StopReason.DEPTH)
+    silent = finished(8, False, "serial", (Thread("r", None, 0, (), StopReason.CONTEXT),), (), StopReason.CONTEXT)
+    traces = [replace(whole, threads=(*whole.threads, deep)), silent]
+    write_view(tmp_path / "view.html", "View", [Source("a", traces, VOCABULARY.text)])
+    view = View(open_page(tmp_path / "view.html", viewport={"width": 420, "height": 800}).page)
+    lane = view.page.locator('.lane[data-lane="3"]')
+    assert "had no room to start" in lane.text_content() and lane.locator(".name").text_content().startswith("\u2026")
+    name, stop = (lane.locator(what).first.bounding_box() for what in (".name", ".stop"))
+    assert name["x"] + name["width"] <= stop["x"]
+    view.press("ArrowRight", "j", "Enter", "t")
+    assert view.titles == ["3, 4 to make 8"] and view.text(".detail") == "This trace has no strands."
+
+
 def test_a_page_that_is_cut_off_says_so(tmp_path: Path, open_page: Open, sources: list[Source]) -> None:
     write_view(tmp_path / "view.html", "View", sources)
     whole = (tmp_path / "view.html").read_text()

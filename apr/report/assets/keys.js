@@ -36,13 +36,12 @@ function pressed(event) {
 }
 document.addEventListener("keydown", pressed);
 
-let width = 0;
+let width;
 new ResizeObserver(() => {
   if (panelsBox.clientWidth === width) return;
-  const before = width;
   width = panelsBox.clientWidth;
   for (const panel of panels) delete panel.width;
-  if (before && panels[0]?.trace && !panelsBox.hidden) lines();
+  if (width && panels[0].trace) lines();
 }).observe(panelsBox);
 fill();
 shell();

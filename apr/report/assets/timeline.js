@@ -71,6 +71,11 @@ function layout(trace, axis, upTo, column, width) {
     height: high * n + 6, y: (id) => high * lanes.get(id) + high / 2,
   };
 }
+// The end of a name that is too long for its room: what tells siblings apart.
+function fitted(name, room) {
+  const most = Math.max(2, Math.floor(room / 7));
+  return name.length <= most ? name : `\u2026${name.slice(1 - most)}`;
+}
 function stopWord(thread) {
   return thread.stop === "answered" ? "\u2713" : thread.stop === "no_answer" ? "\u2013" : words(thread.stop);
 }
@@ -101,7 +106,8 @@ function lane(svg, trace, thread, i, g) {
   const y = g.y(thread.id), strands = thread.strands.map((one) => trace.strands[one]);
   const group = draw(svg, "g", { class: `lane${i % 2 ? " odd" : ""}`, "data-lane": i });
   draw(group, "rect", { class: "back", x: 0, y: y - g.high / 2, width: g.width, height: g.high });
-  draw(group, "text", { class: "name", x: 8 + 9 * Math.min(thread.depth, 6), y: y + 4 }, thread.id);
+  const from = 8 + 9 * Math.min(thread.depth, 6), room = g.left - 20 - 6.2 * stopWord(thread).length - from;
+  draw(group, "text", { class: "name", x: from, y: y + 4 }, fitted(thread.id, room));
   const tone = thread.stop === "answered" ? "good" : thread.stop === "no_answer" ? "none" : "bad";
   draw(group, "text", { class: `stop ${tone}`, x: g.left - 12, y: y + 4, "text-anchor": "end" }, stopWord(thread));
   draw(group, "title", {}, `thread ${thread.id} stopped: ${words(thread.stop)}`);
@@ -156,9 +162,9 @@ function bar(svg, panel, strand, i, g, onPath) {
 function legend(key, trace, axis) {
   const entries = [["critical", axis === "tokens" ? "critical path: its tokens are the span" : "critical path: whom the end waited for"]];
   const children = trace.threads.slice(1);
-  if (children.length) entries.push(["strand", "other strands"], ["wait", "waits"], ["spawn", "spawn"]);
-  if (children.some((thread) => thread.message.length)) entries.push(["found", "join with a message"]);
-  if (children.some((thread) => !thread.message.length)) entries.push(["empty", "join with nothing"]);
+  if (children.length) entries.push(["strand", "other strands"], ["wait", "waits"], ["spawn", "spawns \u2193"]);
+  if (children.some((thread) => thread.message.length)) entries.push(["found", "joins with a message \u2191"]);
+  if (children.some((thread) => !thread.message.length)) entries.push(["empty", "joins with nothing \u2191"]);
   if (trace.threads.some((thread) => thread.stop === "answered")) entries.push(["sign", "answered", "\u2713"]);
   if (trace.threads.some((thread) => thread.stop === "no_answer")) entries.push(["sign", "no answer", "\u2013"]);
   key.replaceChildren(...entries.map(([kind, text, sign]) => make("span", {}, make("i", { class: kind }, sign ?? ""), text)));
