@@ -72,6 +72,9 @@ async function render() {
   }
   if (mine !== ticket) return;  // another was asked for meanwhile
   show(item, traces);
+  setTimeout(() => { if (mine === ticket) prefetch(); }, 40);  // after the paint, and not while one leafs through
+}
+function prefetch() {
   for (const near of [state.at + 1, state.at - 1]) {
     for (const line of state.items[near] ?? []) load(line.number).catch(() => {});  // said when it is shown
   }
