@@ -87,9 +87,10 @@ def view(
     wanted = Wanted(limit, outcome)
     if out.is_dir():
         raise RunDirectoryError(f"{out} is a folder: name a file with --out, such as {out / 'view.html'}")
-    if twice := [str(path) for i, path in enumerate(paths) if path.resolve() in {one.resolve() for one in paths[:i]}]:
-        raise ConfigError(f"{', '.join(twice)} is given twice: name each once")
     found = [traces_of(path, step) for path in paths]
+    at_hand = [file.resolve() for file, _ in found]
+    if twice := [str(path) for path, file in zip(paths, at_hand) if at_hand.count(file) > 1]:
+        raise ConfigError(f"{' and '.join(twice)} are the same traces: name them once")
     if step is not None and not any(run_kind(run) == "rl" for _, run in found):
         raise ConfigError(f"--step {step} is of RL runs, and none is given: leave it out")
     files = [File(path, label) for (path, _), label in zip(found, labels(paths, found))]

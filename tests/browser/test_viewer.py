@@ -172,6 +172,18 @@ def test_bars_stand_where_their_strands_run(view: View) -> None:
     assert limit == pytest.approx(second[0] + 6 * scale, abs=2)
 
 
+def test_a_limit_far_beyond_is_named_at_the_edge(tmp_path: Path, open_page: Open) -> None:
+    far = replace(spawned(7, True), limits={"span": 4096}, budgets={"span_sampled": 20})
+    write_view(tmp_path / "view.html", "View", [Source("a", [far], VOCABULARY.text)])
+    view = View(open_page(tmp_path / "view.html").page)
+    named = view.page.locator(".axis text.line").all_text_contents()
+    assert named == ["span limit 4,096 \u203a", "span budget 20"] and view.count(".lanes line.line") == 1
+    edge = view.page.locator(".lanes").bounding_box()
+    for label in view.page.locator(".axis text").all():
+        box = label.bounding_box()
+        assert box["x"] >= edge["x"] and box["x"] + box["width"] <= edge["x"] + edge["width"]
+
+
 def test_over_seconds_another_path_is_critical(view: View) -> None:
     view.press("t")
     assert view.page.get_attribute("#v-seconds", "aria-pressed") == "true"
@@ -275,8 +287,8 @@ def test_search_filters_traces_and_marks_strands_and_tokens(view: View) -> None:
     assert view.place.endswith(" of 7") and "No problem, answer or verdict has these words" in view.text("#v-said")
     view.press("Enter", "Home")
     assert [one.get_attribute("data-strand") for one in view.page.locator(".strand.hit").all()] == ["2"]
-    view.click('.strand[data-strand="2"]')
-    assert view.texts(".token.hit") == ["3", "=", "12"]
+    view.press("n")
+    assert view.texts(".token.hit") == ["3", "=", "12"] and view.text(".detail h4").startswith("thread r.1")
     view.press("/", "Escape")
     assert view.count(".strand.hit") == view.count(".token.hit") == 0
 

@@ -3,6 +3,7 @@ const KEYS = {
   ArrowLeft: () => go(state.at - 1), ArrowRight: () => go(state.at + 1),
   Home: () => go(0), End: () => go(state.items.length - 1),
   ArrowDown: () => nextStrand(1), ArrowUp: () => nextStrand(-1), j: () => nextStrand(1), k: () => nextStrand(-1),
+  n: () => nextStrand(1, "hits"),
   "/": () => { at("v-search").focus(); at("v-search").select(); },
   t: () => setAxis(axisNow() === "tokens" ? "seconds" : "tokens"),
   s: togglePair,

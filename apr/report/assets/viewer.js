@@ -152,11 +152,13 @@ function choose(panel, number, focus) {
   else if (y > box.scrollTop + box.clientHeight - 30) box.scrollTop = y - box.clientHeight + 40;
   if (focus) one.focus({ preventScroll: true });
 }
-function nextStrand(by) {
+// The next strand (by 1) or the one before (-1), in the order of lanes; with `among`, the next of these, round and round.
+function nextStrand(by, among) {
   const panel = panels[Math.min(state.active, panels.length - 1)];
-  if (!panel?.trace) return;
-  const order = panel.trace.threads.flatMap((thread) => thread.strands);
-  choose(panel, order[Math.min(order.length - 1, Math.max(0, order.indexOf(panel.chosen) + by))], true);
+  if (!panel.trace) return;
+  const order = panel.trace.threads.flatMap((thread) => thread.strands), here = order.indexOf(panel.chosen);
+  const wanted = among && [...order.slice(here + 1), ...order.slice(0, here + 1)].find((one) => panel[among].includes(one));
+  choose(panel, among ? wanted : order[Math.min(order.length - 1, Math.max(0, here + by))], true);
 }
 function panelOf(target) {
   return panels.find((panel) => panel.element.contains(target));
@@ -191,7 +193,7 @@ function togglePair() {
   if (found) setSides(pairing() ? null : found);
 }
 function search(text) {
-  state.query = text.trim().toLowerCase();
+  state.query = text.trim().toLowerCase().replace(/\s+/g, " ");
   refilter();
 }
 
