@@ -315,6 +315,9 @@ def test_inputs_that_cannot_be_viewed_are_refused(runs: Runs) -> None:
     assert "--limit 0 shows nothing" in runs.refused(folder, "--limit", "0")
     assert "is of RL runs, and none is given" in runs.refused(folder, "--step", "1")
     assert "no traces of step 4, only of steps 3 to 5" in runs.refused(run, "--step", "4")
+    before = (folder / TRACES).read_bytes()
+    assert "holds the traces to be viewed" in runs.refused(folder, "--out", folder / TRACES)
+    assert (folder / TRACES).read_bytes() == before
     assert f"{runs.folder} is a folder: name a file" in runs.refused(folder, "--out", runs.folder)
     (runs.folder / "file").write_text("")
     assert "--out" in runs.refused(folder, "--out", runs.folder / "file" / "view.html")

@@ -92,7 +92,7 @@ function show(item, traces) {
   if (held && !panelsBox.contains(document.activeElement)) section.focus({ preventScroll: true });
 }
 function axisNow() {
-  return state.axis === "seconds" && panels.every((panel) => panel.line.timed) ? "seconds" : "tokens";
+  return state.axis === "seconds" && panels.every((panel) => panel.line?.timed) ? "seconds" : "tokens";
 }
 // All timelines, at one scale.
 function lines() {
