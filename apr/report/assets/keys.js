@@ -29,9 +29,9 @@ function pressed(event) {
     event.preventDefault();
     return;
   }
-  const own = target.closest("select") ? null : target.closest("button") ? OWN.button : target.type === "range" ? OWN.range : [];
+  const own = target.closest("button") ? OWN.button : target.type === "range" ? OWN.range : [];
   const act = KEYS[event.key];
-  if (own === null || own.includes(event.key) || !act) return;
+  if (target.closest("select") || own.includes(event.key) || !act) return;
   event.preventDefault();
   act();
 }

@@ -84,7 +84,8 @@ function show(item, traces) {
   panelsBox.hidden = false;
   panels.forEach((panel, i) => {
     if (panel.line !== item[i]) panel.chosen = traces[i].threads[0].strands[0] ?? 0;
-    Object.assign(panel, { line: item[i], trace: traces[i], spelling: spellings[sources[item[i].source].spelling], query: state.query });
+    const spelling = spellings[sources[item[i].source].spelling];
+    Object.assign(panel, { line: item[i], trace: traces[i], spelling, query: state.query });
     heading(panel);
     detail(panel);
   });
@@ -146,7 +147,8 @@ function choose(panel, number, focus) {
   state.active = panels.indexOf(panel);
   panels.forEach(mark);
   detail(panel);
-  const box = panel.element.querySelector(".timeline"), one = box.querySelector(".strand.chosen"), top = box.firstElementChild.clientHeight;
+  const box = panel.element.querySelector(".timeline"), one = box.querySelector(".strand.chosen");
+  const top = box.firstElementChild.clientHeight;
   const y = one.querySelector("rect").y.baseVal.value + top;
   if (y < box.scrollTop + top + 4) box.scrollTop = y - top - 30;
   else if (y > box.scrollTop + box.clientHeight - 30) box.scrollTop = y - box.clientHeight + 40;
