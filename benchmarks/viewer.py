@@ -197,7 +197,8 @@ def main() -> None:
         print(f"written in {seconds:.1f} s ({1000 * seconds / count:.1f} ms a trace), without the traces' making")
         print(f"peak memory {after:.0f} MiB, {before:.0f} before the first trace")
         for name, times in measure(file, given.repeats).items():
-            print(f"{name}: median {statistics.median(times):.0f} ms, max {max(times):.0f} ms ({len(times)})")
+            high = sorted(times)[int(0.95 * (len(times) - 1))]
+            print(f"{name}: median {statistics.median(times):.0f} ms, 95% {high:.0f}, max {max(times):.0f} ({len(times)})")
 
 
 if __name__ == "__main__":
