@@ -98,14 +98,15 @@ def _teacher(one: Entry, teachers: Teachers) -> Any:
 
 def _main(entries: Sequence[Entry]) -> list[Entry]:
     """The evaluations that stand for their models: one sample a problem, several problems at once, at the lowest temperature,
-    nothing asked for in the prompt; the nearest to that where a model has no such evaluation."""
+    nothing asked for in the prompt, or else the most; the nearest to that where a model has no such evaluation."""
     models = [(one.variant.partition(",")[0], one.evaluation.facts.get("checkpoint_hash")) for one in entries]
     plainest = {model: min(_plainness(one) for own, one in zip(models, entries) if own == model) for model in models}
     return [one for model, one in zip(models, entries) if _plainness(one) == plainest[model]][:MAIN]
 
 
 def _plainness(one: Entry) -> tuple[Any, ...]:
-    return one.config.samples > 1, one.config.condition is not None, one.alone, one.config.temperature
+    asked = one.config.condition.value if one.config.condition else None
+    return one.config.samples > 1, asked is not None, -(asked or 0), one.alone, one.config.temperature
 
 
 def notices(entries: Sequence[Entry]) -> list[str]:
