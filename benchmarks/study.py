@@ -125,7 +125,7 @@ def make(stages: list[Stage], out: Path) -> None:
 
 def _order(name: str) -> tuple[int, str]:
     """Serial first, then spawned, then what RL made of either: each is compared with the one before it."""
-    first = ("eval_sos_plus", "eval_rl_serial", "eval_spawn_join", "eval_rl_T", "eval_rl_s", "eval_rl_a", "eval_rl", "eval_")
+    first = ("eval_sos_plus", "eval_rl_serial", "eval_spawn_join", "eval_rl", "eval_")
     return next((place for place, start in enumerate(first) if name.startswith(start)), len(first)), name
 
 

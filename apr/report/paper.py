@@ -42,8 +42,8 @@ def paper_figures(entries: Sequence[Entry]) -> list[PaperFigure]:
     figures = [
         PaperFigure(
             "Accuracy by total tokens (figures 4a and 8)",
-            "Points on a line: children asked for, or samples voted over. Total tokens are the mean work of a problem. The paper "
-            "draws its point of 9 children at T=1 (74.0%) but leaves it out of its line; here it is on it.",
+            "Points on a line: children asked for, or samples voted over. Total tokens are the mean work of a problem. The "
+            "paper draws its point of 9 children at T=1 (74.0%) but leaves it out of its line; here it is on it.",
             [ours for ours, _ in pairs], [theirs for _, theirs in pairs if theirs],
         ),
         PaperFigure("Accuracy by context window (figure 4b)", "Ours is the first curve under Results.", [], [windows]),
