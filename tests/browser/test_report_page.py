@@ -87,8 +87,13 @@ def test_all_pairs_unfold_and_traces_are_stepped_through(report: Path, open_page
 
 
 def test_it_prints(report: Path, open_page: Callable[..., Any], tmp_path: Path) -> None:
-    page = open_page(report / "report.html", color_scheme="dark").page
+    a4 = {"width": 703, "height": 1000}  # less the margins, at 96 dots an inch
+    page = open_page(report / "report.html", color_scheme="dark", viewport=a4).page
     page.emulate_media(media="print", color_scheme="dark")
+    for table in page.locator("table").all():
+        if table.is_visible():
+            box = table.bounding_box()
+            assert box["x"] + box["width"] <= a4["width"], table.inner_text()[:60]
     assert contrast("rgb(255, 255, 255)", page.evaluate("getComputedStyle(document.body).color")) > 7  # dark ink on paper
     page.pdf(path=str(tmp_path / "report.pdf"), format="A4")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
