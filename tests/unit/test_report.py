@@ -120,6 +120,12 @@ def test_the_page_is_self_contained() -> None:
     assert not re.findall(r"https?://[^\"' ]+", source.replace("http://www.w3.org/2000/svg", ""))
 
 
+def test_the_summary_has_the_same_in_markdown() -> None:
+    text = markdown(report())
+    assert "- Something is missing." in text and "| serial (one line) | 4 | 25.0% (4.6% to 69.9%) | 75.0% |" in text
+    assert "| sft | 61 |" in text and "[accuracy within a span](figures/accuracy_within_span_sampled.svg)" in text
+
+
 def test_equal_reports_make_equal_pages() -> None:
     assert html(report()) == html(report())
 
