@@ -123,22 +123,21 @@ def notices(entries: Sequence[Entry]) -> list[str]:
                 f"{one.title}: {missing} of {asked} attempts are missing; its numbers are of the other {len(one.attempts)}. "
                 f"Finish it with `apr eval --config {again} out={one.evaluation.folder}`."
             )
+    sets: dict[str, list[str]] = {}
+    for one in entries:
+        data_hash, split, count = one.problem_set
+        sets.setdefault(f"the first {count:,} of split {split} of data {data_hash[:8]}", []).append(one.title)
+    if len(sets) > 1:
+        told = "; ".join(f"{problems}: {', '.join(titles)}" for problems, titles in sets.items())
+        said.append(
+            f"Not all were evaluated on the same problems, and no paired test is made between those that were not. {told}."
+        )
     first = entries[0]
     for one in entries[1:]:
-        if one.problem_set != first.problem_set:
-            said.append(
-                f"{one.title} was evaluated on other problems ({_problems(one)}) than {first.title} ({_problems(first)}): no "
-                "paired test is made between the two, and a difference may be one of problems."
-            )
         limits, others = one.config.limits.model_dump(), first.config.limits.model_dump()
         if changed := [f"{key} {limits[key]} instead of {others[key]}" for key in limits if limits[key] != others[key]]:
             said.append(f"{one.title} was evaluated under other limits than {first.title}: {', '.join(changed)}.")
     return said
-
-
-def _problems(one: Entry) -> str:
-    data_hash, split, count = one.problem_set
-    return f"the first {count} of split {split} of data {data_hash[:8]}"
 
 
 def _comparisons(main: Sequence[Entry]) -> list[tables.Comparison]:

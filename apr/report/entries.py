@@ -139,15 +139,12 @@ def _entries(evaluations: Sequence[Evaluation]) -> list[Entry]:
     """Labels grow by what tells evaluations apart, plainest first: stage, budgets, temperature, pace, folder, path."""
     models = [_model(one) for one in evaluations]
     labels = [f"{model}{_condition(one)}" for model, one in zip(models, evaluations)]
-    variants = labels = _apart(labels, evaluations, lambda label, one: label + _trained_under(one))
-    more: tuple[Callable[[Evaluation], str], ...] = (
-        lambda one: f", T={one.config.temperature:g}",
-        lambda one: ", one at a time" if one.config.in_flight == 1 else "",
-    )
-    for part in more:
-        labels = _apart(labels, evaluations, lambda label, one, part=part: label + part(one))  # type: ignore[misc]
-    labels = _apart(labels, evaluations, lambda label, one: one.folder.name)
-    labels = _apart(labels, evaluations, lambda label, one: str(one.folder))
+    variants = labels = _apart(labels, evaluations, _trained_under)
+    labels = _apart(labels, evaluations, lambda one: f", T={one.config.temperature:g}")
+    labels = _apart(labels, evaluations, lambda one: ", one at a time" if one.config.in_flight == 1 else "")
+    for name in (lambda one: one.folder.name, lambda one: str(one.folder)):
+        alone = _alike(labels, evaluations)
+        labels = [name(one) if alike else label for label, one, alike in zip(labels, evaluations, alone)]
     keys = [(label, one.config.samples) for label, one in zip(labels, evaluations)]
     if twice := [label for (label, _), count in Counter(keys).items() if count > 1]:
         raise DataError(f"an evaluation is given twice ({', '.join(twice)}): name each folder once")
@@ -166,14 +163,21 @@ def placed(entries: Sequence[Entry], first: Sequence[Entry]) -> list[Entry]:
     return [replace(one, place=places[one.title]) for one in entries]
 
 
-def _apart(
-    labels: list[str], evaluations: Sequence[Evaluation], other: Callable[[str, Evaluation], str]
-) -> list[str]:
-    """The labels, with another for each that is not alone with its number of samples."""
-    keys = [(label, one.config.samples) for label, one in zip(labels, evaluations)]
+def _apart(labels: list[str], evaluations: Sequence[Evaluation], part: Callable[[Evaluation], str]) -> list[str]:
+    """The labels, with the part added to those that are alike and that it tells apart."""
+    parts: dict[tuple[str, int], set[str]] = {}
+    for label, one in zip(labels, evaluations):
+        parts.setdefault((label, one.config.samples), set()).add(part(one))
     return [
-        other(label, one) if keys.count(key) > 1 else label for label, one, key in zip(labels, evaluations, keys)
-    ]  # fmt: skip
+        label + part(one) if len(parts[label, one.config.samples]) > 1 else label
+        for label, one in zip(labels, evaluations)
+    ]
+
+
+def _alike(labels: list[str], evaluations: Sequence[Evaluation]) -> list[bool]:
+    """Which of the labels are not alone with their number of samples."""
+    counts = Counter((label, one.config.samples) for label, one in zip(labels, evaluations))
+    return [counts[label, one.config.samples] > 1 for label, one in zip(labels, evaluations)]
 
 
 def _model(one: Evaluation) -> str:

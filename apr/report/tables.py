@@ -66,10 +66,10 @@ def results(rows: Sequence[Row]) -> Table:
 
 
 def paired(entries: Sequence[Entry]) -> Table:
-    """Exact McNemar tests between all evaluations of the same problems (their first samples)."""
+    """Exact McNemar tests between all evaluations of the same problems at the same temperature (their first samples)."""
     records = []
     for b, a in combinations(entries, 2):
-        if (found := compared(a, b)) is not None:
+        if a.config.temperature == b.config.temperature and (found := compared(a, b)) is not None:
             low, high = found.test.gain_interval
             records.append(
                 {
@@ -86,7 +86,7 @@ def paired(entries: Sequence[Entry]) -> Table:
         Column("p", lambda r: p_value(r["p_value"])),
     ]
     note = "Not corrected for the number of tests: among twenty of equals, one p below 0.05 is to be expected."
-    return Table("paired", "Paired tests between all evaluations of the same problems", records, columns, note)
+    return Table("paired", "Paired tests on the same problems, at the same temperature", records, columns, note)
 
 
 def temperatures(entries: Sequence[Entry]) -> Table:

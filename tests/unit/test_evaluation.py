@@ -231,7 +231,8 @@ def test_other_problems_are_told_and_not_paired(place: Place) -> None:
     assert len(paired.read_text().splitlines()) == 2
     page = place.report(same[0], place.evaluation("c", split="validation"), place.evaluation("d", problems=2))
     said = notices(page)
-    assert len(said) == 2 and all("was evaluated on other problems" in one and "no paired test" in one for one in said)
+    assert len(said) == 1 and "no paired test is made between those" in said[0]
+    assert all(words in said[0] for words in ("the first 4 of split test", "the first 2 of split validation", ": d."))
     assert "points more" not in page and not paired.exists()
 
 
