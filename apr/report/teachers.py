@@ -9,6 +9,7 @@ from typing import Any
 
 from apr.config import DataConfig
 from apr.data.generate import demonstrations
+from apr.data.store import problems_hash
 from apr.dialects import dialect_in
 from apr.errors import DataError
 from apr.evaluation.folder import Evaluation
@@ -28,13 +29,14 @@ class Teacher:
 class Teachers:
     """Runs each solver once on each set of problems, with the options and the seed of its demonstrations.
 
-    Options are in `data`, or where the evaluation's problems came from. What is not there is left out, unless `data` was
-    asked for: `DataError` then.
+    Options are in `data`, or where the evaluation's problems came from. What is not there, or is other data by now, is left
+    out, unless `data` was asked for: `DataError` then.
     """
 
     def __init__(self, data: Path | None) -> None:
         self.data = data
         self._known: dict[tuple[Any, ...], Teacher] = {}
+        self._hashes: dict[tuple[Path, str], str] = {}
         if data is not None and not (data / CONFIG).is_file():
             raise DataError(f"{data} holds no data set ({CONFIG} is missing): set --data to one, or leave it out")
 
@@ -52,12 +54,20 @@ class Teachers:
                 f"{folder / CONFIG} has no solver {solver}, which taught {label} (only {', '.join(config.solvers)}): set "
                 "--data to the data that it was trained on, or leave it out"
             )
+        if self.data is None and self._hash(folder, one.config.split) != one.facts["data_hash"]:
+            return None  # other data lies there now
         problems = [{key: problem[key] for key in ("id", "numbers", "target")} for problem in one.problems.values()]
         window = one.config.limits.context
         key = (folder, solver, window, tuple(problem["id"] for problem in problems))
         if key not in self._known:
             self._known[key] = _run(config, folder, solver, problems, window)
         return self._known[key]
+
+
+    def _hash(self, folder: Path, split: str) -> str:
+        if (folder, split) not in self._hashes:
+            self._hashes[folder, split] = problems_hash(folder, split)
+        return self._hashes[folder, split]
 
 
 def _run(config: DataConfig, folder: Path, solver: str, problems: Sequence[dict[str, Any]], window: int) -> Teacher:

@@ -35,6 +35,7 @@ def test_lines_over_children_and_over_samples(data: Path, tmp_path: Path) -> Non
     entries, _ = read_runs([*asked, plain, voted])
     tokens = charts(entries)["tokens_T1"]
     lines = by_name(tokens)
+    assert len(tokens.series) == 4  # what differs in anything but the children asked for is no point of the same line
     assert list(lines["spawn/join SFT, children asked for"].labels) == ["2", "6", "10"]
     assert len(lines["spawn/join SFT"].x) == 1
     groups = samples_by_problem(entries[-1].attempts)
@@ -58,7 +59,8 @@ def test_published_numbers_share_axes_only_in_the_papers_setting(data: Path, tmp
     whole = evaluation(tmp_path / "whole", large, "spawn_join", [0], limits={"context": 4096})
     assert "published_tokens_T1" in charts(read_runs([short])[0])
     found = charts(read_runs([whole])[0])
-    assert "published_tokens_T1" not in found and "published_latency_ms" not in found
+    assert "published_tokens_T1" not in found and "published_latency_tokens" not in found
+    assert {one.source for one in found["latency_ms"].series} == {"ours"}  # other hardware: never on the same axes
     assert {one.source for one in found["tokens_T1"].series} == {"ours", "published"}
     assert len({one.place for one in found["tokens_T1"].series}) == len(found["tokens_T1"].series)
 
