@@ -266,7 +266,8 @@ def _points(
 ) -> None:
     """Points of single evaluations; those of votes are checked by their ends in the table of results."""
     for point in points:
-        if lines := attempts.get(point["series"]):
+        told, label = point["series"], point["label"]
+        if lines := attempts.get(told) or attempts.get(f"{told}, {label}"):
             _, _, x, y = list(point)[:4]
             mean = scale * math.fsum(float(line[cost]) for line in lines) / len(lines)
             checks.same(f"{name}, {point['series']}, x", point[x], mean)

@@ -78,9 +78,11 @@ def _report(
     facts = manifest()
     drawn = {one.label for one in main}
     shown = [row for row in rows if row.summary.name in drawn or "cons@" in row.summary.name or "pass@" in row.summary.name]
+    if len(shown) > SERIES:
+        shown = [row for row in shown if "pass@" not in row.summary.name]
     kept = {cost: sorted({one.budgets[cost] for one in main if cost in one.budgets}) for cost in AXES}
     return Report(
-        title=title, lead=_lead(main), notices=[*notices(entries), *_left_out(entries, main, shown)],
+        title=title, lead=_lead(main), notices=[*notices(entries), *_left_out(entries, main, shown), *teachers.missing],
         facts=RunFacts(facts["command"], commit(), time.strftime("%Y-%m-%d"), hardware(), facts["versions"], seconds),
         rows=rows, results=tables.results(rows), curves=accuracy_within(shown[:SERIES], kept), comparisons=_comparisons(main),
         paired=tables.paired(entries), temperatures=tables.temperatures(entries), paper=paper_figures(entries),

@@ -224,7 +224,7 @@ def _scales(axes: Any, chart: Chart) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
     if chart.categories:
-        axes.set_xticks(range(len(chart.categories)), [_text(word) for word in chart.categories])
+        axes.set_xticks(range(len(chart.categories)), [_text(word).replace(", ", ",\n") for word in chart.categories])
         axes.tick_params(axis="x", labelsize=8 if len(chart.categories) < 4 else 5.5)
         axes.set_xlim(-0.75, len(chart.categories) - 0.25)
         axes.margins(y=0.3)  # room for the legend above the bars

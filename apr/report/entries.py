@@ -167,9 +167,11 @@ def _entries(evaluations: Sequence[Evaluation]) -> list[Entry]:
 
 
 def placed(entries: Sequence[Entry], first: Sequence[Entry]) -> list[Entry]:
-    """The entries with places of their own, one a row; the lowest are for those in `first`, whose colours differ most."""
+    """The entries with places of their own, one a row; the lowest, whose colours differ most, are for those in `first`, then
+    for those that are voted over."""
     places, place = {}, 0
-    for one in sorted(entries, key=lambda one: one.title not in {other.title for other in first}):
+    titles = {one.title for one in first}
+    for one in sorted(entries, key=lambda one: (one.title not in titles, one.config.samples == 1)):
         places[one.title] = place
         place += 1 if one.config.samples == 1 else 3  # its mean, cons@n and pass@n are rows of their own
     return [replace(one, place=places[one.title]) for one in entries]

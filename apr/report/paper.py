@@ -37,10 +37,11 @@ def paper_figures(entries: Sequence[Entry]) -> list[PaperFigure]:
     shared = bool(entries) and all(map(_in_the_papers_setting, entries))
     paced = [one for one in entries if not one.alone] or list(entries)
     temperatures = sorted({one.config.temperature for one in paced})
-    pairs = [_joined(_tokens(paced, t), _published_tokens(t), shared) for t in temperatures]
+    places = {variant: place for place, variant in enumerate(dict.fromkeys(one.variant for one in entries))}
+    pairs = [_joined(_tokens(paced, t, places), _published_tokens(t), shared) for t in temperatures]
     title = f"{published.SOURCE}, figure 4b, T=1"
     windows = Chart("published_window", title, "context window, tokens", "accuracy", published.by_window())
-    by_tokens, by_clock = _latency(entries)
+    by_tokens, by_clock = _latency(entries, places)
     their_tokens, their_clock = _published_latency()
     spans = _joined(by_tokens, their_tokens, shared and temperatures == [1.0])
     figures = [
@@ -73,7 +74,8 @@ def paper_figures(entries: Sequence[Entry]) -> list[PaperFigure]:
 
 
 def before_and_after(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
-    """Each evaluation of an RL model with that of its teacher's SFT model, all else being equal."""
+    """Each evaluation of an RL model with that of its teacher's SFT model, all else being equal: one sample a problem,
+    under load, at the lowest temperature that an RL model was evaluated at."""
 
     def settings(one: Entry) -> tuple[object, ...]:
         c = one.config
@@ -83,6 +85,8 @@ def before_and_after(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
     def tuned(one: Entry) -> bool:
         return "rl" in one.evaluation.card.get("trained", [])
 
+    coldest = min((one.config.temperature for one in entries if tuned(one) and not one.alone), default=0.0)
+    entries = [one for one in entries if one.config.temperature == coldest and one.config.samples == 1 and not one.alone]
     before = {settings(one): one for one in reversed(entries) if not tuned(one) and one.evaluation.card.get("solver")}
     return [(before[settings(one)], one) for one in entries if tuned(one) and settings(one) in before]
 
@@ -110,36 +114,46 @@ def _line(name: str, place: int, points: Sequence[tuple[float, float, float, flo
     return Series(name, x, y, "line", place, low, high, labels)
 
 
-def _lines(entries: Sequence[Entry], x: Callable[[Summary], float]) -> list[Series]:
-    """A line for each model over the children or the context asked for, fewest first, where nothing else differs; any other
-    evaluation is a point of its own. One sample a problem."""
+def _lines(entries: Sequence[Entry], x: Callable[[Summary], float], places: Mapping[str, int]) -> list[Series]:
+    """For each model a line over the children or the context asked for, fewest first, where nothing else differs; what was not
+    asked for anything is points, one a temperature. One sample a problem."""
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for one in entries:
         if one.config.samples == 1:
             condition = one.config.condition
-            alike = (one.title,) if condition is None else (condition.kind, one.config.temperature, *one.circumstances)
-            groups.setdefault(alike, []).append(one)
-    lines = []
+            alike = () if condition is None else (condition.kind, one.config.temperature)
+            groups.setdefault((one.circumstances, *alike), []).append(one)
+    heats = len({one.config.temperature for one in entries}) > 1
+    lines: list[Series] = []
     for group in groups.values():
-        group.sort(key=lambda one: one.config.condition.value if one.config.condition else 0)
+        group.sort(key=_degree)
         condition = group[0].config.condition
-        name = group[0].title if len(group) == 1 or not condition else f"{group[0].model}, {condition.kind} asked for"
+        name = f"{group[0].model}, {condition.kind} asked for" if condition else group[0].variant
+        if name in {line.name for line in lines}:  # another window, say: its own label tells
+            name = group[0].title
         summaries = [summarise(one.label, one.attempts) for one in group]
-        labels = [str(one.config.condition.value) if one.config.condition else "" for one in group]
-        lines.append(_line(name, group[0].place, [_point(one, x(one)) for one in summaries], labels))
+        labels = [f"{_degree(one):g}" if condition else f"T={_degree(one):g}" if heats else "" for one in group]
+        points = [_point(one, x(one)) for one in summaries]
+        line = _line(name, places[group[0].variant], points, labels)
+        lines.append(line if condition else replace(line, kind="points"))
     return lines
 
 
-def _tokens(entries: Sequence[Entry], temperature: float) -> Chart:
+def _degree(one: Entry) -> float:
+    """Where it stands among its like: by what was asked for, or by temperature."""
+    return one.config.condition.value if one.config.condition else one.config.temperature
+
+
+def _tokens(entries: Sequence[Entry], temperature: float, places: Mapping[str, int]) -> Chart:
     own = [one for one in entries if one.config.temperature == temperature]
-    series = _lines(own, lambda summary: summary.costs["work"].mean)
-    for one in own:
-        if one.config.samples > 1:
-            groups = samples_by_problem(one.attempts)
-            for i, (kind, vote) in enumerate((("cons", majority), ("pass", pass_at)), 1):
-                votes = [_votes(groups, vote, n) for n in range(1, one.config.samples + 1)]
-                points = [_point(summary, summary.costs["work"].mean) for summary in votes]
-                series.append(_line(f"{one.label} {kind}@n", one.place + i, points, []))
+    series = _lines(own, lambda summary: summary.costs["work"].mean, places)
+    voted = [one for one in own if one.config.samples > 1]
+    for number, one in enumerate(voted):
+        groups = samples_by_problem(one.attempts)
+        for i, (kind, vote) in enumerate((("cons", majority), ("pass", pass_at))):
+            votes = [_votes(groups, vote, n) for n in range(1, one.config.samples + 1)]
+            points = [_point(summary, summary.costs["work"].mean) for summary in votes]
+            series.append(_line(f"{one.label} {kind}@n", len(places) + 2 * number + i, points, []))
     title = f"accuracy by total tokens, T={temperature:g}"
     return Chart(f"tokens_T{temperature:g}", title, "total tokens", "accuracy", series)
 
@@ -154,14 +168,14 @@ def _published_tokens(temperature: float) -> Chart | None:
     return Chart(f"published_tokens_T{temperature:g}", title, "total tokens", "accuracy", series) if series else None
 
 
-def _latency(entries: Sequence[Entry]) -> list[Chart]:
+def _latency(entries: Sequence[Entry], places: Mapping[str, int]) -> list[Chart]:
     alone = [one for one in entries if one.alone]
     timed = alone or entries
     charts = [
         ("latency_tokens", "accuracy by sequential tokens", "span, sampled tokens",
-         _lines([one for one in entries if not one.alone] or entries, lambda s: s.costs["span_sampled"].mean)),
+         _lines([one for one in entries if not one.alone] or entries, lambda s: s.costs["span_sampled"].mean, places)),
         ("latency_ms", f"accuracy by milliseconds, {'one problem alone' if alone else 'under load'}", "milliseconds",
-         _lines(timed, lambda s: 1000 * s.costs["seconds"].mean)),
+         _lines(timed, lambda s: 1000 * s.costs["seconds"].mean, places)),
     ]  # fmt: skip
     return [Chart(name, title, x, "accuracy", series) for name, title, x, series in charts]
 
@@ -188,7 +202,7 @@ def _bars(pairs: Sequence[tuple[Entry, Entry]], quantity: str) -> Chart:
         labels = [_word(value, quantity) for value in y]
         x = [float(i) for i in range(len(pairs))]
         series.append(Series(stage, x, y, "bars", place, low, high, labels))
-    names = [after.label for _, after in pairs]
+    names = [after.variant for _, after in pairs]
     return Chart(
         f"rl_gain_{quantity.replace(' ', '_')}", NAMES[quantity], "", NAMES[quantity], series,
         "share" if quantity == "accuracy" else "zero", categories=names,

@@ -97,13 +97,14 @@ def paired(entries: Sequence[Entry]) -> Table:
 def temperatures(entries: Sequence[Entry]) -> Table:
     """Tables 1-3 of the paper: accuracy by model and temperature, first samples, ours above theirs."""
     groups: dict[tuple[Any, ...], dict[float, Entry]] = {}
-    for one in sorted(entries, key=lambda one: one.config.samples):
-        if not one.alone:  # of one model in the same circumstances, several samples at a temperature come after a single one
-            groups.setdefault((one.variant, *one.circumstances), {}).setdefault(one.config.temperature, one)
+    for one in sorted(entries, key=lambda one: (-one.asked, one.config.samples)):
+        if not one.alone:  # where there are several at a temperature, the one of most problems is taken
+            key = (one.variant, one.evaluation.facts.get("checkpoint_hash"), one.problem_set, one.config.limits)
+            groups.setdefault(key, {}).setdefault(one.config.temperature, one)
     alike = Counter(key[0] for key in groups)
     ours = {
         key[0] if alike[key[0]] == 1 else f"{key[0]} ({', '.join(one.evaluation.folder.name for one in row.values())})": row
-        for key, row in groups.items()
+        for key, row in sorted(groups.items(), key=lambda item: min(map(entries.index, item[1].values())))
     }
     every = sorted({t for row in ours.values() for t in row} | set(published.TEMPERATURES))
     records: list[dict[str, Any]] = []

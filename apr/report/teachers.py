@@ -37,6 +37,7 @@ class Teachers:
         self.data = data
         self._known: dict[tuple[Any, ...], Teacher] = {}
         self._hashes: dict[tuple[Path, str], str] = {}
+        self.missing: list[str] = []  # sentences that say whose success is left out, and why
         if data is not None and not (data / CONFIG).is_file():
             raise DataError(f"{data} holds no data set ({CONFIG} is missing): set --data to one, or leave it out")
 
@@ -44,7 +45,10 @@ class Teachers:
         """The teacher of the evaluated model."""
         solver = one.card.get("solver")
         folder = self.data or one.config.data
-        if solver is None or not (folder / CONFIG).is_file():
+        if solver is None:
+            return None
+        if not (folder / CONFIG).is_file():
+            self._miss(f"no data set is at {folder} from here: give its place with --data")
             return None
         config = load(DataConfig, [folder / CONFIG])
         if solver not in config.solvers:
@@ -55,7 +59,8 @@ class Teachers:
                 "--data to the data that it was trained on, or leave it out"
             )
         if self.data is None and self._hash(folder, one.config.split) != one.facts["data_hash"]:
-            return None  # other data lies there now
+            self._miss(f"{folder} holds other problems by now")
+            return None
         problems = [{key: problem[key] for key in ("id", "numbers", "target")} for problem in one.problems.values()]
         window = one.config.limits.context
         key = (folder, solver, window, tuple(problem["id"] for problem in problems))
@@ -63,6 +68,11 @@ class Teachers:
             self._known[key] = _run(config, folder, solver, problems, window)
         return self._known[key]
 
+
+    def _miss(self, why: str) -> None:
+        notice = f"A solver's own success is not shown beside its student's: {why}."
+        if notice not in self.missing:
+            self.missing.append(notice)
 
     def _hash(self, folder: Path, split: str) -> str:
         if (folder, split) not in self._hashes:

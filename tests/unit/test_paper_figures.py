@@ -68,9 +68,10 @@ def test_published_numbers_share_axes_only_in_the_papers_setting(data: Path, tmp
 def test_before_and_after_rl_are_paired_by_what_else_is_equal(data: Path, tmp_path: Path) -> None:
     before = evaluation(tmp_path / "before", data, "spawn_join", [0])
     cold = evaluation(tmp_path / "cold", data, "spawn_join", [0], temperature=0.0)
+    hot = evaluation(tmp_path / "hot", data, "spawn_join", [2], trained=("sft", "rl"), temperature=1.5)
     after = evaluation(tmp_path / "after", data, "spawn_join", [1], trained=("sft", "rl"))
     other = evaluation(tmp_path / "other", data, "sos_plus", [1], trained=("sft", "rl"))
-    entries, _ = read_runs([cold, other, before, after])
+    entries, _ = read_runs([cold, other, hot, before, after])
     pairs = before_and_after(entries)
     assert [(one.evaluation.folder, two.evaluation.folder) for one, two in pairs] == [(before, after)]
     bars = charts(entries)["rl_gain_accuracy"]
