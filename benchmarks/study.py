@@ -1,9 +1,10 @@
-"""The project's own results on two cores: docs/results.md and the report behind it.
+"""The project's own results on two cores: the report that docs/results.md speaks of.
 
-    python benchmarks/study.py [ROW ...] [--out runs/study] [--list]
+    python benchmarks/study.py [ROW ...] [--out runs/study] [--publish] [--list]
 
 A row is a model with its evaluations; without one, all are made. What is done is not done again, and an interrupted row
-goes on where it was. Wall times, by stage, are kept in OUT/seconds.json; the report is written when a row is whole.
+goes on where it was. Wall times, by stage, are kept in OUT/stages.json; the report, of all rows that are whole by then, is
+OUT/report. `--publish` puts its summary, figures and data (attempts aside) into docs/results.
 """
 
 from __future__ import annotations
@@ -129,8 +130,8 @@ def _order(name: str) -> tuple[int, str]:
     return next((place for place, start in enumerate(first) if name.startswith(start)), len(first)), name
 
 
-def report(study: Study, rows: dict[str, list[Stage]]) -> None:
-    """Of all that is whole: the page in OUT/report; its summary, figures and data (attempts aside) in docs/results."""
+def report(study: Study, rows: dict[str, list[Stage]], publish: bool) -> None:
+    """Of all that is whole."""
     whole = {
         stage.name: stage.product.parent if stage.name.startswith("eval_") else study.out / stage.name
         for stages in rows.values()
@@ -143,15 +144,17 @@ def report(study: Study, rows: dict[str, list[Stage]]) -> None:
     command = [sys.executable, "-m", "apr.cli", "report", *given]
     if status := subprocess.run(command, cwd=ROOT).returncode:
         sys.exit(status)
-    published = ROOT / "docs" / "results"
-    shutil.rmtree(published, ignore_errors=True)
-    shutil.copytree(target, published, ignore=shutil.ignore_patterns("report.html", "attempts.csv.gz"))
+    if publish:
+        published = ROOT / "docs" / "results"
+        shutil.rmtree(published, ignore_errors=True)
+        shutil.copytree(target, published, ignore=shutil.ignore_patterns("report.html", "attempts.csv.gz"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--publish", action="store_true", help="write docs/results anew")
     parser.add_argument("--list", action="store_true", help="name the rows, and what of them is done")
     given = parser.parse_args()
     study = Study(given.out)
@@ -165,7 +168,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     for name in given.rows or rows:
         make(rows[name], given.out)
-    report(study, rows)
+    report(study, rows, given.publish)
 
 
 if __name__ == "__main__":
