@@ -73,7 +73,7 @@ def test_timeline_follows_the_longest_chain() -> None:
         ends.append(drawn["start"] + drawn["length"])
     critical = [drawn for drawn in data["strands"] if drawn["critical"]]
     assert trace.costs is not None
-    assert data["span"] == sum(drawn["length"] for drawn in critical) == trace.costs.span_sampled
+    assert data["span_sampled"] == sum(drawn["length"] for drawn in critical) == trace.costs.span_sampled
     root, first, *others = data["threads"]
     spawn_end = data["strands"][root["strands"][0]]["length"]
     assert first["start"] == spawn_end and all(child["start"] == spawn_end for child in others)
