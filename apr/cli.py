@@ -80,25 +80,16 @@ def parser() -> argparse.ArgumentParser:
     view.add_argument("--title", help="of the page (default: the names of the runs)")
     view.add_argument("--limit", type=int, metavar="N", help="only the first N traces of each path")
     view.add_argument("--outcome", choices=("all", "correct", "wrong"), default="all", help="only such traces")
-    view.add_argument(
-        "--step", type=int, metavar="N", help="of the RL runs whose folders are named (default: the newest)"
-    )
+    view.add_argument("--step", type=int, metavar="N", help="of RL runs named by folder (default: the newest)")
     export = commands.add_parser("export", help="a checkpoint as a Hugging Face folder, with a model card")
     export.add_argument("checkpoint", type=Path, help="a checkpoint, an adapter's folder, or that of an SFT or RL run")
     export.add_argument("--out", type=Path, required=True, help="folder to write")
     export.add_argument(
-        "--eval",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="its evaluation, for the card; repeatable",
+        "--eval", type=Path, action="append", default=[], metavar="FOLDER", help="its evaluation, for the card; repeatable"
     )
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     export.add_argument("--base", type=Path, help="of an adapter: the model that it adapts, if it names none here")
-    export.add_argument(
-        "--license", default="unknown", help="for the card, as Hugging Face names it: apache-2.0, mit, ..."
-    )
+    export.add_argument("--license", default="unknown", help="for the card, as Hugging Face names it: apache-2.0, mit, ...")
     _configured(
         commands.add_parser("quickstart", help="the whole path on two cores: data, SFT, RL, evaluation, report")
     )
