@@ -279,14 +279,13 @@ def _problem(data: Any) -> dict[str, Any]:
     return problem
 
 
-def _cost(name: str, data: Any) -> int | float:
+def _cost(name: str, data: Any) -> Any:
     """A count, or seconds as they were written: an int stays one."""
     if name == "seconds":
         _seconds(name, data)
     elif _typed(data, int) < 0:
         raise ValueError(f"costs has {name} {data}, which is less than nothing")
-    cost: int | float = data
-    return cost
+    return data
 
 
 def _seconds(name: str, data: Any) -> float:
