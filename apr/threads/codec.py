@@ -35,6 +35,7 @@ from apr.threads.trace import (
 )
 
 FLUSH_CHARACTERS = 1 << 20  # of JSON held back before a flush: large enough to compress, small enough to lose
+MOST = 1 << 63  # of anything counted: more could not be divided
 _CHUNK = 1 << 20
 
 
@@ -283,8 +284,8 @@ def _cost(name: str, data: Any) -> Any:
     """A count, or seconds as they were written: an int stays one."""
     if name == "seconds":
         _seconds(name, data)
-    elif _typed(data, int) < 0:
-        raise ValueError(f"costs has {name} {data}, which is less than nothing")
+    elif not 0 <= _typed(data, int) < MOST:
+        raise ValueError(f"costs has {name} {data}, which is no count")
     return data
 
 

@@ -254,7 +254,7 @@ NO_SECONDS = NO_NUMBER | st.sampled_from([float("nan"), float("inf"), float("-in
         NO_NUMBER | st.integers() | st.fixed_dictionaries({"id": NOT_PLAIN | st.just("") | st.integers()}),
     )
     | st.tuples(st.sampled_from(["started", "ended", "seconds"]), NO_SECONDS)
-    | st.tuples(st.sampled_from(COUNTS), NO_NUMBER | st.floats() | st.integers(max_value=-1)),
+    | st.tuples(st.sampled_from(COUNTS), NO_NUMBER | st.floats() | st.integers(max_value=-1) | st.just(10**400)),
 )
 def test_what_readers_could_not_count_with_is_a_data_error(unfit: tuple[str, Any]) -> None:
     name, value = unfit

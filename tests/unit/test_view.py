@@ -401,6 +401,7 @@ def test_traces_that_cannot_be_spelt_are_refused(runs: Runs) -> None:
     (runs.evaluation("bare", attempts(1)) / "config.yaml").unlink()
     assert "no configuration file" in runs.refused(runs.folder / "bare")
     [trace] = attempts(0)[:1]
-    beyond = replace(trace, threads=(replace(trace.root, message=(len(VOCABULARY),)),))
-    said = runs.refused(runs.evaluation("beyond", [beyond]))
-    assert f"has the token {len(VOCABULARY)}, which is not in its run's vocabulary" in said
+    for token in (len(VOCABULARY), -1, 1 << 70):
+        beyond = replace(trace, threads=(replace(trace.root, message=(token,)),))
+        said = runs.refused(runs.evaluation(f"beyond {token}", [beyond]))
+        assert f"has the token {token}, which is not in its run's vocabulary" in said
