@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     view.add_argument("--title", help="of the page (default: the names of the runs)")
     view.add_argument("--limit", type=int, metavar="N", help="only the first N traces of each path")
     view.add_argument("--outcome", choices=("all", "correct", "wrong"), default="all", help="only such traces")
-    view.add_argument("--step", type=int, metavar="N", help="of an RL run (default: the newest)")
+    view.add_argument("--step", type=int, metavar="N", help="of RL runs named by folder (default: the newest)")
     export = commands.add_parser("export", help="a checkpoint as a Hugging Face folder, with a model card")
     export.add_argument("checkpoint", type=Path, help="a checkpoint, an adapter's folder, or that of an SFT or RL run")
     export.add_argument("--out", type=Path, required=True, help="folder to write")

@@ -203,8 +203,16 @@ class EngineConfig(Strict):
 
     @model_validator(mode="after")
     def _endpoint(self) -> EngineConfig:
-        if (self.kind == "endpoint") != (self.url is not None) or (self.model is not None and self.url is None):
-            raise ValueError("engine.url and engine.model are of a server: set engine.kind=endpoint and engine.url, or none")
+        if self.kind == "endpoint" and self.url is None:
+            raise ValueError(
+                "engine.kind=endpoint needs engine.url, the address of the server: set it, such as "
+                "engine.url=http://localhost:8000"
+            )
+        if self.kind != "endpoint" and (self.url is not None or self.model is not None):
+            raise ValueError(
+                "engine.url and engine.model are of a server, and only engine.kind=endpoint asks one: set "
+                "engine.kind=endpoint as well, or leave them out"
+            )
         if self.url is not None and not re.fullmatch(r"https?://[^/\s]+", self.url):
             raise ValueError(f"engine.url ({self.url}) must be http://HOST:PORT, without a path such as /v1")
         return self

@@ -4,6 +4,7 @@ checkpoint, its runs and its evaluations say. The folder is a checkpoint of this
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,17 +14,18 @@ from typing import Any, Literal
 
 from apr.dialects import dialect_of
 from apr.engines.build import check_checkpoint
-from apr.errors import CheckpointError, RunDirectoryError
+from apr.errors import CheckpointError, ConfigError, RunDirectoryError
 from apr.merge import WEIGHTS, adapter_facts, is_adapter, merge, model_folder
-from apr.model_card import CARD, model_card
+from apr.model_card import ASKED, CARD, model_card
 from apr.protocols import PROTOCOLS, protocol_by_name
-from apr.provenance import Result, check_same, read_result, stages
+from apr.provenance import Result, check_same, read_results, stages
 from apr.runs import disk_error, file_hash, whole_folder
 from apr.sft.train import CARD as APR_CARD
 from apr.sft.train import CHECKPOINT, read_card, save_checkpoint
 from apr.tokens.dialect import Dialect
 
 FINAL = "final"  # of an RL run
+LICENSE = r"[A-Za-z0-9.+-]+"
 Dtype = Literal["float32", "bfloat16"]
 EXAMPLE: dict[str, Any] = {"numbers": [3, 5, 8], "target": 23}
 
@@ -49,19 +51,24 @@ def export(
 
     `checkpoint` may be the folder of an SFT or RL run: its finished checkpoint then, or RL's newest. `license`: as Hugging
     Face names it. Raises `CheckpointError` for what is no checkpoint, or is damaged; `DataError` for an evaluation that is
-    unfinished or of another checkpoint; `RunDirectoryError` for an `out` that is not free; `ConfigError` for a needless
-    `base`.
+    unfinished or of another checkpoint; `RunDirectoryError` for an `out` that is not free or cannot be written;
+    `ConfigError` for a needless `base`, an evaluation given twice or a `license` that is no name of one.
     """
+    if not re.fullmatch(LICENSE, license):
+        raise ConfigError(
+            f"--license {license!r} is not one word of letters, digits, `.`, `-` and `+`: give the licence's name as Hugging "
+            "Face has it, such as apache-2.0, mit or other"
+        )
     source = _source(_located(checkpoint), base)
-    _check_free(out, source)
-    results = [read_result(folder) for folder in evaluations]
-    with _written(out) as folder:
+    results = read_results(evaluations)
+    with _written(out, source) as folder:
         facts = _write_model(source, dtype, folder)
         before = set() if source.adapter else {file_hash(source.folder / WEIGHTS)}
         for result in results:
             check_same(result, {facts["hash"], *before}, source.adapter)
-        (folder / CARD).write_text(_text(out.name, source, results, facts, license))
-    return f"{out}: {facts['parameters']:,} parameters in {dtype}, {len(results)} evaluations in its card"
+        (folder / CARD).write_text(_text(out.resolve().name, source, results, facts, license))
+    told = f"{len(results)} evaluation" if len(results) == 1 else f"{len(results)} evaluations"
+    return f"{out}: {facts['parameters']:,} parameters in {dtype}, {told} in its card"
 
 
 def _located(checkpoint: Path) -> Path:
@@ -92,12 +99,15 @@ def _card(folder: Path) -> dict[str, Any]:
         and isinstance(trained := card.get("trained", []), list)
         and all(isinstance(stage, str) for stage in trained)
         and card.get("protocol") in (None, *PROTOCOLS)
-        and isinstance(card.get("adapter", {}), dict)
+        and card.get("condition") in (None, *ASKED)
+        and isinstance(adapter := card.get("adapter", {}), dict)
+        and (not adapter or all(isinstance(adapter.get(fact), str) for fact in ("name", "hash", "base", "base_hash")))
     )
     if not sound:
         raise CheckpointError(
-            f"{folder / APR_CARD} is corrupt (its protocol should be one of {', '.join(PROTOCOLS)}, its stages a list of "
-            "names): train or export the checkpoint again"
+            f"{folder / APR_CARD} is corrupt (its protocol should be one of {', '.join(PROTOCOLS)}, its condition one of "
+            f"{', '.join(ASKED)}, its stages a list of names, its adapter named with hashes): train or export the checkpoint "
+            "again"
         )
     return card
 
@@ -112,13 +122,16 @@ def _check_free(out: Path, source: Source) -> None:
 
 
 @contextmanager
-def _written(out: Path) -> Iterator[Path]:
-    """`whole_folder`, with a refusal to write as a user's error."""
+def _written(out: Path, source: Source) -> Iterator[Path]:
+    """`whole_folder` for a free `out`. What the system refuses, it refuses a user."""
     try:
-        with whole_folder(out) as folder:
+        _check_free(out, source)
+        with whole_folder(out.resolve()) as folder:  # resolved: `.` has no name beside which to write
             yield folder
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise RunDirectoryError(f"cannot write {out}: {error.strerror}. Give another --out") from error
+    except OSError as error:
+        raise RunDirectoryError(
+            f"cannot write {out}: {error.strerror or error}. Give another --out, a folder in a place where you may write"
+        ) from error
 
 
 def _write_model(source: Source, dtype: Dtype, folder: Path) -> dict[str, Any]:

@@ -58,9 +58,9 @@ def whole_model(checkpoint: Path, base: Path | None, dialect: str | None, out: P
     try:
         with whole_folder(out) as folder:
             merge(checkpoint, source, dialect, folder)
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+    except OSError as error:
         raise RunDirectoryError(
-            f"cannot write the merged model to {out}: {error.strerror}. Give another `out`"
+            f"cannot write the merged model to {out}: {error.strerror or error}. Give another `out`, where you may write"
         ) from error
     return out
 
@@ -78,6 +78,7 @@ def merge(adapter: Path, base: Path, dialect: str | None, folder: Path) -> None:
     vocabulary, card = dialect_of(base, dialect).vocabulary, read_card(base)
     trained = [*card.get("trained", []), "adapter"]
     card = {**card, "trained": trained, "adapter": adapter_facts(adapter, base)}
+    card.pop("condition", None)  # what the prompts asked for that the adapter was trained on is not known
     save_checkpoint(folder, _merged(adapter, base), vocabulary, card)
 
 

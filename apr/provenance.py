@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,16 @@ import yaml
 
 from apr.config import DataConfig, EvalConfig
 from apr.data.store import problems_hash
-from apr.errors import DataError
+from apr.errors import ConfigError, DataError
 from apr.evaluation.folder import SUMMARY, read_facts
 from apr.presets import load
 from apr.runs import CONFIG, MANIFEST
 from apr.sft.train import CHECKPOINT
 
 RUN: dict[str, type] = {"kind": str, "commit": str, "data_hash": str}
-EVALUATION: dict[str, type] = {"checkpoint_hash": str, "data_hash": str, "card": dict, "commit": str, "versions": dict}
+EVALUATION: dict[str, type] = {
+    "checkpoint_hash": str, "data_hash": str, "card": dict, "commit": str, "versions": dict, "traces": int,
+}  # fmt: skip
 RESTORE = "restore that run's folder, or export a copy of the checkpoint alone"
 MEANS = ("context", "work", "span_sampled", "parallelism_sampled", "threads")  # costs in a model card
 
@@ -81,6 +83,18 @@ def _run_of(checkpoint: Path) -> Path | None:
     return run if expected and (run / MANIFEST).is_file() and (run / CONFIG).is_file() else None
 
 
+def read_results(folders: Sequence[Path]) -> list[Result]:
+    """The evaluations in `folders`, those of one name told apart by number. Raises what `read_result` does, and
+    `ConfigError` for one that is given twice."""
+    places = [folder.resolve() for folder in folders]
+    if twice := [str(folder) for folder, place in zip(folders, places) if places.count(place) > 1]:
+        raise ConfigError(f"--eval {' and '.join(twice)} are the same evaluation: name it once")
+    results = [read_result(folder) for folder in folders]
+    names = [result.name for result in results]
+    numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return [replace(one, name=f"{one.name} ({n})") if n > 1 else one for one, n in zip(results, numbers)]
+
+
 def read_result(folder: Path) -> Result:
     """The evaluation in `folder`. Raises `DataError` if it is unfinished or corrupt, `ConfigError` for its configuration."""
     path = folder / SUMMARY
@@ -90,17 +104,29 @@ def read_result(folder: Path) -> Result:
         )
     again = f"run `apr eval --config {folder / CONFIG} out={folder}`, which keeps the traces"
     facts = read_facts(folder, EVALUATION, again)
+    summary = _summary(path, again)
+    if (tried := summary["n"] + summary["lost"]) != facts["traces"]:  # of an earlier call, for fewer problems
+        raise DataError(
+            f"{folder} holds an unfinished evaluation: {path} is of {tried} attempts, and {facts['traces']} were asked for "
+            f"since. To finish it, {again}"
+        )
+    config = load(EvalConfig, [folder / CONFIG])
+    return Result(folder.resolve().name, config, facts, summary, _problems(config, facts["data_hash"]))
+
+
+def _summary(path: Path, again: str) -> dict[str, Any]:
+    """What an evaluation wrote at its end. Raises `DataError`."""
     try:
         summary = json.loads(path.read_text())
         low, high = map(float, summary["interval"])
-        numbers = [summary["n"], summary["accuracy"], *(summary["costs"][cost]["mean"] for cost in MEANS)]
-        if not all(isinstance(number, int | float) for number in numbers):
+        numbers = [summary["accuracy"], *(summary["costs"][cost]["mean"] for cost in MEANS)]
+        if not all(type(number) in (int, float) for number in numbers):
             raise TypeError("no number")
+        if not all(type(summary[count]) is int for count in ("n", "lost")):
+            raise TypeError("no count")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is corrupt ({error!r}): {again}") from error
-    config = load(EvalConfig, [folder / CONFIG])
-    summary = {**summary, "interval": (low, high)}
-    return Result(folder.resolve().name, config, facts, summary, _problems(config, facts["data_hash"]))
+    return {**summary, "interval": (low, high)}
 
 
 def check_same(result: Result, weights: Collection[str], adapter: dict[str, str] | None) -> None:

@@ -22,7 +22,7 @@ from apr.presets import load
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
 from apr.runs import refuse_other, run_directory, whole_folder
-from apr.sft.train import CARD, read_card
+from apr.sft.train import CARD, check_condition, read_card
 from envs.countdown.env import Countdown, CountdownSpec
 from rl import checkpoint, loop
 from rl.checkpoint import STATE_FILE
@@ -47,7 +47,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
     """Run to `config.steps`, or to a signal; returns the newest checkpoint. `resume`: go on from the newest one.
 
     Raises `RunDirectoryError` if there is a run in `config.out` that is not to be resumed, or is of another
-    configuration or of other data.
+    configuration or of other data, and `ConfigError` for a `condition` that the checkpoint was not trained on.
     """
     train, validation = (
         with_condition(read_problems(config.data, split), config.condition) for split in ("train", "validation")
@@ -63,6 +63,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
         _refuse_another_run(config, data_hash)
     start_from, start = found or (config.checkpoint, 0)
     check_window(start_from, config.limits.context, config.dialect)
+    check_condition(read_card(start_from), config.condition, start_from)
     dialect = dialect_of(start_from, config.dialect)
     spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash}
     with run_directory(config.out, config, data_hash=data_hash, **spelt) as run:

@@ -22,7 +22,7 @@ import aiohttp
 
 from apr.engines.base import Request
 from apr.engines.local import Flight, LocalEngine
-from apr.engines.server import NEUTRAL, Server, headers
+from apr.engines.server import NEUTRAL, PATIENCE, Server, headers
 from apr.errors import EngineError, EngineLostError
 from apr.threads.trace import EngineStop
 
@@ -111,6 +111,8 @@ class EndpointEngine(LocalEngine):
                     self._settle(flight, self._completed(flight, sampled))
                     self._told = False
                     return
+                except aiohttp.ConnectionTimeoutError as error:  # a TimeoutError, too, but nothing was sent yet
+                    result = error
                 except TimeoutError:
                     raise EngineLostError(
                         f"{self._server.url} sent no token for {self._timeout:g} s while sampling {request.key} (it had "
@@ -122,10 +124,7 @@ class EndpointEngine(LocalEngine):
                 if wait is not None:
                     self._counters["retries"] += 1
                     await asyncio.sleep(wait)
-            raise EngineLostError(
-                f"{self._server.url} failed {1 + len(WAITS)} times in {sum(WAITS):g} s to sample {request.key} ({result}): "
-                "see its log; start it again if it has died, then call the same command again"
-            )
+            raise self._failed(request, result)
         except EngineError as error:
             self._tell(error)
             self._settle(flight, error)
@@ -133,6 +132,15 @@ class EndpointEngine(LocalEngine):
             self._settle(flight, EngineError(f"{self._server.url} could not be asked for {request.key}: {error!r}"))
         finally:
             self._forget(flight)
+
+    def _failed(self, request: Request, last: Exception) -> EngineLostError:
+        """What is raised when a request has been sent as often as it may be; `last`: what went wrong in the end."""
+        url, times = self._server.url, 1 + len(WAITS)
+        if isinstance(last, aiohttp.ConnectionTimeoutError | aiohttp.ClientConnectorError):
+            what = f"could not connect to {url}, {times} times in a row, to sample {request.key} ({last}): see if it is up"
+        else:
+            what = f"{url} failed {times} times to sample {request.key} ({last}): see its log"
+        return EngineLostError(f"{what}; start it again if it has died, then call the same command again")
 
     def _tell(self, error: EngineError) -> None:
         """Say why requests fail, which whoever sampled may only count: once, until one succeeds again."""
@@ -174,7 +182,9 @@ class EndpointEngine(LocalEngine):
             self._session = aiohttp.ClientSession(
                 self._server.url,
                 connector=aiohttp.TCPConnector(limit=self._connections),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=self._timeout),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=min(self._timeout, PATIENCE), sock_read=self._timeout
+                ),
                 headers=headers(),
                 read_bufsize=LONGEST_LINE,
             )

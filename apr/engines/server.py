@@ -22,7 +22,7 @@ from apr.tokens.text import load_tokenizer
 
 API_KEY = "VLLM_API_KEY"  # the environment variable that `vllm serve` reads, too
 FLAGS = "vllm serve CHECKPOINT --logprobs-mode processed_logprobs --no-enable-chunked-prefill"
-PATIENCE = 60.0  # seconds for an answer before anything is sampled; a server that is starting refuses at once
+PATIENCE = 60.0  # seconds to connect, and for an answer before anything is sampled; one that starts refuses at once
 COMPARED = 1000  # tokens of the vocabulary, spread over all of it
 NEUTRAL = {  # sampling from the whole distribution, whatever the model's generation_config.json says
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,

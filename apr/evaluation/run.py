@@ -24,7 +24,7 @@ from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller, with_condition
 from apr.runs import check_kind, file_hash, refuse_other, run_directory, write_text
 from apr.seeds import derive_seed
-from apr.sft.train import read_card
+from apr.sft.train import check_condition, read_card
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.session import Sampling
 from apr.tokens.dialect import Dialect
@@ -122,12 +122,14 @@ async def _attempts(
 
 
 def _card(config: EvalConfig) -> dict[str, Any]:
-    """The checkpoint's card. Raises `ConfigError` if it was trained in another protocol, in which it can say nothing."""
+    """The checkpoint's card. Raises `ConfigError` if it was trained in another protocol, in which it can say nothing, or on
+    prompts that ask for something else than `condition`."""
     card = read_card(config.checkpoint)
     if (trained := card.get("protocol", config.protocol)) != config.protocol:
         raise ConfigError(
             f"{config.checkpoint} was trained in protocol {trained}, not in {config.protocol}: set protocol={trained}"
         )
+    check_condition(card, config.condition, config.checkpoint)
     return card
 
 

@@ -1,6 +1,6 @@
 """What the trace view draws of a trace, as plain data: the line of it that is searched, and its strands in time.
 
-Times are in sampled tokens, from `after` as `apr.threads.costs` counts span, and in seconds, as the runtime saw them.
+Times are in sampled tokens, from `after` as `apr.threads.costs` counts `span_sampled`, and in seconds, as the runtime saw them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def trace_data(trace: Trace) -> dict[str, Any]:
     costs = trace.costs
     return {
         "protocol": trace.protocol,
-        "span": max(until.values(), default=0),
+        "span_sampled": max(until.values(), default=0),
         "costs": {}
         if costs is None
         else {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,6 +20,7 @@ from apr.threads.codec import read_traces
 from apr.threads.trace import Trace
 
 STEP = re.compile(r"step_(\d+)\.jsonl\.gz")
+DOCTYPE = "<!doctype html"  # begins every page that this project writes, and most others
 SHOWN_FAULTS = 5  # in full; more of a file are counted
 
 
@@ -89,14 +90,11 @@ def view(
     `RunDirectoryError` if `out` cannot be written, and what `spelling` raises.
     """
     wanted = Wanted(limit, outcome)
-    if out.is_dir():
-        raise RunDirectoryError(f"{out} is a folder: name a file with --out, such as {out / 'view.html'}")
     found = [traces_of(path, step) for path in paths]
     at_hand = [file.resolve() for file, _ in found]
     if twice := [str(path) for path, file in zip(paths, at_hand) if at_hand.count(file) > 1]:
         raise ConfigError(f"{' and '.join(twice)} are the same traces: name them once")
-    if out.resolve() in at_hand:
-        raise RunDirectoryError(f"{out} holds the traces to be viewed: name another file with --out")
+    _check_out(out, at_hand)
     if step is not None and not any(run_kind(run) == "rl" for _, run in found):
         raise ConfigError(f"--step {step} is of RL runs, and none is given: leave it out")
     files = [File(path, label) for (path, _), label in zip(found, labels(paths, found))]
@@ -115,6 +113,29 @@ def view(
     return f"view of {count:,} traces: {out.resolve()}"
 
 
+def _check_out(out: Path, traces: Collection[Path]) -> None:
+    """Raise `RunDirectoryError` if `out` is there and no page: nothing that somebody else wrote is overwritten."""
+    if out.is_dir():
+        raise RunDirectoryError(f"{out} is a folder: name a file with --out, such as {out / 'view.html'}")
+    if out.resolve() in traces:
+        raise RunDirectoryError(f"{out} holds the traces to be viewed: name another file with --out")
+    if out.exists() and not _is_page(out):
+        raise RunDirectoryError(
+            f"{out} exists and is no page ({DOCTYPE}> does not begin it), so it is not overwritten: name another file with "
+            "--out, or delete it"
+        )
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        if not path.is_file():  # a pipe or a device: to read it might wait for ever
+            return False
+        with path.open("rb") as file:
+            return file.read(len(DOCTYPE)).lower() == DOCTYPE.encode()
+    except OSError as error:
+        raise RunDirectoryError(f"cannot read {path} ({error.strerror}): name another file with --out") from error
+
+
 def _whole(file: File, wanted: Wanted, total: int | None) -> Iterator[Trace]:
     """The wanted traces of `file`, with progress if it is known how many traces it holds."""
     with Progress(f"view {file.label}", total) if total else nullcontext() as progress:
@@ -128,14 +149,20 @@ def _whole(file: File, wanted: Wanted, total: int | None) -> Iterator[Trace]:
 def _total(run: Path, wanted: Wanted) -> int | None:
     """How many traces there will be; None if the run's manifest does not say, or only some of them are wanted."""
     held = read_facts(run, {}, "make the run again").get("traces")
-    if not isinstance(held, int) or wanted.outcome != "all":
+    if type(held) is not int or wanted.outcome != "all":
         return None
     return held if wanted.limit is None else min(held, wanted.limit)
 
 
 def traces_of(path: Path, step: int | None) -> tuple[Path, Path]:
-    """The file of traces that `path` means, and the run whose manifest says how it is spelt. Raises `DataError`."""
+    """The file of traces that `path` means, and the run whose manifest says how it is spelt. Raises `DataError`, and
+    `ConfigError` for a step of a file."""
     if path.is_file():
+        if step is not None:
+            raise ConfigError(
+                f"--step {step} picks a file of the folder of an RL run, and {path} is a file already: name the run's folder, "
+                "or leave --step out"
+            )
         run = next((folder for folder in path.resolve().parents[:2] if (folder / MANIFEST).is_file()), None)
         if run is None:
             raise DataError(

@@ -109,8 +109,10 @@ class _Spelling:
         """Raises `DataError` for a token that cannot be spelt."""
         for i in token_ids(trace).difference(self.pieces):
             try:
+                if i < 0:  # would count from the end of a list
+                    raise LookupError(i)
                 self.pieces[i] = self.text((i,))
-            except LookupError as error:
+            except (LookupError, OverflowError) as error:
                 raise DataError(
                     f"a trace of problem {trace.problem.get('id')} has the token {i}, which is not in its run's vocabulary: "
                     "its file was corrupted, or moved here from another run; leave it where it was written"

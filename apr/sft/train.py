@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apr.config import ModelConfig, SftConfig
+from apr.config import ConditionConfig, ModelConfig, SftConfig
 from apr.data.store import demonstrations_facts, demonstrations_folder, demonstrations_hash, read_demonstrations
 from apr.dialects import dialect_in
-from apr.errors import CheckpointError, DataError
+from apr.errors import CheckpointError, ConfigError, DataError
 from apr.memory import keep_freed_memory
 from apr.pretrained import pretrained_model
 from apr.runs import commit, refuse_other, run_directory, whole_folder
@@ -62,6 +62,8 @@ def train(config: SftConfig) -> Path:
                 "solver": config.solver, "protocol": facts["protocol"], "trained": ["sft"], "data_hash": data_hash,
                 "commit": commit(),
             }  # fmt: skip
+            if "condition" in facts:
+                card["condition"] = facts["condition"]
             if config.base is not None:
                 card["base"] = str(config.base)
             save_checkpoint(folder, merged(trainer.model), vocabulary, card)
@@ -207,6 +209,20 @@ def read_card(folder: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is corrupt ({error}): train or export the checkpoint again") from error
     return card
+
+
+def check_condition(card: dict[str, Any], asked: ConditionConfig | None, checkpoint: Path) -> None:
+    """Raise `ConfigError` if prompts are to ask for what no prompt asked for in training, by the checkpoint's card: the
+    model would not heed it, and reach little. A card that does not say is believed to fit."""
+    trained = card.get("condition")
+    if asked is None or trained in (None, asked.kind):
+        return
+    theirs = "ask for nothing" if trained == "none" else f"ask for {trained}"
+    instead = "" if trained == "none" else f"set condition={{kind: {trained}, value: ...}}, "
+    raise ConfigError(
+        f"condition asks for {asked.kind}, and {checkpoint} was trained on prompts that {theirs}: {instead}leave condition "
+        f"out, or train one on demonstrations of a teacher with `condition: {asked.kind}`"
+    )
 
 
 def _processing_class(run: Path, vocabulary: Vocabulary) -> Any:

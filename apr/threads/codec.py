@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -34,6 +35,7 @@ from apr.threads.trace import (
 )
 
 FLUSH_CHARACTERS = 1 << 20  # of JSON held back before a flush: large enough to compress, small enough to lose
+MOST = 1 << 63  # of anything counted: more could not be divided
 _CHUNK = 1 << 20
 
 
@@ -70,7 +72,7 @@ def from_json(data: Any) -> Trace:
         _check(trace)
     except KeyError as error:
         raise DataError(f"malformed trace: the field {error} is missing; write the trace again") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"malformed trace: {error}; write the trace again") from error
     return trace
 
@@ -253,7 +255,7 @@ def _strand_to_json(strand: Strand) -> dict[str, Any]:
 def _trace(data: dict[str, Any]) -> Trace:
     outcome, costs = data["outcome"], data["costs"]
     return Trace(
-        problem=_typed(data["problem"], dict),
+        problem=_problem(data["problem"]),
         protocol=_typed(data["protocol"], str),
         step=_typed(data["step"], int),
         sample=_typed(data["sample"], int),
@@ -263,11 +265,35 @@ def _trace(data: dict[str, Any]) -> Trace:
         outcome=None
         if outcome is None
         else Outcome(StopReason(outcome["stop"]), _typed(outcome["correct"], bool), _typed(outcome["reason"], str)),
-        costs=None if costs is None else Costs(**{name: _typed(cost, int, float) for name, cost in costs.items()}),
+        costs=None if costs is None else Costs(**{name: _cost(name, cost) for name, cost in costs.items()}),
         limits=_typed(data["limits"], dict),
         budgets=_typed(data["budgets"], dict),
         reward={name: _typed(part, int, float) for name, part in data["reward"].items()},
     )
+
+
+def _problem(data: Any) -> dict[str, Any]:
+    """The environment's fields, with the `id` by which traces are paired, counted and seeded."""
+    problem: dict[str, Any] = _typed(data, dict)
+    if not _typed(problem.get("id"), str):
+        raise ValueError("its problem has no id")
+    return problem
+
+
+def _cost(name: str, data: Any) -> Any:
+    """A count, or seconds as they were written: an int stays one."""
+    if name == "seconds":
+        _seconds(name, data)
+    elif not 0 <= _typed(data, int) < MOST:
+        raise ValueError(f"costs has {name} {data}, which is no count")
+    return data
+
+
+def _seconds(name: str, data: Any) -> float:
+    seconds = float(_typed(data, int, float))
+    if not math.isfinite(seconds):
+        raise ValueError(f"{name} is {seconds}, which is no time")
+    return seconds
 
 
 def _thread(data: dict[str, Any]) -> Thread:
@@ -294,8 +320,8 @@ def _strand(data: dict[str, Any]) -> Strand:
         logprobs=None if logprobs is None else tuple(_typed(logprob, float) for logprob in logprobs),
         versions=tuple(VersionSpan(*_ids(span)) for span in data["versions"]),
         cached=_typed(data["cached"], int),
-        started=float(_typed(data["started"], int, float)),
-        ended=float(_typed(data["ended"], int, float)),
+        started=_seconds("started", data["started"]),
+        ended=_seconds("ended", data["ended"]),
     )
 
 

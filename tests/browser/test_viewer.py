@@ -150,11 +150,15 @@ def test_a_trace_is_drawn_with_its_lanes_arrows_path_and_lines(view: View) -> No
     critical = [one.get_attribute("data-strand") for one in view.page.locator(".strand.critical").all()]
     assert critical == ["0", "2", "3"]  # the second child is longer in tokens
     named = view.page.locator(".axis text.line").all_text_contents()
-    assert named == ["span limit 12", "span budget 9"]
+    assert named == ["sampled span limit 12", "sampled span budget 9"]
     assert view.count(".lanes line.line") == 2
     meters = view.text(".gauges")
     assert "context 12 limit 64" in meters and "depth 1 limit 1" in meters and "work 34 budget 900" in meters
-    assert "span 16 over limit 12 over budget 9" in meters and "seconds 10 over limit 9.5" in meters
+    assert "span, sampled 16 over limit 12 over budget 9" in meters and "seconds 10 over limit 9.5" in meters
+    assert "critical path: its sampled tokens are the sampled span" in view.text(".key")
+    label = view.page.locator(".axis text.time").first
+    tick = view.page.locator(".axis text.time").nth(1).bounding_box()
+    assert label.text_content() == "sampled tokens" and label.bounding_box()["x"] + label.bounding_box()["width"] < tick["x"]
     assert "total 0.75" in view.text(".facts") and "reaches the target" in view.text(".answer")
 
 
@@ -177,7 +181,7 @@ def test_a_limit_far_beyond_is_named_at_the_edge(tmp_path: Path, open_page: Open
     write_view(tmp_path / "view.html", "View", [Source("a", [far], VOCABULARY.text)])
     view = View(open_page(tmp_path / "view.html").page)
     named = view.page.locator(".axis text.line").all_text_contents()
-    assert named == ["span limit 4,096 \u203a", "span budget 20"] and view.count(".lanes line.line") == 1
+    assert named == ["sampled span limit 4,096 \u203a", "sampled span budget 20"] and view.count(".lanes line.line") == 1
     edge = view.page.locator(".lanes").bounding_box()
     for label in view.page.locator(".axis text").all():
         box = label.bounding_box()

@@ -3,7 +3,10 @@ the others is tested in `test_engines.py`; a real vLLM server, in `tests/integra
 
 import asyncio
 import shutil
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from apr.config import EngineConfig, EvalConfig, RlConfig
 from apr.engines import endpoint
 from apr.engines.base import Completion, Engine, Request
 from apr.engines.build import build_engine
+from apr.engines.endpoint import EndpointEngine
 from apr.engines.tiny import TinyEngine
 from apr.errors import ConfigError, EngineError, EngineLostError
 from apr.presets import load
@@ -147,6 +151,41 @@ def test_retries_end(server: FakeServer, checkpoint: Path) -> None:
     assert isinstance(lost, EngineLostError) and f"{server.url} failed 3 times" in str(lost)
 
 
+@pytest.fixture
+def deaf() -> Iterator[str]:
+    """The address of a machine that lets nobody in: connections wait, and time out."""
+    with socket.socket() as listening, ExitStack() as waiting:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(8):  # more than the queue takes
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(listening.getsockname())
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("timeout", [600, 0.2])
+def test_a_server_that_cannot_be_reached_in_time_is_asked_again(
+    timeout: float, deaf: str, server: FakeServer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "PATIENCE", 0.2 if timeout > 1 else 60)  # the shorter of the two counts
+    engine = start(server, checkpoint, timeout=timeout)
+    assert isinstance(engine, EndpointEngine)
+    engine._server = replace(engine._server, url=deaf)
+    (lost,) = run(engine, ask())
+    assert isinstance(lost, EngineLostError) and f"could not connect to {deaf}, 3 times" in str(lost)
+    assert "Connection timeout" in str(lost) and "sent no token" not in str(lost)
+    assert asyncio.run(engine.metrics())["retries"] == 2
+
+
+def test_a_server_that_is_gone_could_not_be_connected_to(server: FakeServer, checkpoint: Path) -> None:
+    engine = start(server, checkpoint)
+    assert isinstance(engine, EndpointEngine)
+    engine._server = replace(engine._server, url="http://127.0.0.1:9")
+    (lost,) = run(engine, ask())
+    assert isinstance(lost, EngineLostError) and "could not connect to http://127.0.0.1:9, 3 times" in str(lost)
+
+
 def test_a_refused_request_is_not_sent_again(server: FakeServer, checkpoint: Path) -> None:
     engine = start(server, checkpoint)
     server.failures = [400]
@@ -228,8 +267,10 @@ def test_weights_cannot_be_sent(server: FakeServer, checkpoint: Path) -> None:
     ("kind", "overrides", "says"),
     [
         (RlConfig, ["engine.kind=endpoint", "engine.url=http://x:1"], "cannot take new weights"),
-        (EvalConfig, ["engine.kind=endpoint"], "set engine.kind=endpoint and engine.url"),
-        (EvalConfig, ["engine.url=http://x:1"], "set engine.kind=endpoint and engine.url"),
+        (EvalConfig, ["engine.kind=endpoint"], "needs engine.url.*such as engine.url=http://localhost:8000"),
+        (EvalConfig, ["engine.kind=endpoint", "engine.model=x"], "needs engine.url"),
+        (EvalConfig, ["engine.url=http://x:1"], "set engine.kind=endpoint as well, or leave them out"),
+        (EvalConfig, ["engine.model=x"], "set engine.kind=endpoint as well, or leave them out"),
         (EvalConfig, ["engine.kind=endpoint", "engine.url=http://x:1/v1"], "without a path"),
         (EvalConfig, ["engine.kind=endpoint", "engine.url=http://x:1", "cluster.address=local"], "is a server already"),
     ],

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from apr.cli import main
+from apr.config import ConditionConfig
 from apr.data.store import read_demonstrations
+from apr.sft.train import check_condition, read_card
 from apr.threads.codec import read_traces
 from apr.threads.trace import ROOT, StrandId
 
@@ -64,6 +66,7 @@ def test_a_model_of_the_paper_dialect_is_evaluated_in_its_own_words(
     condition: dict[str, Any] | None, data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     assert json.loads((checkpoint / "apr_vocabulary.json").read_text())["dialect"] == "paper"
+    assert read_card(checkpoint)["condition"] == "children"
     asked = [f"condition={json.dumps(condition)}"] if condition else []
     out = tmp_path / "eval"
     arguments = [f"data={data}", f"checkpoint={checkpoint}", "engine.kind=tiny", LIMITS, f"out={out}", *asked]
@@ -91,3 +94,31 @@ def test_rl_runs_in_the_paper_dialect_under_a_condition(data: Path, checkpoint: 
     [path] = (out / "traces").iterdir()
     assert all(told(trace) == {"kind": "children", "value": 2} for trace in read_traces(path))
     assert json.loads((out / "final" / "apr_vocabulary.json").read_text())["dialect"] == "paper"
+    assert read_card(out / "final")["condition"] == "children"
+
+
+SHIPPED = Path(__file__).parents[2] / "checkpoints" / "tiny_cpu" / "spawn_join"
+
+
+@pytest.mark.parametrize("command", ["eval", "rl"])
+def test_a_model_is_not_asked_for_what_no_prompt_asked_for_in_its_training(
+    command: str, data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / command
+    given = [command, f"data={data}", "engine.kind=tiny", "limits.context=96", f"out={out}"]
+    capsys.readouterr()
+    assert main([*given, f"checkpoint={checkpoint}", "condition={kind: context, value: 64}"]) == 2
+    said = capsys.readouterr().err
+    assert f"condition asks for context, and {checkpoint} was trained on prompts that ask for children" in said
+    assert "set condition={kind: children, value: ...}, leave condition out, or train one" in said
+    assert main([*given, f"checkpoint={SHIPPED}", "condition={kind: children, value: 6}"]) == 2
+    said = capsys.readouterr().err
+    assert "trained on prompts that ask for nothing: leave condition out, or train one on demonstrations" in said
+    assert "`condition: children`" in said and not out.exists()
+
+
+def test_a_card_that_does_not_say_is_believed_to_fit() -> None:
+    for card in ({}, {"condition": "children"}):
+        check_condition(card, ConditionConfig(kind="children", value=6), Path("a"))
+    for kind in ("none", "context", "children"):
+        check_condition({"condition": kind}, None, Path("a"))

@@ -1,6 +1,8 @@
 """Exported folders: opened by transformers, valid checkpoints here, with a card that says what is recorded and no more."""
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -256,6 +258,9 @@ def test_a_card_that_is_none(checkpoint: Path, refused: Refusals) -> None:
     for content in ("[1, 2]", '{"trained": 3}', '{"protocol": "telepathy", "trained": ["sft"]}'):
         (checkpoint / "apr_card.json").write_text(content)
         assert "apr_card.json" in refused(checkpoint)
+    for unfit in ({"condition": "telepathy"}, {"condition": ["none"]}, {"adapter": {"name": "a"}}):
+        (checkpoint / "apr_card.json").write_text(json.dumps({**CARD, **unfit}))
+        assert "apr_card.json is corrupt" in refused(checkpoint)
 
 
 def test_weights_that_are_not_all_there(checkpoint: Path, refused: Refusals) -> None:
@@ -284,6 +289,83 @@ def test_evaluations_that_do_not_belong(
     assert "manifest.json is missing, corrupt" in refused(checkpoint, "--eval", str(own))
 
 
+def test_an_evaluation_that_goes_on_or_is_given_twice(
+    checkpoint: Path, data: Path, tmp_path: Path, refused: Refusals
+) -> None:
+    own = evaluate(data, checkpoint, tmp_path / "own")
+    assert "are the same evaluation: name it once" in refused(
+        checkpoint, "--eval", str(own), "--eval", str(own / ".." / "own")
+    )
+    manifest = own / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    assert facts["traces"] == 3
+    manifest.write_text(json.dumps({**facts, "traces": 8}))  # as a call for more problems leaves it until its end
+    said = refused(checkpoint, "--eval", str(own))
+    assert "is of 3 attempts, and 8 were asked for" in said and f"apr eval --config {own / 'config.yaml'}" in said
+    del facts["traces"]
+    manifest.write_text(json.dumps(facts))
+    assert "'traces'" in refused(checkpoint, "--eval", str(own))
+
+
+def test_a_licence_is_one_word(checkpoint: Path, refused: Refusals) -> None:
+    for name in ("mit\n- free of charge", "", "apache 2.0", "mit`", "a|b", "mit\n"):
+        assert "is not one word" in refused(checkpoint, "--license", name)
+
+
+def test_names_that_would_break_a_card(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    odd = "a|b `c` 'd' \"e\" <f> \\ [g](h)"
+    one = evaluate(data, checkpoint, tmp_path / "x" / "eval").rename(tmp_path / "x" / f"{odd}\n# line")
+    two = Path(shutil.copytree(one, tmp_path / "y" / one.name))
+    out = export(checkpoint, tmp_path / f"{odd}\n```", "--eval", str(one), "--eval", str(two))
+    text = (out / "README.md").read_text()
+    name = f"{odd} ```"
+    assert front_matter(out)["model-index"][0]["name"] == name
+    body = text.split("---\n", 2)[2]
+    shown = "a\\|b \\`c\\` 'd' \"e\" \\<f\\> \\\\ \\[g\\](h)"
+    assert body.startswith(f"\n# {shown} ") and "\n# line" not in body
+    rows = [line for line in body.splitlines() if line.startswith("| a\\|b")]
+    assert [row.split(" | greedy |")[0] for row in rows] == [f"| {shown} # line", f"| {shown} # line (2)"]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 10 for row in rows)
+    [block] = re.findall(r"^(`{4,})\n(curl .*?)\n\1$", body, re.DOTALL | re.MULTILINE)
+    arguments = shlex.split(block[1])
+    assert arguments[:2] == ["curl", "http://localhost:8000/v1/completions"]
+    assert json.loads(arguments[-1])["model"] == name and len(arguments) == 6
+    [served] = re.findall(r"With a server \(`{4} (.*) `{4}\):", body)
+    assert shlex.split(served)[-2:] == ["--served-model-name", name]
+
+
+def test_what_tells_evaluations_apart(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        f"data={data}", f"checkpoint={checkpoint}", "engine.kind=tiny", "protocol=serial", "limits.context=60",
+        "temperature=0.7", "samples=2", "seed=5", "in_flight=3", "budgets.work=99",
+    ]  # fmt: skip
+    (checkpoint / "apr_card.json").write_text(json.dumps({**CARD, "condition": "context"}))
+    measured = tmp_path / "eval"
+    assert main(["eval", *given, f"out={measured}"]) == 0
+    capsys.readouterr()
+    text = (export(checkpoint, tmp_path / "out", "--eval", str(measured)) / "README.md").read_text()
+    assert ", 1 evaluation in its card" in capsys.readouterr().out
+    assert "| temperature 0.7, seed 5, 2 attempts a problem |" in text and "- conditions in their prompts: a context" in text
+    for fact in ("protocol serial; limits: context 60", "heed: work 99", "up to 3 attempts at once"):
+        assert fact in text, fact
+    config = measured / "config.yaml"
+    for kind, said in (("context", "a context of 40 tokens"), ("children", "40 children")):
+        content = yaml.safe_load(config.read_text())
+        config.write_text(yaml.safe_dump({**content, "condition": {"kind": kind, "value": 40}}))
+        out = export(checkpoint, tmp_path / kind, "--eval", str(measured))
+        assert f"2 attempts a problem, {said} asked for in the prompt |" in (out / "README.md").read_text()
+        assert f"{said} asked for in the prompt" in front_matter(out)["model-index"][0]["results"][0]["task"]["name"]
+
+
+def test_control_tokens_with_bars_keep_their_row() -> None:
+    from apr.model_card import _cell, _fenced
+
+    assert _cell("<|im_end|>") == "`<\\|im_end\\|>`" and _cell("a`b") == "`` a`b ``"
+    assert _fenced("```\ncode\n```", "yaml") == "````yaml\n```\ncode\n```\n````"
+
+
 def test_places_that_are_taken(checkpoint: Path, tmp_path: Path, refused: Refusals) -> None:
     refused.out.write_text("mine")
     assert "exists and is not an empty folder" in refused(checkpoint)
@@ -295,7 +377,17 @@ def test_places_that_are_taken(checkpoint: Path, tmp_path: Path, refused: Refusa
     for inside in (checkpoint, checkpoint / "export"):
         assert "which is only read" in refused(checkpoint, out=inside)
     assert "cannot write" in refused(checkpoint, out=checkpoint.parent / "config.yaml" / "out")
+    for nowhere in (Path("/proc/a"), tmp_path / ("n" * 300)):
+        said = refused(checkpoint, out=nowhere)
+        assert f"cannot write {nowhere}: " in said and "Give another --out" in said
     export(checkpoint, refused.out)  # an empty folder is free
+
+
+def test_the_folder_where_one_stands(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["export", str(checkpoint), "--out", "."]) == 0
+    assert (tmp_path / "here" / "README.md").read_text().count("# here\n") == 1
 
 
 def test_a_run_of_another_version_is_quoted_as_it_is(checkpoint: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def make_adapter(base: Path, folder: Path, named: str | None = None, seed: int =
 @pytest.fixture
 def base(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(make_checkpoint(0), tmp_path / "base"))
-    card = {"protocol": "serial", "solver": "sos_plus", "trained": ["sft"]}
+    card = {"protocol": "serial", "solver": "sos_plus", "trained": ["sft"], "condition": "none"}
     (folder / "apr_card.json").write_text(json.dumps(card))
     return folder
 
@@ -80,6 +80,7 @@ def test_a_merged_model_computes_what_the_adapter_did(base: Path, tmp_path: Path
     assert not torch.allclose(expected, logits(base), atol=1e-1)
     card = read_card(tmp_path / "merged")
     assert card["trained"] == ["sft", "adapter"] and card["protocol"] == "serial"
+    assert "condition" not in card  # of the base: the adapter may have been trained on other prompts
     hashes = [file_hash(adapter / "adapter_model.safetensors"), file_hash(base / "model.safetensors")]
     assert [card["adapter"]["hash"], card["adapter"]["base_hash"]] == hashes
 

@@ -86,7 +86,7 @@ def test_the_checkpoint_opens_with_the_usual_classes(trained: Path) -> None:
 def test_the_checkpoint_says_what_it_is(trained: Path, data: Path) -> None:
     card = read_card(trained)
     assert card["solver"] == "toy" and card["trained"] == ["sft"]
-    assert card["data_hash"] and card["commit"]
+    assert card["data_hash"] and card["commit"] and card["condition"] == "none"
     assert check_checkpoint(trained) == 64
 
 

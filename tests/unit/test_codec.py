@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from apr.threads.codec import TraceWriter, from_json, read_traces, to_json
 from apr.threads.costs import costs
 from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import (
+    Costs,
     EngineStop,
     Injected,
     Origin,
@@ -51,18 +52,19 @@ def traces(draw: st.DrawFn) -> Trace:
             seen = draw(known)
             sampled = draw(TOKENS)
             n = len(sampled)
+            injected = draw(st.lists(st.builds(Injected, st.sampled_from(Origin), TOKENS), max_size=2).map(tuple))
             strands.append(
                 Strand(
                     StrandId(name, number),
                     tuple(Reference(s.id, draw(st.integers(0, len(s.ids)))) for s in seen),
                     tuple(s.id for s in draw(known)),
                     draw(st.integers(0, 500)),
-                    draw(st.lists(st.builds(Injected, st.sampled_from(Origin), TOKENS), max_size=2).map(tuple)),
+                    injected,
                     sampled,
                     draw(st.sampled_from(EngineStop)),
                     draw(st.none() | st.tuples(*[st.floats(max_value=0.0, allow_nan=False)] * n)),
                     draw(st.sampled_from([(), (VersionSpan(3, 0, n),)])),
-                    draw(st.integers(0, 99)),
+                    draw(st.integers(0, sum(len(run.ids) for run in injected))),  # cached: no more than was sent
                     draw(SECONDS),
                     draw(SECONDS),
                 )
@@ -79,7 +81,7 @@ def traces(draw: st.DrawFn) -> Trace:
         for name in names
     )
     return Trace(
-        {"id": draw(st.text()), **draw(PLAIN)}, "spawn_join", draw(st.integers(0, 9)), draw(st.integers(0, 9)),
+        {**draw(PLAIN), "id": draw(st.text(min_size=1))}, "spawn_join", draw(st.integers(0, 9)), draw(st.integers(0, 9)),
         threads, tuple(strands),
         answer=draw(st.none() | st.text()),
         outcome=draw(st.none() | st.builds(Outcome, st.sampled_from(StopReason), st.booleans(), st.text())),
@@ -218,6 +220,9 @@ def broken_strand(**fields: Any) -> dict[str, Any]:
         broken(threads=[]),
         broken(outcome={"stop": "bored", "correct": True, "reason": ""}),
         broken(costs={"work": 1}),
+        broken(problem=None),
+        broken(problem=[["id", "p24"]]),
+        broken(problem={"numbers": [3, 5, 8]}),
         broken(strands=[]),
         broken_strand(sampled=[1, "2"]),
         broken_strand(sampled=[1.0]),
@@ -232,6 +237,42 @@ def broken_strand(**fields: Any) -> dict[str, Any]:
 def test_malformed_traces_are_data_errors(data: Any) -> None:
     with pytest.raises(DataError):
         from_json(data)
+
+
+COUNTS = [field.name for field in fields(Costs) if field.name != "seconds"]
+NOT_PLAIN = (
+    st.none() | st.booleans() | st.lists(st.integers(), max_size=2) | st.dictionaries(st.text(), st.none(), max_size=1)
+)
+NO_NUMBER = NOT_PLAIN | st.text(max_size=3)
+NO_SECONDS = NO_NUMBER | st.sampled_from([float("nan"), float("inf"), float("-inf"), 10**400])
+
+
+@settings(deadline=None)
+@given(
+    st.tuples(
+        st.just("problem"),
+        NO_NUMBER | st.integers() | st.fixed_dictionaries({"id": NOT_PLAIN | st.just("") | st.integers()}),
+    )
+    | st.tuples(st.sampled_from(["started", "ended", "seconds"]), NO_SECONDS)
+    | st.tuples(st.sampled_from(COUNTS), NO_NUMBER | st.floats() | st.integers(max_value=-1) | st.just(10**400)),
+)
+def test_what_readers_could_not_count_with_is_a_data_error(unfit: tuple[str, Any]) -> None:
+    name, value = unfit
+    data = broken()
+    holder = data["costs"] if name in data["costs"] else data["strands"][0] if name in data["strands"][0] else data
+    holder[name] = value
+    with pytest.raises(DataError, match="malformed trace: .*write the trace again"):
+        from_json(json.loads(json.dumps(data)))
+
+
+def test_a_lenient_reader_names_the_lines_that_are_unfit_and_goes_on(tmp_path: Path) -> None:
+    lines = [broken(), broken_strand(ended=float("nan")), broken(outcome=None, costs=None), broken(problem={"id": 3})]
+    path = tmp_path / "traces.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(f"{json.dumps(line)}\n" for line in lines).encode()))
+    told: list[str] = []
+    assert [trace.costs is None for trace in read_traces(path, lambda fault: told.append(str(fault)))] == [False, True]
+    assert len(told) == 2
+    assert "line 2: malformed trace: ended is nan" in told[0] and "line 4: malformed trace: 3 is not" in told[1]
 
 
 def test_missing_field_is_named() -> None:

@@ -73,7 +73,7 @@ def test_timeline_follows_the_longest_chain() -> None:
         ends.append(drawn["start"] + drawn["length"])
     critical = [drawn for drawn in data["strands"] if drawn["critical"]]
     assert trace.costs is not None
-    assert data["span"] == sum(drawn["length"] for drawn in critical) == trace.costs.span_sampled
+    assert data["span_sampled"] == sum(drawn["length"] for drawn in critical) == trace.costs.span_sampled
     root, first, *others = data["threads"]
     spawn_end = data["strands"][root["strands"][0]]["length"]
     assert first["start"] == spawn_end and all(child["start"] == spawn_end for child in others)
@@ -304,6 +304,40 @@ def test_what_cannot_be_read_is_named_counted_and_left_out(runs: Runs) -> None:
     assert 2 <= len(index["traces"]) < 4 and "1 line was left out" in said and "cut off" in said
 
 
+def test_traces_that_are_json_but_unfit_are_left_out_and_those_without_verdict_or_costs_shown(runs: Runs) -> None:
+    folder = runs.evaluation("sj", attempts(1))
+    good = [json.loads(line) for line in gzip.decompress((folder / TRACES).read_bytes()).splitlines()]
+    timed = [{**strand, "ended": float("inf")} for strand in good[1]["strands"]]
+    lines = [
+        {**good[0], "outcome": None, "costs": None}, {**good[1], "problem": {"id": 3}}, {**good[1], "problem": None},
+        {**good[1], "strands": timed}, {**good[1], "costs": {**good[1]["costs"], "seconds": float("nan")}}, good[2],
+    ]  # fmt: skip
+    (folder / TRACES).write_bytes(gzip.compress("".join(f"{json.dumps(line)}\n" for line in lines).encode()))
+    index, said = runs.view(folder)
+    assert [line["correct"] for line in index["traces"]] == [None, good[2]["outcome"]["correct"]]
+    assert "sj: 4 lines were left out" in said and said.count("malformed trace: ") == 4
+
+
+def test_a_manifest_that_counts_no_traces_is_viewed_without_progress(runs: Runs) -> None:
+    for odd in (True, "4", None, 4.0):
+        _, said = runs.view(runs.evaluation(f"odd {odd}", attempts(1), traces=odd))
+        assert said == ""
+
+
+def test_no_file_but_a_page_is_overwritten(runs: Runs) -> None:
+    folder = runs.evaluation("sj", attempts(1))
+    for name in ("manifest.json", "config.yaml"):
+        before = (folder / name).read_bytes()
+        assert f"{folder / name} exists and is no page" in runs.refused(folder, "--out", folder / name)
+        assert (folder / name).read_bytes() == before
+    assert "exists and is no page" in runs.refused(folder, "--out", "/dev/null")
+    runs.view(folder)
+    runs.view(folder, "--title", "Anew")
+    assert "<title>Anew</title>" in runs.out.read_text()
+    runs.out.write_text("<!DOCTYPE HTML>\n<p>of another program")
+    runs.view(folder)
+
+
 def test_inputs_that_cannot_be_viewed_are_refused(runs: Runs) -> None:
     folder, run = runs.evaluation("sj", attempts(1)), runs.rl("rl", {3: attempts(1), 5: attempts(0)}, **SPELT)
     missing, empty = runs.folder / "nowhere", runs.folder / "empty"
@@ -315,6 +349,9 @@ def test_inputs_that_cannot_be_viewed_are_refused(runs: Runs) -> None:
     assert "--limit 0 shows nothing" in runs.refused(folder, "--limit", "0")
     assert "is of RL runs, and none is given" in runs.refused(folder, "--step", "1")
     assert "no traces of step 4, only of steps 3 to 5" in runs.refused(run, "--step", "4")
+    assert "is a file already: name the run's folder" in runs.refused(
+        run / "traces" / "step_000003.jsonl.gz", "--step", "5"
+    )
     before = (folder / TRACES).read_bytes()
     assert "holds the traces to be viewed" in runs.refused(folder, "--out", folder / TRACES)
     assert (folder / TRACES).read_bytes() == before
@@ -364,6 +401,7 @@ def test_traces_that_cannot_be_spelt_are_refused(runs: Runs) -> None:
     (runs.evaluation("bare", attempts(1)) / "config.yaml").unlink()
     assert "no configuration file" in runs.refused(runs.folder / "bare")
     [trace] = attempts(0)[:1]
-    beyond = replace(trace, threads=(replace(trace.root, message=(len(VOCABULARY),)),))
-    said = runs.refused(runs.evaluation("beyond", [beyond]))
-    assert f"has the token {len(VOCABULARY)}, which is not in its run's vocabulary" in said
+    for token in (len(VOCABULARY), -1, 1 << 70):
+        beyond = replace(trace, threads=(replace(trace.root, message=(token,)),))
+        said = runs.refused(runs.evaluation(f"beyond {token}", [beyond]))
+        assert f"has the token {token}, which is not in its run's vocabulary" in said

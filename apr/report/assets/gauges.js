@@ -2,12 +2,12 @@
 
 // Cost, its name, its limit's and its budget's key.
 const GAUGES = [
-  ["context", "context", "context", "context"], ["span_sampled", "span", "span", "span_sampled"],
+  ["context", "context", "context", "context"], ["span_sampled", "span, sampled", "span", "span_sampled"],
   ["work", "work", "work", "work"], ["threads", "threads", "threads", "threads"], ["width", "width", "width", "width"],
   ["depth", "depth", "depth", "depth"], ["seconds", "seconds", "seconds", "seconds"],
 ];
 const MEANINGS = {
-  context: "tokens in the largest context of any strand", span_sampled: "sampled tokens on the longest dependent chain",
+  context: "tokens in the largest context of any strand", span_sampled: "sampled tokens on the longest dependent chain; injected ones are not counted",
   work: "tokens of all strands, injected ones included", threads: "threads ever started, the root included",
   width: "threads alive at once", depth: "nesting of threads", seconds: "wall clock, under the load of that run",
 };

@@ -84,7 +84,7 @@ function detail(panel) {
 function block(panel, thread, number) {
   const one = panel.trace.strands[number];
   const element = make("div", { class: `block${number === panel.chosen ? " chosen" : ""}`, "data-block": number });
-  const note = [`tokens ${count(one.start)} to ${count(one.start + one.length)} of the span`];
+  const note = [`tokens ${count(one.start)} to ${count(one.start + one.length)} of the sampled span`];
   if (one.times[1]) note.push(`seconds ${clock(one.times[0])} to ${clock(one.times[1])}`);
   note.push(`ended by ${one.stop}`);
   for (const [seen, length] of one.sees) note.push(`sees ${length} tokens of ${seen}`);

@@ -5,11 +5,13 @@ const FAR = 1.5;  // a limit beyond so many times the trace is named at the edge
 // Where strands begin and end on the axis, and where the axis ends.
 const AXES = {
   tokens: {
+    label: "sampled tokens",
     start: (strand) => strand.start, end: (strand) => strand.start + strand.length,
     birth: (thread) => thread.start,
-    lines: (trace) => [["limit", "span limit", trace.limits.span], ["budget", "span budget", trace.budgets.span_sampled]],
+    lines: (trace) => [["limit", "sampled span limit", trace.limits.span], ["budget", "sampled span budget", trace.budgets.span_sampled]],
   },
   seconds: {
+    label: "seconds",
     start: (strand) => strand.times[0], end: (strand) => strand.times[1], birth: () => null,
     lines: (trace) => [["limit", "seconds limit", trace.limits.seconds], ["budget", "seconds budget", trace.budgets.seconds]],
   },
@@ -46,7 +48,7 @@ function timeline(panel, axis, upTo, column) {
   }
   top.setAttribute("aria-hidden", "true");
   svg.setAttribute("role", "group");
-  svg.setAttribute("aria-label", `timeline of ${plural(trace.threads.length, "thread")} over ${short(longest(trace, axis))} ${axis}`);
+  svg.setAttribute("aria-label", `timeline of ${plural(trace.threads.length, "thread")} over ${short(longest(trace, axis))} ${AXES[axis].label}`);
   trace.threads.forEach((thread, i) => lane(svg, trace, thread, i, geometry));
   rule(top, svg, geometry);
   arrows(svg, trace, geometry, path);
@@ -55,10 +57,10 @@ function timeline(panel, axis, upTo, column) {
   legend(panel.element.querySelector(".key"), trace, axis);
 }
 
-// The names' column is as wide as its longest entry.
+// The names' column is as wide as its longest entry, and as the axis's label.
 function namesWidth(trace) {
   const names = Math.max(...trace.threads.map((thread) => 7 * thread.id.length + 9 * Math.min(thread.depth, 6)));
-  return Math.max(66, 30 + names + Math.max(...trace.threads.map((thread) => 6.2 * stopWord(thread).length)));
+  return Math.max(102, 30 + names + Math.max(...trace.threads.map((thread) => 6.2 * stopWord(thread).length)));
 }
 // Lanes grow thinner as threads grow many.
 function layout(trace, axis, upTo, column, width) {
@@ -83,7 +85,7 @@ function stopWord(thread) {
 
 // Ticks, and limits and budgets as lines through all lanes, each named in a row of its own.
 function rule(top, svg, g) {
-  draw(top, "text", { class: "time", x: 6, y: g.top - 8 }, g.axis);
+  draw(top, "text", { class: "time", x: 6, y: g.top - 8 }, g.label);
   const smallest = Math.floor(Math.log10(g.upTo)) - 2;  // as a power of ten
   let step = 0;
   for (let i = 0; step * g.scale < 64; i++) step = STEPS[i % 3] * 10 ** (smallest + Math.floor(i / 3));
@@ -154,7 +156,7 @@ function arrows(svg, trace, g, path) {
 function bar(svg, panel, strand, i, g, onPath) {
   const x = g.x(g.start(strand)), y = g.y(strand.thread), long = Math.max(2.5, g.x(g.end(strand)) - x);
   const injected = strand.injected.reduce((n, [, ids]) => n + ids.length, 0);
-  const when = g.axis === "tokens" ? `tokens ${count(strand.start)} to ${count(strand.start + strand.length)} of the span`
+  const when = g.axis === "tokens" ? `tokens ${count(strand.start)} to ${count(strand.start + strand.length)} of the sampled span`
     : `seconds ${clock(strand.times[0])} to ${clock(strand.times[1])}`;
   const where = onPath ? "; on the critical path" : "";
   const label = `strand ${strand.id}: ${injected} injected, ${strand.length} sampled, ${when}${where}`;
@@ -171,7 +173,7 @@ function bar(svg, panel, strand, i, g, onPath) {
 }
 
 function legend(key, trace, axis) {
-  const entries = [["critical", `critical path: ${axis === "tokens" ? "its tokens are the span" : "whom the end waited for"}`]];
+  const entries = [["critical", `critical path: ${axis === "tokens" ? "its sampled tokens are the sampled span" : "whom the end waited for"}`]];
   const children = trace.threads.slice(1);
   if (children.length) entries.push(["strand", "other strands"], ["wait", "waits"], ["spawn", "spawns \u2193"]);
   if (children.some((thread) => thread.message.length)) entries.push(["found", "joins with a message \u2191"]);
