@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from apr.config import LearnerConfig
 from apr.dialects import dialect_of
+from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, ParityError
 from apr.memory import keep_freed_memory
 from apr.sft.train import read_card, save_checkpoint
@@ -41,7 +42,7 @@ class LearnerApi(typing.Protocol):
 
     async def weights(self) -> Any: ...
 
-    async def save_weights(self, folder: Path) -> None: ...
+    async def save_weights(self, folder: Path, version: int) -> None: ...
 
     async def save(self, folder: Path) -> None: ...
 
@@ -146,11 +147,12 @@ class Learner:
         with self.backend.gathered():
             return {name: tensor.detach().cpu().clone() for name, tensor in self._state().items()}
 
-    async def save_weights(self, folder: Path) -> None:
-        """`model.safetensors` in `folder`."""
+    async def save_weights(self, folder: Path, version: int) -> None:
+        """`model.safetensors` in `folder`, then its marker, as `apr.engines.weights` wants them."""
         with self.backend.gathered():
             if self.rank.index == 0:
                 self.model.save_pretrained(folder, state_dict=self._state())
+                mark_complete(folder, version)
 
     async def save(self, folder: Path) -> None:
         """A checkpoint that `Learner` (and `AutoModelForCausalLM`) opens: weights, tokenizer, optimiser state; with adapters

@@ -75,8 +75,8 @@ class RemoteLearner:
         await self._wait("weights", [first, *others])
         return first
 
-    async def save_weights(self, folder: Path) -> None:
-        await self._call("save_weights", folder.resolve())
+    async def save_weights(self, folder: Path, version: int) -> None:
+        await self._call("save_weights", folder.resolve(), version)
 
     async def save(self, folder: Path) -> None:
         await self._call("save", folder.resolve())

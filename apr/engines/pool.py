@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from apr.engines.base import Completion, Engine, Request, refuse_second
-from apr.errors import CheckpointError, EngineError, EngineLostError
+from apr.errors import CheckpointError, EngineError, EngineLostError, TornWeightsError
 from apr.threads.trace import EngineStop, StrandKey
 
 Make = Callable[[int], Awaitable[Engine]]
@@ -284,7 +284,7 @@ class EnginePool:
     async def _brought_to(self, engine: Engine, update: tuple[Any, int]) -> None:
         try:
             await engine.update_weights(*update)
-        except CheckpointError:
+        except (CheckpointError, TornWeightsError):
             if update is self._update:  # else it was a folder that went when a newer one came
                 raise
 

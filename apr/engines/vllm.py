@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.engines.base import Completion, Request
-from apr.engines.local import WEIGHTS_FILE, Flight, LocalEngine, check_weights, read_weights
+from apr.engines.local import Flight, LocalEngine
+from apr.engines.weights import WEIGHTS_FILE, check_weights, read_weights
 from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError, ResourceError
 from apr.threads.trace import EngineStop
 
@@ -191,8 +192,8 @@ class VllmEngine(LocalEngine):
         self._engine.abort_request([request.request_id], internal=True)
         return self._completion(flight, ids, logprobs, cached=min(state.num_cached_tokens, len(flight.request.ids)))
 
-    def _load(self, source: Any) -> None:
-        weights = read_weights(source)
+    def _load(self, source: Any, version: int) -> None:
+        weights = read_weights(source, version)
         check_weights(weights, self._shapes)
         chosen = [(name, weights[name]) for name in self._shapes]  # a list, which other processes can be sent
         try:

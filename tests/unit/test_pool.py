@@ -12,7 +12,7 @@ from apr.engines import pool as pools
 from apr.engines.base import Completion, Request
 from apr.engines.pool import EnginePool, Routing
 from apr.engines.scripted import ScriptedEngine
-from apr.errors import CheckpointError, EngineError, EngineLostError, ResourceError
+from apr.errors import CheckpointError, EngineError, EngineLostError, ResourceError, TornWeightsError
 from apr.seeds import derive_rng
 from apr.threads.trace import EngineStop, StrandKey
 
@@ -30,7 +30,7 @@ class Mortal(ScriptedEngine):
     def die(self) -> None:
         self._lose(RuntimeError("killed"))
 
-    def _load(self, source: Any) -> None:
+    def _load(self, source: Any, version: int) -> None:
         if isinstance(source, Exception):
             raise source
         self.took.append(source)
@@ -221,14 +221,15 @@ def test_an_engine_in_place_of_another_has_the_current_weights_and_state() -> No
     play(body())
 
 
-def test_weights_that_change_while_an_engine_catches_up_reach_it() -> None:
+@pytest.mark.parametrize("error", [CheckpointError("missing"), TornWeightsError("its marker went first")])
+def test_weights_that_change_while_an_engine_catches_up_reach_it(error: Exception) -> None:
     class Slow(Mortal):
         """Takes weights in several turns; a folder that went meanwhile is missing."""
 
         async def update_weights(self, source: Any, version: int) -> None:
             await turns(5)
             if source == gone:
-                raise CheckpointError("missing")
+                raise error
             await super().update_weights(source, version)
 
     gone = None
