@@ -258,7 +258,8 @@ def cause_of(error: RayTaskError) -> Exception:
 async def start_engine(
     config: EngineConfig, checkpoint: Path, max_context: int, seed: int, cluster: ClusterConfig
 ) -> RemoteEngine:
-    """Place an engine's actor and wait until it serves. Raises `ResourceError` if that takes longer than it may."""
+    """Place an engine's actor and wait until it serves. Raises `ResourceError` if that takes longer than it may,
+    `EngineLostError` if the actor dies meanwhile, and what the engine raises when it is made."""
     needs = bundle(cluster.engine_cpus, cluster.engine_gpus)
     group = await reserve([needs], "PACK", cluster.timeout, "an engine")
     try:
@@ -276,7 +277,9 @@ async def start_engine(
         if isinstance(error, RayTaskError):
             raise cause_of(error) from error
         if isinstance(error, RayError):
-            raise ResourceError(f"an engine died while it started, perhaps for lack of memory: {_why(error)}") from error
+            raise EngineLostError(
+                f"an engine died while it started, perhaps for lack of memory: {_why(error)}"
+            ) from error
         raise
     return RemoteEngine(actor, window, version, cluster.reply_timeout, partial(_end, actor, group))
 

@@ -103,6 +103,20 @@ def test_a_run_whose_engines_are_killed_is_the_whole_run(
     assert "was lost" in capfd.readouterr().err
 
 
+def test_a_run_whose_engine_is_killed_while_it_starts_is_the_whole_run(task: Path, whole: Path, tmp_path: Path) -> None:
+    config = rl_config(task, tmp_path / "run", cluster={**LOCAL, "restarts": 1})
+    process = command(config)
+
+    def engines() -> list[int]:
+        return [pid for pid, said in session_members(process.pid).items() if said.startswith("ray::EngineActor")]
+
+    wait_for(process, lambda: bool(engines()))  # it is about to load torch, which takes seconds
+    os.kill(engines()[0], signal.SIGKILL)
+    said = finish(process)
+    assert "an engine died while it started" in said and "starting another" in said
+    assert same_run(config.out, whole)
+
+
 def test_a_run_that_may_restart_nothing_ends_within_seconds_of_a_kill(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -406,6 +406,33 @@ def test_an_engine_that_cannot_be_made_ends_the_start_and_none_is_left() -> None
     play(body())
 
 
+def test_engines_lost_while_they_start_are_made_again_and_count_as_restarts() -> None:
+    async def body() -> None:
+        make = Maker()
+        make.failures = [EngineLostError("killed"), EngineLostError("killed again")]
+        pool = await EnginePool.start(make, 2, restarts=3)
+        assert sorted(engine.index for engine in make.made) == [0, 1]
+        assert (await pool.metrics())["restarts"] == 2
+        make.failures = [ResourceError("no room for it")]  # in vain, with the last of the three
+        make.made[0].die()
+        await asyncio.gather(*(persist(pool, ask(str(i))) for i in range(4)))
+        assert ((await pool.metrics())["restarts"], (await pool.metrics())["alive"]) == (3, 1)
+        await pool.close()
+
+    play(body())
+
+
+def test_engines_lost_while_they_start_more_often_than_they_may_end_it_and_none_is_left() -> None:
+    async def body() -> None:
+        make = Maker()
+        make.failures = [EngineLostError(f"killed, {time}") for time in range(3)]
+        with pytest.raises(EngineLostError, match="killed, 2"):
+            await EnginePool.start(make, 3, restarts=2)
+        assert all(engine._closed for engine in make.made)
+
+    play(body())
+
+
 def test_closing_ends_restarts_and_what_waits_for_them() -> None:
     async def body() -> None:
         make = Maker()
