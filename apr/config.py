@@ -358,7 +358,9 @@ class RlConfig(Strict):
     learner: LearnerConfig = LearnerConfig()
     engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
-    weight_sync: Literal["tensors", "file"] = "tensors"
+    weight_sync: Literal["tensors", "file", "nccl", "ipc"] = Field(
+        default="tensors", description="nccl, ipc: from GPU to GPU by vLLM's own weight transfer; see docs/cluster.md"
+    )
     staleness: int = Field(default=0, ge=0, description="updates that rollouts may lag behind; 0: none is made meanwhile")
     on_update: Literal["finish", "recompute"] = Field(
         default="finish", description="strands in flight end before an update, or go on after it with their KV recomputed"
@@ -397,6 +399,33 @@ class RlConfig(Strict):
             )
         if self.learner.lora and self.learner.parallel == "zero3":
             raise ValueError("learner.lora leaves too little to divide for zero3: set learner.parallel to zero2 or less")
+        return self
+
+    @model_validator(mode="after")
+    def _transfer(self) -> RlConfig:
+        """From GPU to GPU: what vLLM's own weight transfer needs to be where."""
+        if self.weight_sync not in ("nccl", "ipc"):
+            return self
+        c, instead = self.cluster, "or set weight_sync=tensors or file"
+        if self.engine.kind != "vllm" or c.address == "none":
+            raise ValueError(
+                f"weight_sync={self.weight_sync} is vLLM's, between processes: set engine.kind=vllm and cluster.address, "
+                f"{instead}"
+            )
+        if self.weight_sync == "nccl" and min(c.engine_gpus, c.learner_gpus) < 1:
+            raise ValueError(
+                "weight_sync=nccl needs engines and learner on GPUs of their own: set cluster.engine_gpus and "
+                f"cluster.learner_gpus to 1 or more, {instead}"
+            )
+        if self.weight_sync == "ipc" and (
+            min(c.engine_gpus, c.learner_gpus) <= 0 or c.engine_gpus + c.learner_gpus > 1
+            or (c.engines, c.ranks, self.engine.tensor_parallel) != (1, 1, 1)
+        ):  # fmt: skip
+            raise ValueError(
+                "weight_sync=ipc needs one engine and one rank that share a GPU: set cluster.engine_gpus and "
+                "cluster.learner_gpus to 0.5, and cluster.engines, cluster.ranks and engine.tensor_parallel to 1, "
+                f"{instead}; for several GPUs there is nccl"
+            )
         return self
 
 

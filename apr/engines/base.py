@@ -80,7 +80,8 @@ class Engine(typing.Protocol):
         ...
 
     async def update_weights(self, source: Any, version: int) -> None:
-        """Take new weights: a mapping of names to tensors, or a folder that is whole by its marker (`apr.engines.weights`)."""
+        """Take new weights: a mapping of names to tensors, or a folder that is whole by its marker, or those that came already
+        (`apr.engines.weights`)."""
         ...
 
     async def resume(self) -> None: ...

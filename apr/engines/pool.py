@@ -173,6 +173,10 @@ class EnginePool:
         self._wake_all()
         await _settled(member.engine.close() for member in self._alive())
 
+    def engines(self) -> list[Engine]:
+        """Those that are alive."""
+        return [member.engine for member in self._alive()]
+
     def _alive(self) -> list[Member]:
         return [member for member in self._members if member.alive]
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr.errors import CheckpointError, EngineError, TornWeightsError
+from apr.errors import CheckpointError, EngineError, ResourceError, TornWeightsError
 from apr.runs import write_text
 
 if TYPE_CHECKING:
@@ -21,6 +21,21 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "model.safetensors"
 MARKER = "complete.json"
+
+
+class Arrived:
+    """In place of weights: they came to the engine's devices by vLLM's own transfer (`rl.weight_transfer`)."""
+
+
+def check_cuda(transfer: str, who: str, key: str) -> None:
+    """Raise `ResourceError` if this process cannot take part in such a transfer; `key` would have given it a device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ResourceError(
+            f"weight_sync={transfer} sends from GPU to GPU, and {who} sees no CUDA device: set weight_sync=tensors or file, or "
+            f"give it one ({key})"
+        )
 
 
 def mark_complete(folder: Path, version: int) -> None:
@@ -75,16 +90,19 @@ def read_weights(source: Any, version: int) -> Mapping[str, torch.Tensor]:
 
 
 def check_weights(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `EngineError` unless `weights` are exactly the tensors named in `shapes`.
+    """Raise `EngineError` unless `weights` are exactly the tensors named in `shapes`; see `check_shapes`."""
+    check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, shapes)
+
+
+def check_shapes(found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `EngineError` unless `found` are exactly `shapes`, by name.
 
     `lm_head.weight` may come in addition: the state of a model with tied embeddings lists the one tensor twice.
     """
-    missing = sorted(shapes.keys() - weights.keys())
-    unknown = sorted(weights.keys() - shapes.keys() - {"lm_head.weight"})
+    missing = sorted(shapes.keys() - found.keys())
+    unknown = sorted(found.keys() - shapes.keys() - {"lm_head.weight"})
     differ = [
-        f"{name} {tuple(weights[name].shape)} for {shape}"
-        for name, shape in shapes.items()
-        if name in weights and tuple(weights[name].shape) != shape
+        f"{name} {found[name]} for {shape}" for name, shape in shapes.items() if name in found and found[name] != shape
     ]
     if missing or unknown or differ:
         raise EngineError(

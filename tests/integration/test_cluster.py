@@ -21,6 +21,7 @@ from apr.evaluation.run import evaluate
 from apr.presets import check
 from apr.threads.codec import read_traces
 from rl import checkpoint
+from rl.cluster import _placed
 from rl.launch import launch
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -188,6 +189,16 @@ def test_an_evaluation_on_several_engines_is_that_on_one(
     moments = at_request(monkeypatch, IN_FLIGHT, kill_process)
     assert tokens(config("pool", cluster={**LOCAL, "routing": "spread"})) == alone
     assert moments
+
+
+def test_weights_cannot_go_from_gpu_to_gpu_where_there_is_none(task: Path, tmp_path: Path) -> None:
+    import ray
+
+    gpus = {**LOCAL, "engine_gpus": 1, "learner_gpus": 1}
+    config = rl_config(task, tmp_path, engine={"kind": "vllm"}, cluster=gpus, weight_sync="nccl")
+    ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, logging_level="warning")
+    with pytest.raises(ResourceError, match="this cluster has none: set weight_sync=tensors or file"):
+        asyncio.run(_placed(config, task / "start", resumed=False))
 
 
 def test_a_place_that_is_taken_is_waited_for_then_an_error_says_by_node_what_is_free() -> None:
