@@ -403,28 +403,18 @@ class RlConfig(Strict):
 
     @model_validator(mode="after")
     def _transfer(self) -> RlConfig:
-        """From GPU to GPU: what vLLM's own weight transfer needs to be where."""
-        if self.weight_sync not in ("nccl", "ipc"):
-            return self
-        c, instead = self.cluster, "or set weight_sync=tensors or file"
-        if self.engine.kind != "vllm" or c.address == "none":
+        """What vLLM's own weight transfer needs to be where."""
+        c, way = self.cluster, self.weight_sync
+        places = {
+            "nccl": min(c.engine_gpus, c.learner_gpus) >= 1,
+            "ipc": min(c.engine_gpus, c.learner_gpus) > 0 and c.engine_gpus + c.learner_gpus <= 1
+            and (c.engines, c.ranks, self.engine.tensor_parallel) == (1, 1, 1),
+        }  # fmt: skip
+        if way in places and not (places[way] and self.engine.kind == "vllm" and c.address != "none"):
             raise ValueError(
-                f"weight_sync={self.weight_sync} is vLLM's, between processes: set engine.kind=vllm and cluster.address, "
-                f"{instead}"
-            )
-        if self.weight_sync == "nccl" and min(c.engine_gpus, c.learner_gpus) < 1:
-            raise ValueError(
-                "weight_sync=nccl needs engines and learner on GPUs of their own: set cluster.engine_gpus and "
-                f"cluster.learner_gpus to 1 or more, {instead}"
-            )
-        if self.weight_sync == "ipc" and (
-            min(c.engine_gpus, c.learner_gpus) <= 0 or c.engine_gpus + c.learner_gpus > 1
-            or (c.engines, c.ranks, self.engine.tensor_parallel) != (1, 1, 1)
-        ):  # fmt: skip
-            raise ValueError(
-                "weight_sync=ipc needs one engine and one rank that share a GPU: set cluster.engine_gpus and "
-                "cluster.learner_gpus to 0.5, and cluster.engines, cluster.ranks and engine.tensor_parallel to 1, "
-                f"{instead}; for several GPUs there is nccl"
+                f"weight_sync={way} is vLLM's own, from GPU to GPU between processes: set engine.kind=vllm, cluster.address, "
+                "cluster.engine_gpus and learner_gpus (nccl: 1 or more each; ipc: 0.5 each, for one engine and one rank that "
+                "share a GPU, with engine.tensor_parallel=1), or set weight_sync=tensors or file"
             )
         return self
 

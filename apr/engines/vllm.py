@@ -100,6 +100,7 @@ class VllmEngine(LocalEngine):
             max_model_len=max_context, max_num_seqs=max_num_seqs, max_num_batched_tokens=max(8192, max_context),
             enable_chunked_prefill=False,  # a part of a prompt would draw from its request's generator
             kv_cache_memory_bytes=kv_cache_bytes, block_size=block_size, enable_prefix_caching=True,
+            gpu_memory_utilization=0.01,  # unused beside the line above, but vLLM would not start unless so much is free
             enforce_eager=True, async_scheduling=False, scheduling_policy="priority",
             logprobs_mode="processed_logprobs", disable_log_stats=True, use_tqdm_on_load=verbose,
             weight_transfer_config={"backend": transfer} if transfer is not None else None,
