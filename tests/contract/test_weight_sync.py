@@ -13,7 +13,7 @@ from apr.config import LearnerConfig
 from apr.engines.base import Completion, Request
 from apr.engines.tiny import TinyEngine
 from apr.engines.weights import mark_complete
-from apr.errors import CheckpointError, EngineError, TornWeightsError
+from apr.errors import CheckpointError, EngineError, ResourceError, TornWeightsError
 from apr.threads.trace import StrandKey, VersionSpan
 from rl.learner import Learner
 from rl.weight_sync import FileSync, TensorSync, WeightSync
@@ -197,3 +197,16 @@ def test_weights_handed_over_are_not_the_learners_own(learner: Learner) -> None:
     handed = asyncio.run(learner.weights())
     change(learner)
     assert not torch.equal(handed["model.norm.weight"], learner.model.model.norm.weight)
+
+
+def test_where_there_is_no_gpu_both_sides_of_a_transfer_between_gpus_say_what_to_set(
+    learner: Learner, make_checkpoint: Callable[..., Path]
+) -> None:
+    from apr.engines.vllm import VllmEngine
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ResourceError, match="weight_sync=tensors or file.*learner_gpus"):
+        asyncio.run(learner.meet("nccl", [], 1))
+    with pytest.raises(ResourceError, match="weight_sync=tensors or file.*engine_gpus"):
+        VllmEngine(make_checkpoint(0), max_context=64, seed=0, transfer="ipc")

@@ -21,7 +21,7 @@ from apr.engines.base import Completion, Engine, Request
 from apr.engines.cluster import EngineActor
 from apr.engines.pool import EnginePool
 from apr.engines.weights import Arrived
-from apr.errors import EngineError, EngineLostError, ResourceError
+from apr.errors import EngineError, EngineLostError
 from apr.threads.trace import StrandKey, VersionSpan
 from rl import weight_transfer
 from rl.learner import Learner
@@ -215,15 +215,3 @@ def test_what_is_declared_is_what_is_sent_and_each_tensor_once() -> None:
     for _ in range(2):  # it is iterated anew for each sync
         sent = list(NCCLTrainerWeightTransferEngine._checked_iter(source, source.metadata()))
         assert [name for name, _ in sent] == ["embed", "norm"]
-
-
-def test_without_a_gpu_both_sides_say_what_to_set_instead(make_checkpoint: Callable[..., Path]) -> None:
-    from apr.engines.vllm import VllmEngine
-
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    learner = Learner(make_checkpoint(0), LearnerConfig(threads=1), temperature=1.0)
-    with pytest.raises(ResourceError, match="weight_sync=tensors or file.*learner_gpus"):
-        asyncio.run(learner.meet("nccl", [], 1))
-    with pytest.raises(ResourceError, match="weight_sync=tensors or file.*engine_gpus"):
-        VllmEngine(make_checkpoint(0), max_context=64, seed=0, transfer="ipc")
