@@ -20,7 +20,7 @@ quickstart: setup
 	$(BIN)/python -m apr.cli quickstart $(if $(FROM),start=$(FROM) out=runs/quickstart_from_$(FROM))
 
 results: setup
-	$(BIN)/python benchmarks/study.py $(ROW)
+	$(BIN)/python benchmarks/study.py --publish $(ROW)
 
 lint: setup
 	$(BIN)/ruff check apr envs solvers rl tests benchmarks

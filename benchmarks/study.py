@@ -1,9 +1,10 @@
-"""The project's own results on two cores: docs/results.md and the report behind it.
+"""The project's own results on two cores: the report that docs/results.md speaks of.
 
-    python benchmarks/study.py [ROW ...] [--out runs/study] [--list]
+    python benchmarks/study.py [ROW ...] [--out runs/study] [--publish] [--list]
 
 A row is a model with its evaluations; without one, all are made. What is done is not done again, and an interrupted row
-goes on where it was. Wall times, by stage, are kept in OUT/seconds.json; the report is written when a row is whole.
+goes on where it was. Wall times, by stage, are kept in OUT/stages.json; the report, of all rows that are whole by then, is
+OUT/report. `--publish` puts its summary, figures and data (attempts aside) into docs/results.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ class Study:
         given = (f"data={self.out}/data_conditioned", "solver=spawn_join", f"out={folder}")
         return Stage("sft_conditioned", folder / "checkpoint" / "model.safetensors", ("sft", "--config", PRESET, *given))
 
-    def rl(self, name: str, *changes: str) -> Stage:
+    def rl(self, name: str, solver: str, *changes: str) -> Stage:
         folder = self.out / name
-        own = (f"data={self.out}/data", f"checkpoint={self.out}/sft/spawn_join", f"out={folder}", *changes)
+        own = (f"data={self.out}/data", f"checkpoint={self.out}/sft/{solver}", f"out={folder}", *changes)
         arguments = ("rl", "--config", PRESET, *own)
         if (folder / "checkpoints").is_dir():
             arguments = ("rl", "--resume", str(folder))
@@ -79,26 +80,31 @@ class Study:
 
     def rows(self) -> dict[str, list[Stage]]:
         """Each with all that it needs; shared stages are made once."""
-        asked = (
+        base, serial, start = self.data(), self.sft("sos_plus"), self.sft("spawn_join")
+        asked = [
             self.evaluation(
                 f"conditioned_{n}", "sft_conditioned/checkpoint", "spawn_join", f"condition={{kind: children, value: {n}}}",
                 data="data_conditioned",
             )
             for n in CHILDREN
-        )  # fmt: skip
-        base, start = self.data(), self.sft("spawn_join")
-        return {
-            "sos_plus": [base, self.sft("sos_plus"), *self.evaluations("sos_plus", "sft/sos_plus", "serial")],
+        ]  # fmt: skip
+        rows = {
             "spawn_join": [base, start, *self.evaluations("spawn_join", "sft/spawn_join", "spawn_join")],
-            "rl": [base, start, self.rl("rl"), *self.evaluations("rl", "rl/final", "spawn_join")],
-            "rl_span": [
-                base, start, self.rl("rl_span", "reward.budgets.span_sampled=100"),
-                self.evaluation("rl_span_T0", "rl_span/final", "spawn_join"),
-            ],
-            "children": [
-                self.data("data_conditioned", "tiny_cpu_conditioned"), self.sft_conditioned(), *asked,
-            ],
-        }  # fmt: skip
+            "rl": [base, start, self.rl("rl", "spawn_join"), *self.evaluations("rl", "rl/final", "spawn_join")],
+            "sos_plus": [base, serial, *self.evaluations("sos_plus", "sft/sos_plus", "serial")],
+            "children": [self.data("data_conditioned", "tiny_cpu_conditioned"), self.sft_conditioned(), *asked],
+        }
+        tuned = {  # equal RL of the serial model; budgets; a control that can learn nothing
+            "rl_serial": ("sos_plus", "serial", "protocol=serial"),
+            "rl_span": ("spawn_join", "spawn_join", "reward.budgets.span_sampled=100"),
+            "rl_context": ("spawn_join", "spawn_join", "reward.budgets.context=64"),
+            "rl_work": ("spawn_join", "spawn_join", "reward.budgets.work=250"),
+            "rl_null": ("spawn_join", "spawn_join", "shuffle_advantages=true"),
+        }
+        for name, (solver, protocol, change) in tuned.items():
+            greedy = self.evaluation(f"{name}_T0", f"{name}/final", protocol)
+            rows[name] = [base, self.sft(solver), self.rl(name, solver, change), greedy]
+        return rows
 
 
 def make(stages: list[Stage], out: Path) -> None:
@@ -118,28 +124,37 @@ def make(stages: list[Stage], out: Path) -> None:
         path.write_text(json.dumps(seconds, indent=1))
 
 
-def report(study: Study, rows: dict[str, list[Stage]]) -> None:
-    """Of all that is whole: the page in OUT/report; its summary, figures and data (attempts aside) in docs/results."""
-    runs = [
-        str(stage.product.parent if stage.name.startswith("eval_") else stage.product.parents[1])
+def _order(name: str) -> tuple[int, str]:
+    """Serial first, then spawned, then what RL made of either: each is compared with the one before it."""
+    first = ("eval_sos_plus", "eval_rl_serial", "eval_spawn_join", "eval_rl", "eval_")
+    return next((place for place, start in enumerate(first) if name.startswith(start)), len(first)), name
+
+
+def report(study: Study, rows: dict[str, list[Stage]], publish: bool) -> None:
+    """Of all that is whole."""
+    whole = {
+        stage.name: stage.product.parent if stage.name.startswith("eval_") else study.out / stage.name
         for stages in rows.values()
         for stage in stages
         if stage.name.startswith(("eval_", "rl")) and stage.product.is_file()
-    ]
+    }
+    runs = [str(whole[name]) for name in sorted(whole, key=_order)]
     target = study.out / "report"
-    given = [*dict.fromkeys(runs), "--out", str(target), "--title", "Results on two cores"]
+    given = [*runs, "--out", str(target), "--title", "Results on two cores"]
     command = [sys.executable, "-m", "apr.cli", "report", *given]
     if status := subprocess.run(command, cwd=ROOT).returncode:
         sys.exit(status)
-    published = ROOT / "docs" / "results"
-    shutil.rmtree(published, ignore_errors=True)
-    shutil.copytree(target, published, ignore=shutil.ignore_patterns("report.html", "attempts.csv.gz"))
+    if publish:
+        published = ROOT / "docs" / "results"
+        shutil.rmtree(published, ignore_errors=True)
+        shutil.copytree(target, published, ignore=shutil.ignore_patterns("report.html", "attempts.csv.gz"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--publish", action="store_true", help="write docs/results anew")
     parser.add_argument("--list", action="store_true", help="name the rows, and what of them is done")
     given = parser.parse_args()
     study = Study(given.out)
@@ -153,7 +168,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     for name in given.rows or rows:
         make(rows[name], given.out)
-    report(study, rows)
+    report(study, rows, given.publish)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Works the numbers of a report out again, from the raw traces of its evaluations and from its CSV files, and compares.
+"""Works the numbers of a report out again, from the raw traces of its evaluations and from its CSV files, and compares:
+every attempt's costs, the table of results, paired tests, prices, temperatures, other systems' measures, and the points of
+curves and of figures 4a, 6 and 8 that are of single evaluations.
 
     python tests/recompute.py REPORT EVALUATION [EVALUATION ...]
 
@@ -75,10 +77,24 @@ def covered(strands: list[Json]) -> float:
     )
 
 
-def wilson(k: int, n: int) -> tuple[float, float]:
+def wilson(k: float, n: float) -> tuple[float, float]:
     z = 1.959963984540054
     middle, reach = (k + z * z / 2) / (n + z * z), z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
     return middle - reach, middle + reach
+
+
+def clustered(groups: list[list[bool]]) -> tuple[float, float]:
+    """Wilson's interval of as many attempts as would be worth these, several of each problem, were they independent."""
+    m, n = len(groups), sum(map(len, groups))
+    p = sum(map(sum, groups)) / n
+    if n == m or p in (0, 1):
+        return wilson(p * m, m)
+    sizes = {len(group) for group in groups}
+    assert len(sizes) == 1, "as many samples of each problem"
+    rates = [sum(group) / len(group) for group in groups]
+    variance = sum((rate - p) ** 2 for rate in rates) / (m - 1) / m  # of the mean of the problems' own rates
+    effective = min(n, max(m, p * (1 - p) / variance)) if variance else n
+    return wilson(p * effective, effective)
 
 
 def mcnemar(b: int, c: int) -> float:
@@ -117,6 +133,17 @@ def check(report: Path, folders: list[Path]) -> Checks:
         _paired(checks, line, _first(attempts[line["model"]]), _first(attempts[line["against"]]))
     for line in table(data / "other_systems.csv"):
         _systems(checks, line, attempts[line["model"]])
+    for line in table(data / "prices.csv"):
+        lines = attempts[line["model"]]
+        values = sorted(float(one["seconds"]) for one in lines)
+        for key, value in (("mean", math.fsum(values) / len(values)), ("p50", values[math.ceil(len(values) / 2) - 1])):
+            checks.same(f"prices, {line['model']}, {key}", line[f"seconds_{key}"], value)
+        span = sum(float(one["span_sampled"]) for one in lines)
+        checks.same(f"prices, {line['model']}, ms", line["ms_per_span_token"], 1000 * math.fsum(values) / span)
+    _temperatures(checks, table(data / "temperatures.csv"), attempts)
+    points = {"latency_tokens": ("span_sampled", 1), "latency_ms": ("seconds", 1000)}
+    for name, (cost, scale) in {**points, **{f.stem: ("work", 1) for f in data.glob("tokens_T*.csv")}}.items():
+        _points(checks, name, table(data / f"{name}.csv"), attempts, cost, scale)
     for cost in ("context", "work", "span_sampled"):
         _curve(checks, table(data / f"accuracy_within_{cost}.csv"), attempts, cost)
     return checks
@@ -138,41 +165,66 @@ def _first(lines: list[Json]) -> dict[str, bool]:
 
 def _results(checks: Checks, rows: list[Json], attempts: dict[str, list[Json]]) -> None:
     for row in rows:
-        name, solved, costs = row["model"], [], []
-        voted = re.fullmatch(r"(.*) (cons|pass)@(\d+)", name)
-        lines = attempts[f"{voted[1]} ({voted[3]} samples)" if voted else name]
+        name = row["model"]
+        several = re.fullmatch(r"(.*) (mean|cons|pass)@(\d+)", name)
+        kind = several[2] if several else "mean"
+        lines = attempts[f"{several[1]} ({several[3]} samples)" if several else name]
         groups: dict[str, list[Json]] = defaultdict(list)
         for line in lines:
             groups[line["problem"]].append(line)
-        for group in groups.values():
-            answers = [re.sub(r"\s*([-+*/=,])\s*", r"\1", one["answer"].strip()) for one in group]
-            votes = Counter(answer for answer in answers if answer)
-            winner = max(votes, key=lambda answer: votes[answer]) if votes else None
-            right = {answer: one["correct"] == "1" for one, answer in reversed(list(zip(group, answers)))}
-            anyone = any(one["correct"] == "1" for one in group)
-            solved.append(right.get(winner, False) if voted and voted[2] == "cons" else anyone)
-            costs.append({"work": sum(float(one["work"]) for one in group), "span": max(float(one["span"]) for one in group)})
-        n, k = len(groups), sum(solved)
-        low, high = wilson(k, n)
+        solved = [_solved(group, kind) for group in groups.values()]
+        n, k = sum(map(len, solved)), sum(map(sum, solved))
+        low, high = clustered(solved)
         for key, value in (("problems", n), ("correct", k), ("accuracy", k / n), ("low", low), ("high", high)):
             checks.same(f"results, {name}, {key}", row[key], value)
-        for cost in ("work", "span"):
-            checks.same(f"results, {name}, {cost}", row[f"{cost}_mean"], sum(one[cost] for one in costs) / n)
-        if not voted:
-            for cost in CHECKED:
-                values = sorted(float(line[cost]) for line in lines)
-                checks.same(f"results, {name}, {cost}", row[f"{cost}_mean"], math.fsum(values) / n)
-                checks.same(f"results, {name}, {cost} p90", row[f"{cost}_p90"], values[math.ceil(0.9 * n) - 1])
+        for cost in CHECKED:
+            values = [value for group in groups.values() for value in _spent(group, kind, cost)]
+            if values:
+                _spread(checks, f"results, {name}, {cost}", row, cost, sorted(values))
+
+
+def _solved(group: list[Json], kind: str) -> list[bool]:
+    """Of one problem: of each sample, or of the one that stands for all."""
+    each = [one["correct"] == "1" for one in group]
+    if kind == "mean":
+        return each
+    if kind == "pass":
+        return [any(each)]
+    answers = [re.sub(r"\s*([-+*/=,])\s*", r"\1", one["answer"].strip()) for one in group]
+    votes = Counter(answer for answer in answers if answer)
+    winner = max(votes, key=lambda answer: votes[answer]) if votes else None
+    return [winner is not None and each[answers.index(winner)]]
+
+
+def _spent(group: list[Json], kind: str, cost: str) -> list[float]:
+    """Costs of one problem's samples, or of all side by side."""
+    each = [float(one[cost]) for one in group]
+    if kind == "mean":
+        return each
+    if cost in ("context", "span", "span_sampled", "depth", "seconds", "parallel_seconds"):
+        return [max(each)]
+    return [] if cost in ("parallelism", "parallelism_sampled", "acceleration") else [sum(each)]
+
+
+def _spread(checks: Checks, what: str, row: Json, cost: str, values: list[float]) -> None:
+    checks.same(f"{what} mean", row[f"{cost}_mean"], math.fsum(values) / len(values))
+    checks.same(f"{what} max", row[f"{cost}_max"], values[-1])
+    for share in (50, 90, 99):
+        checks.same(f"{what} p{share}", row[f"{cost}_p{share}"], values[math.ceil(share * len(values) / 100) - 1])
 
 
 def _paired(checks: Checks, line: Json, ours: dict[str, bool], theirs: dict[str, bool]) -> None:
     pairs = [(ours[problem], theirs[problem]) for problem in ours if problem in theirs]
     b, c, n = pairs.count((True, False)), pairs.count((False, True)), len(pairs)
-    differences = [int(x) - int(y) for x, y in pairs]
-    gain = sum(differences) / n
-    reach = 1.96 * math.sqrt(sum((one - gain) ** 2 for one in differences) / n / n)
+    # Agresti and Min: half a problem more of each of the four outcomes, then the variance of the differences as usual.
+    more = [(1, b + 0.5), (-1, c + 0.5), (0, n - b - c + 1)]
+    total = sum(count for _, count in more)
+    middle = sum(gain * count for gain, count in more) / total
+    variance = sum(count * (gain - middle) ** 2 for gain, count in more) / total / total
+    reach = 1.959963984540054 * math.sqrt(variance)
     found = {
-        "n": n, "only_a": b, "only_b": c, "p_value": mcnemar(b, c), "gain": gain, "low": gain - reach, "high": gain + reach,
+        "n": n, "only_a": b, "only_b": c, "p_value": mcnemar(b, c), "gain": (b - c) / n, "low": middle - reach,
+        "high": middle + reach,
     }  # fmt: skip
     for key, value in found.items():
         checks.same(f"paired, {line['model']} against {line['against']}, {key}", line[key], value)
@@ -193,6 +245,34 @@ def _systems(checks: Checks, row: Json, lines: list[Json]) -> None:
     }  # fmt: skip
     for key, value in found.items():
         checks.same(f"other systems, {row['model']}, {key}", row[key], value)
+
+
+def _temperatures(checks: Checks, rows: list[Json], attempts: dict[str, list[Json]]) -> None:
+    """Each of our numbers is the accuracy of some evaluation whose name begins with the model's."""
+    for row in rows:
+        for key, told in row.items():
+            if row["source"] == "ours" and re.fullmatch(r"T=[\d.]+", key) and told:
+                model = row["model"].partition(" (")[0]
+                rates = [
+                    sum(line["correct"] == "1" for line in lines) / len(lines)
+                    for name, lines in attempts.items()
+                    if name.startswith(model)
+                ]
+                checks.same(f"temperatures, {row['model']}, {key}", told, min(rates, key=lambda one: abs(one - float(told))))
+
+
+def _points(
+    checks: Checks, name: str, points: list[Json], attempts: dict[str, list[Json]], cost: str, scale: float
+) -> None:
+    """Points of single evaluations; those of votes are checked by their ends in the table of results."""
+    for point in points:
+        told, label = point["series"], point["label"]
+        if lines := attempts.get(told) or attempts.get(f"{told}, {label}"):
+            _, _, x, y = list(point)[:4]
+            mean = scale * math.fsum(float(line[cost]) for line in lines) / len(lines)
+            checks.same(f"{name}, {point['series']}, x", point[x], mean)
+            solved = sum(line["correct"] == "1" for line in lines)
+            checks.same(f"{name}, {point['series']}, y", point[y], solved / len(lines))
 
 
 def _curve(checks: Checks, points: list[Json], attempts: dict[str, list[Json]], cost: str) -> None:

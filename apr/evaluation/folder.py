@@ -14,6 +14,7 @@ from apr.evaluation.metrics import Attempt, attempt
 from apr.presets import load
 from apr.runs import CONFIG, MANIFEST
 from apr.threads.codec import read_traces
+from apr.threads.limits import Budgets
 from apr.threads.trace import Trace
 
 TRACES = "traces.jsonl.gz"
@@ -62,12 +63,19 @@ def read_evaluation(folder: Path) -> Evaluation:
     config = _read_config(folder)
     again = f"`apr eval --config {folder / CONFIG} out={folder}`"
     facts = read_facts(folder, FACTS, f"write it anew with {again}, which keeps the traces")
-    attempts: list[Attempt] = []
+    _check_card(folder, facts["card"])
+    found: dict[tuple[str, int], Attempt] = {}
     problems: dict[str, dict[str, Any]] = {}
     skipped: list[str] = []
-    for trace in read_traces(folder / TRACES, lambda error: skipped.append(str(error))):
-        attempts.append(attempt(trace))
+    for number, trace in enumerate(read_traces(folder / TRACES, lambda error: skipped.append(str(error))), 1):
+        key = (trace.problem["id"], trace.sample)
+        if trace.outcome is None or trace.costs is None or key in found:
+            what = "tries a problem again that another line tried" if key in found else "has no outcome or no costs"
+            skipped.append(f"{folder / TRACES}: readable line {number} {what}")
+            continue
+        found[key] = attempt(trace)
         problems.setdefault(trace.problem["id"], trace.problem)
+    attempts = list(found.values())
     if len(attempts) > facts["traces"]:
         raise DataError(
             f"{folder / TRACES} holds {len(attempts)} traces, more than the {facts['traces']} asked for: delete that file, "
@@ -79,6 +87,19 @@ def read_evaluation(folder: Path) -> Evaluation:
         why = skipped[0] if skipped else "nothing was evaluated yet"
         raise DataError(f"{folder / TRACES} holds no trace that can be read ({why}): run {again}")
     return Evaluation(folder, config, facts, attempts, problems, skipped)
+
+
+def _check_card(folder: Path, card: dict[str, Any]) -> None:
+    """Raise `DataError` if what the checkpoint said of itself is not of the kinds that a report reads."""
+    reward = card.get("reward", {})
+    budgets = reward.get("budgets", {}) if isinstance(reward, dict) else None
+    if not (
+        isinstance(card.get("solver", ""), str | None)
+        and isinstance(card.get("trained", []), list)
+        and isinstance(budgets, dict)
+        and all(name in Budgets.model_fields and type(value) in (int, type(None)) for name, value in budgets.items())
+    ):
+        raise DataError(f"{folder / MANIFEST} is corrupt: its card is none that a checkpoint has; {_AGAIN}")
 
 
 def _read_config(folder: Path) -> EvalConfig:
@@ -97,7 +118,7 @@ def read_facts(folder: Path, kinds: dict[str, type], cure: str) -> dict[str, Any
     path = folder / MANIFEST
     try:
         facts = json.loads(path.read_text())
-        unfit = [name for name, kind in kinds.items() if not isinstance(facts[name], kind)]
+        unfit = [name for name, kind in kinds.items() if type(facts[name]) is not kind]
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise DataError(f"{path} is missing, corrupt, or without a fact that it needs ({error!r}): {cure}") from error
     if unfit:

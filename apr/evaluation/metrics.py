@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from apr.threads.costs import parallel
 from apr.threads.trace import StopReason, Trace
 
+Z = 1.959963984540054  # of the normal distribution, for 95%
 COSTS = (
     "context", "work", "work_sampled", "span", "span_sampled", "parallelism", "parallelism_sampled", "acceleration",
     "threads", "width", "depth", "spawns", "branches", "parallel_tokens", "prefilled", "seconds", "parallel_seconds",
@@ -23,18 +24,20 @@ RATIOS = ("parallelism", "parallelism_sampled", "acceleration")  # of the costs 
 
 METRICS: dict[str, str] = {
     "accuracy": "Share of problems whose answer the verifier accepts; every scored attempt counts, whyever it stopped.",
-    "interval": "Wilson's 95% interval for the accuracy, from successes and number of problems.",
+    "interval": "Wilson's 95% interval for the accuracy. Several samples of a problem are not independent: their number is "
+    "then cut by the design effect, from the spread between problems.",
     "stop": "Why the root thread stopped: it answered, it gave no answer, its text was malformed, or a limit was hit.",
     "context": "Most tokens that any one strand had before it, injected, and sampled: the window that was needed.",
     "work": "Tokens of all threads together: injected (copies left out) and sampled.",
     "work_sampled": "Sampled tokens of all threads together.",
     "span": "Tokens, injected and sampled, on the longest chain of strands that wait for each other.",
-    "span_sampled": "Sampled tokens on the longest chain of strands that wait for each other: latency in tokens.",
+    "span_sampled": "Sampled tokens on the longest chain of strands that wait for each other: latency in tokens, and what "
+    "limits and budgets of the span count.",
     "parallelism": "work / span; 1 for a serial attempt.",
     "parallelism_sampled": "work_sampled / span_sampled; 1 for a serial attempt. Multiverse's #parallel (arXiv 2506.09991), "
     "and AsyncThink's concurrency (arXiv 2510.26658) where every thread that runs samples a token a step.",
     "acceleration": "1 - span_sampled / work_sampled: ThreadWeaver's ratio (arXiv 2512.07843); 0 for a serial attempt.",
-    "threads": "Threads ever started, the root included.",
+    "threads": "Threads ever spawned, the root included, also those that had no room to start.",
     "depth": "Deepest nesting of threads; the root has depth 0.",
     "spawns": "Spawns that started at least one child.",
     "branches": "Children that started.",
@@ -47,13 +50,15 @@ METRICS: dict[str, str] = {
     "accuracy within a cost": "Share of all problems solved by an attempt that cost at most this much. For context, "
     "this is what a smaller window would leave of the same attempts: a lower bound where threads are spawned, since "
     "a child cut short need not fail its trace.",
-    "cons@n": "n sampled attempts side by side; the answer given most often counts (first seen wins ties).",
+    "cons@n": "n sampled attempts side by side; the answer given most often counts (first seen wins ties). Attempts without "
+    "an answer do not vote. Of more samples, the first n are taken.",
+    "mean@n": "Accuracy and costs of single samples, averaged over n of each problem.",
     "pass@n": "n sampled attempts side by side; solved if any is. Needs a verifier that no one has at test time.",
     "costs of cons@n, pass@n": "Work, threads and width add up over the samples; context, span and seconds are those "
     "of the largest, since the samples run side by side.",
     "McNemar": "Exact two-sided test on the problems that only one of two models solved.",
-    "gain": "Points of accuracy between two models on the same problems; its 95% interval is Wald's for paired "
-    "proportions (Agresti, Categorical Data Analysis, section 11.1).",
+    "gain": "Points of accuracy between two models on the same problems. Its 95% interval is the adjusted Wald interval for "
+    "paired proportions (Agresti and Min, Statistics in Medicine 24, 2005): half a problem is added to each of four outcomes.",
     "ms per span token": "Mean seconds of an attempt / mean sampled span, in milliseconds; alone or under load as stated.",
     "alone, under load": "Attempts run one at a time, or as many at once as is stated. Both on the hardware named below.",
     "DP": "Degree of parallelism: parallel_tokens / work_sampled over all attempts (ASPD, arXiv 2508.08895).",
@@ -111,15 +116,15 @@ class McNemar:
 
     @property
     def gain_interval(self) -> tuple[float, float]:
-        """Wald's 95% interval of the gain, for paired proportions."""
-        discordant = (self.only_a + self.only_b) / self.n
-        reach = 1.96 * math.sqrt(max(discordant - self.gain**2, 0.0) / self.n)
-        return self.gain - reach, self.gain + reach
+        """The adjusted Wald interval of the gain, 95% (Agresti and Min 2005, `Wald+2`)."""
+        n, apart, alone = self.n + 2, self.only_a - self.only_b, self.only_a + self.only_b + 1
+        reach = Z * math.sqrt(alone - apart**2 / n) / n
+        return apart / n - reach, apart / n + reach
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One row of a report; `dataclasses.asdict` makes it plain data. `lost` attempts are not among the `n`."""
+    """One row of a report; `dataclasses.asdict` makes it plain data. `lost` attempts are not among the `n` scored."""
 
     name: str
     description: str
@@ -176,14 +181,30 @@ def attempts(tries: Iterable[Trace | Attempt]) -> list[Attempt]:
     return [attempt(one) if isinstance(one, Trace) else one for one in tries]
 
 
-def interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a rate; (0, 1) if nothing was tried."""
+def interval(successes: float, n: float) -> tuple[float, float]:
+    """Wilson's 95% interval of a rate; (0, 1) if nothing was tried. `n` may be an effective number."""
     if n == 0:
         return 0.0, 1.0
-    from scipy.stats import binomtest
+    rate, spread_ = successes / n, Z**2 / n
+    middle = (rate + spread_ / 2) / (1 + spread_)
+    reach = math.sqrt(rate * (1 - rate) * spread_ + spread_**2 / 4) / (1 + spread_)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
-    low, high = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    return float(low), float(high)
+
+def clustered_interval(scored: Sequence[Attempt]) -> tuple[float, float]:
+    """`interval` of the accuracy where a problem may have been tried several times: of as many attempts as would be worth
+    the same if they were independent (Kish's design effect), at least one a problem."""
+    problems: dict[str, list[bool]] = {}
+    for one in scored:
+        problems.setdefault(one.problem, []).append(one.correct)
+    n, m = len(scored), len(problems)
+    rate = sum(one.correct for one in scored) / n
+    if n == m or m < 2 or rate in (0.0, 1.0):
+        return interval(rate * m, m)
+    residues = (sum(tries) - rate * len(tries) for tries in problems.values())
+    variance = m / (m - 1) * sum(residue**2 for residue in residues) / n**2
+    effective = min(float(n), max(float(m), rate * (1 - rate) / variance if variance else n))
+    return interval(rate * effective, effective)
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> McNemar:
@@ -226,7 +247,7 @@ def summarise(name: str, tries: Iterable[Trace | Attempt], description: str = ""
         lost=len(every) - len(scored),
         correct=correct,
         accuracy=correct / len(scored),
-        interval=interval(correct, len(scored)),
+        interval=clustered_interval(scored),
         stops={stop.value: stops[stop.value] for stop in StopReason if stops[stop.value]},
         costs={cost: spread([one.costs[cost] for one in scored]) for cost in COSTS},
     )

@@ -32,8 +32,9 @@ from envs.countdown.env import Countdown, CountdownSpec
 
 FLUSH_EVERY = 50  # traces; a kill loses no more
 HASHES: dict[str, type] = {"data_hash": str, "checkpoint_hash": str}
-# In which configurations of the same evaluation may differ; the hashes speak for `data` and `checkpoint`.
-ANYTHING = ("out", "data", "checkpoint", "base", "dialect", "problems", "budgets", "engine", "cluster", "in_flight")
+# In which configurations of the same evaluation may differ; the hashes speak for `data` and `checkpoint`. Not `engine` nor
+# `in_flight`: they change seconds, and the precision of what is sampled.
+ANYTHING = ("out", "data", "checkpoint", "base", "dialect", "problems", "budgets", "cluster")
 
 
 def evaluate(config: EvalConfig) -> Summary:
@@ -61,6 +62,7 @@ def evaluate(config: EvalConfig) -> Summary:
         TraceWriter(run / TRACES).close()  # drops what a kill left unfinished
         tried = _done(run, jobs)
         if missing := jobs[len(tried) :]:
+            (run / SUMMARY).unlink(missing_ok=True)  # of fewer problems
             with _engine(config) as engine:
                 tried += asyncio.run(_attempts(config, dialect, engine, missing, run / TRACES))
         summary = summarise(config.out.name, tried)

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from apr.errors import DataError, RunDirectoryError
+from apr.evaluation.folder import TRACES
 from apr.evaluation.metrics import COSTS
 from apr.report import tables
 from apr.report.chart import SERIES, Table, csv_text
-from apr.report.charts import accuracy_within, budget_charts, rl_charts
+from apr.report.charts import AXES, accuracy_within, budget_charts, rl_charts
 from apr.report.content import Report, RunFacts
-from apr.report.entries import Entry, RlRun, placed, read_runs, rows_of
+from apr.report.entries import Entry, RlRun, Row, placed, read_runs, rows_of
 from apr.report.html import html
 from apr.report.markdown import markdown
 from apr.report.paper import paper_figures
@@ -50,6 +52,8 @@ def build_report(folders: Sequence[Path], data: Path | None, out: Path, title: s
     if not entries:
         raise DataError("no evaluation among the folders given: run `apr eval`, and name the folder that it wrote")
     report = _report(entries, runs, Teachers(data), title, _seconds(out.parent / "stages.json"))
+    for notice in report.notices:
+        print(f"apr: {notice}", file=sys.stderr)
     try:
         with whole_folder(out) as folder:
             _write(folder, report, entries)
@@ -61,7 +65,7 @@ def build_report(folders: Sequence[Path], data: Path | None, out: Path, title: s
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise RunDirectoryError(f"{out} is a file: name a folder with --out, such as {out.with_suffix('')}")
-    if out.is_dir() and any(out.iterdir()) and not (out / SUMMARY).is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / DATA / ATTEMPTS).is_file():
         raise RunDirectoryError(f"{out} holds something else than a report: name another folder with --out")
 
 
@@ -72,22 +76,19 @@ def _report(
     main = _main(entries)
     rows = [row for one in entries for row in rows_of(one, _teacher(one, teachers))]
     facts = manifest()
-    budgeted = any(one.budgets for one in entries)
     drawn = {one.label for one in main}
-    shown = [row for row in rows if row.place < SERIES and (row.summary.name in drawn or "@" in row.summary.name)]
-    own = [run.config.reward.model_dump(exclude_none=True) for run in runs]
-    budget_lines = {**own[0].pop("budgets"), **own[0]} if own else main[0].budgets
+    shown = [row for row in rows if row.summary.name in drawn or "cons@" in row.summary.name or "pass@" in row.summary.name]
+    if len(shown) > SERIES:
+        shown = [row for row in shown if "pass@" not in row.summary.name]
+    kept = {cost: sorted({one.budgets[cost] for one in main if cost in one.budgets}) for cost in AXES}
     return Report(
-        title=title, lead=_lead(main), notices=notices(entries),
-        facts=RunFacts(
-            facts["command"], commit(), time.strftime("%Y-%m-%d"), hardware(), facts["versions"],
-            {"evaluation": main[0].config.seed}, seconds,
-        ),
-        rows=rows, results=tables.results(rows), curves=accuracy_within(shown[:SERIES], budget_lines),
-        comparisons=_comparisons(main), paired=tables.paired(entries), temperatures=tables.temperatures(entries),
-        paper=paper_figures(entries), prices=tables.prices(entries), other_systems=tables.other_systems(entries),
-        settings=_settings(entries), budgets=(tables.budgets(entries), budget_charts(main)) if budgeted else None,
-        runs=_runs(runs), limits=main[0].config.limits.model_dump(exclude_none=True), budget_lines=budget_lines,
+        title=title, lead=_lead(main), notices=[*notices(entries), *_left_out(entries, main, shown), *teachers.missing],
+        facts=RunFacts(facts["command"], commit(), time.strftime("%Y-%m-%d"), hardware(), facts["versions"], seconds),
+        rows=rows, results=tables.results(rows), curves=accuracy_within(shown[:SERIES], kept), comparisons=_comparisons(main),
+        paired=tables.paired(entries), temperatures=tables.temperatures(entries), paper=paper_figures(entries),
+        prices=tables.prices(entries), other_systems=tables.other_systems(entries), settings=_settings(entries),
+        in_force=tables.in_force(entries), runs=_runs(runs),
+        budgets=(tables.budgets(entries), budget_charts(main)) if any(one.budgets for one in entries) else None,
         view=trace_view(_sources(main)),
     )  # fmt: skip
 
@@ -98,14 +99,26 @@ def _teacher(one: Entry, teachers: Teachers) -> Any:
 
 def _main(entries: Sequence[Entry]) -> list[Entry]:
     """The evaluations that stand for their models: one sample a problem, several problems at once, at the lowest temperature,
-    nothing asked for in the prompt; the nearest to that where a model has no such evaluation."""
+    nothing asked for in the prompt, or else the most; the nearest to that where a model has no such evaluation."""
     models = [(one.variant.partition(",")[0], one.evaluation.facts.get("checkpoint_hash")) for one in entries]
     plainest = {model: min(_plainness(one) for own, one in zip(models, entries) if own == model) for model in models}
     return [one for model, one in zip(models, entries) if _plainness(one) == plainest[model]][:MAIN]
 
 
 def _plainness(one: Entry) -> tuple[Any, ...]:
-    return one.config.samples > 1, one.config.condition is not None, one.alone, one.config.temperature
+    asked = one.config.condition.value if one.config.condition else None
+    return one.config.samples > 1, asked is not None, -(asked or 0), one.alone, one.config.temperature
+
+
+def _left_out(entries: Sequence[Entry], main: Sequence[Entry], shown: Sequence[Row]) -> list[str]:
+    """What of the many evaluations is in tables only."""
+    said = []
+    models = len({one.evaluation.facts.get("checkpoint_hash") for one in entries})
+    if len(main) == MAIN < models:
+        said.append(f"Cards, traces and budget charts are of the first {MAIN} of {models} models; tables have all.")
+    if len(shown) > SERIES:
+        said.append(f"Curves are of the first {SERIES} of {len(shown)} rows; tables have all.")
+    return said
 
 
 def notices(entries: Sequence[Entry]) -> list[str]:
@@ -118,26 +131,35 @@ def notices(entries: Sequence[Entry]) -> list[str]:
             said.append(f"{one.title}: {len(skipped)} lines of its traces cannot be read and were skipped ({named}).")
         if missing:
             asked, again = one.evaluation.facts["traces"], one.evaluation.folder / CONFIG
+            cure = f"`apr eval --config {again} out={one.evaluation.folder}`"
             said.append(
                 f"{one.title}: {missing} of {asked} attempts are missing; its numbers are of the other {len(one.attempts)}. "
-                f"Finish it with `apr eval --config {again} out={one.evaluation.folder}`."
+                + (f"Finish it with {cure}." if not skipped else f"Delete {one.evaluation.folder / TRACES} and call {cure}.")
             )
+    sets: dict[str, list[str]] = {}
+    for one in entries:
+        data_hash, split = one.problem_set
+        sets.setdefault(f"split {split} of data {data_hash[:8]}", []).append(one.title)
+    if len(sets) > 1:
+        told = "; ".join(f"{problems}: {', '.join(titles)}" for problems, titles in sets.items())
+        said.append(
+            f"Not all were evaluated on the same problems, and no paired test is made between those that were not. {told}."
+        )
+    most = {one.problem_set: max(other.asked for other in entries if other.problem_set == one.problem_set) for one in entries}
+    few = [one for one in entries if one.asked < most[one.problem_set]]
+    if fewer := ", ".join(f"{one.title} ({one.asked:,} of {most[one.problem_set]:,})" for one in few):
+        said.append(
+            f"Evaluated on fewer problems than others: {fewer}. Paired tests are made on those that both tried; other "
+            "differences may be ones of problems."
+        )
+    if len({one.config.temperature for one in _main(entries)}) > 1:
+        said.append("Not all models were evaluated at one temperature: those that were not are not compared.")
     first = entries[0]
     for one in entries[1:]:
-        if one.problem_set != first.problem_set:
-            said.append(
-                f"{one.title} was evaluated on other problems ({_problems(one)}) than {first.title} ({_problems(first)}): no "
-                "paired test is made between the two, and a difference may be one of problems."
-            )
         limits, others = one.config.limits.model_dump(), first.config.limits.model_dump()
         if changed := [f"{key} {limits[key]} instead of {others[key]}" for key in limits if limits[key] != others[key]]:
             said.append(f"{one.title} was evaluated under other limits than {first.title}: {', '.join(changed)}.")
     return said
-
-
-def _problems(one: Entry) -> str:
-    data_hash, split, count = one.problem_set
-    return f"the first {count} of split {split} of data {data_hash[:8]}"
 
 
 def _comparisons(main: Sequence[Entry]) -> list[tables.Comparison]:
@@ -148,12 +170,12 @@ def _comparisons(main: Sequence[Entry]) -> list[tables.Comparison]:
 
 
 def _lead(main: Sequence[Entry]) -> str:
-    accuracy = {row.label: sum(tried.correct for tried in row.first) / len(row.first) for row in main}
+    accuracy = {one.label: sum(tried.correct for tried in one.attempts) / len(one.attempts) for one in main}
     how = {one.sampling for one in main}
     noted = {one.label: f" ({one.sampling})" if len(how) > 1 else "" for one in main}
     parts = [f"{one.label} {accuracy[one.label]:.1%}{noted[one.label]}" for one in main]
     what = "Greedy accuracy" if how == {"greedy"} else "Accuracy" if len(how) > 1 else f"Accuracy, {how.pop()},"
-    if len({one.problem_set for one in main}) > 1:
+    if len({(one.problem_set, one.asked) for one in main}) > 1:
         return f"{what}, on problems that are not all the same: {', '.join(parts)}."
     windows = {one.config.limits.context for one in main}
     window = f"a context window of {windows.pop():,}" if len(windows) == 1 else "context windows that are not all the same"

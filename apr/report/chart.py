@@ -12,14 +12,14 @@ import csv
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
 SERIES = 8  # colours in the palette
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (8, 2))  # in line widths
@@ -170,7 +170,7 @@ def _draw(axes: Any, one: Series, highest: float, bar: tuple[float, float]) -> N
     place = one.place if one.dash is None else one.dash
     dashes = DASHES[place % len(DASHES)]
     colour, dash = f"#fe00{one.place % SERIES:02x}", (0, dashes) if dashes else "-"
-    marker = MARKERS[one.place % len(MARKERS)]
+    marker = MARKERS[(one.place + one.place // SERIES) % len(MARKERS)]  # the ninth place has the first's colour only
     name = _text(f"{one.name} ({THEIRS})" if one.source == THEIRS else one.name)
     reach = _reach(one) if one.low else None
     match one.kind:
@@ -190,7 +190,8 @@ def _draw(axes: Any, one: Series, highest: float, bar: tuple[float, float]) -> N
         case "bars":
             at = [x + bar[1] for x in one.x]
             axes.bar(at, one.y, bar[0] * 0.92, yerr=reach, color=colour, label=name, capsize=2, ecolor=_INK)
-            _words(axes, at, one, (0, 8 if reach else 2), _INK)
+            tops = one.high or one.y  # words stand above the whiskers
+            _words(axes, at, replace(one, y=tops), (0, 2), _INK)
         case "line" | "points":
             face = "none" if one.source == THEIRS else colour
             axes.errorbar(
@@ -221,8 +222,10 @@ def _reach(one: Series) -> list[list[float]]:
 def _scales(axes: Any, chart: Chart) -> None:
     if chart.log_x:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     if chart.categories:
-        axes.set_xticks(range(len(chart.categories)), [_text(word) for word in chart.categories])
+        axes.set_xticks(range(len(chart.categories)), [_text(word).replace(", ", ",\n") for word in chart.categories])
+        axes.tick_params(axis="x", labelsize=8 if len(chart.categories) < 4 else 5.5)
         axes.set_xlim(-0.75, len(chart.categories) - 0.25)
         axes.margins(y=0.3)  # room for the legend above the bars
         axes.grid(False, axis="x")
@@ -231,6 +234,7 @@ def _scales(axes: Any, chart: Chart) -> None:
     elif chart.y_scale in ("share", "zero"):
         axes.set_ylim(bottom=0.0)
     if chart.y_scale in ("share", "percent"):
+        axes.set_yticks([tick for tick in axes.get_yticks() if -1e-9 <= tick <= 1 + 1e-9 and tick >= axes.get_ylim()[0]])
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 

@@ -10,7 +10,7 @@ from apr.evaluation.metrics import accuracy_by_cost, interval, summarise
 from apr.report.chart import SERIES, Chart, Series
 from apr.report.entries import Entry, RlRun, Row
 
-AXES = {"context": ("context window", "tokens"), "work": ("work", "tokens"), "span_sampled": ("span", "sampled tokens")}
+AXES = {"context": ("context window", "tokens"), "work": ("work", "tokens"), "span_sampled": ("sampled span", "tokens")}
 
 
 class RlPanel(NamedTuple):
@@ -41,12 +41,16 @@ RL_PANELS = (
 )  # fmt: skip
 
 
-def accuracy_within(rows: Sequence[Row], budgets: Mapping[str, float]) -> list[Chart]:
-    """A step curve a row, for each cost of `AXES`; the intervals are those of the curves' ends."""
-    return [_accuracy_within(rows, cost, budgets.get(cost)) for cost in AXES]
+def accuracy_within(rows: Sequence[Row], budgets: Mapping[str, Sequence[int]]) -> list[Chart]:
+    """A step curve a row, for each cost of `AXES`, and a line at each budget; intervals are drawn at the curves' ends."""
+    return [_accuracy_within(rows, cost, budgets.get(cost, ())) for cost in AXES]
 
 
-def _accuracy_within(rows: Sequence[Row], cost: str, budget: float | None) -> Chart:
+def marks(budgets: Sequence[int]) -> list[tuple[str, float]]:
+    return [(f"budget {budget:,}", float(budget)) for budget in budgets]
+
+
+def _accuracy_within(rows: Sequence[Row], cost: str, budgets: Sequence[int]) -> Chart:
     title, unit = AXES[cost]
     series = []
     for row in rows:
@@ -57,8 +61,8 @@ def _accuracy_within(rows: Sequence[Row], cost: str, budget: float | None) -> Ch
     lowest = min((one.x[0] for one in series if one.x), default=1.0)
     highest = max((one.x[-1] for one in series if one.x), default=1.0)
     return Chart(
-        f"accuracy_within_{cost}", f"accuracy within a {title}", unit, "accuracy", series,
-        log_x=highest > 20 * max(lowest, 1.0), marks=[] if budget is None else [("budget", budget)], legend=False,
+        f"accuracy_within_{cost}", f"accuracy by {title}", unit, "accuracy", series,
+        log_x=highest > 20 * max(lowest, 1.0), marks=marks(budgets), legend=False,
     )  # fmt: skip
 
 
@@ -68,15 +72,15 @@ def budget_charts(entries: Sequence[Entry]) -> list[Chart]:
     for cost, (title, unit) in AXES.items():
         series = []
         for one in entries:
-            summary = summarise(one.label, one.first)
+            summary = summarise(one.label, one.attempts)
             low, high = summary.interval
             x = [summary.costs[cost].mean]
             series.append(Series(one.label, x, [summary.accuracy], "points", one.place, [low], [high]))
-        marks = sorted({one.budgets[cost] for one in entries if cost in one.budgets})
+        kept = sorted({one.budgets[cost] for one in entries if cost in one.budgets})
         charts.append(
             Chart(
                 f"budgets_{cost}", f"accuracy against mean {title}", unit, "accuracy", series, "percent",
-                marks=[(f"budget {mark:,}", float(mark)) for mark in marks],
+                marks=marks(kept),
             )
         )  # fmt: skip
     return charts
@@ -88,14 +92,14 @@ def rl_charts(runs: Sequence[RlRun]) -> list[Chart]:
     for panel in RL_PANELS:
         series = [
             Series(
-                word if len(runs) == 1 else run.label if len(panel.metrics) == 1 else f"{run.label}: {word}", *points,
+                word if len(runs) == 1 else run.label if len(panel.metrics) == 1 else f"{run.label}: {word}", *found,
                 "line" if metric.startswith("eval/") else "smooth", (index if len(runs) == 1 else place) % SERIES,
                 dash=index,
             )
             for place, run in enumerate(runs)
             for index, (metric, word) in enumerate(panel.metrics.items())
-            for points in [_points(run.records, metric)]
-            if points[0]
+            for found in [points(run.records, metric)]
+            if found[0]
         ]  # fmt: skip
         if series:
             positive = all(value > 0 for one in series for value in one.y)
@@ -104,7 +108,7 @@ def rl_charts(runs: Sequence[RlRun]) -> list[Chart]:
     return charts
 
 
-def _points(records: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[float], list[float]]:
+def points(records: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[float], list[float]]:
     """Steps and values where the record has a finite value."""
     found = [
         (float(record["step"]), float(record[metric]))

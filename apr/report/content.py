@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from apr.report.chart import Chart, Table
 from apr.report.entries import Row
@@ -14,14 +13,13 @@ from apr.report.tables import Comparison
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the numbers depend on. `seconds`: wall time per stage."""
+    """What this report was made with, not its evaluations. `seconds`: wall time per stage."""
 
     command: str
     commit: str
     date: str
     hardware: str
     versions: Mapping[str, str]
-    seeds: Mapping[str, int]
     seconds: Mapping[str, float]
 
 
@@ -44,16 +42,15 @@ class Report:
     prices: Table
     other_systems: Table
     settings: Table
+    in_force: Table
     budgets: tuple[Table, Sequence[Chart]] | None = None
     runs: tuple[Table, Table, Sequence[Chart]] | None = None
-    limits: Mapping[str, Any] = field(default_factory=dict)
-    budget_lines: Mapping[str, Any] = field(default_factory=dict)
     view: str = ""
 
     @property
     def tables(self) -> list[Table]:
         """Every table with something in it."""
-        tables = [self.results, self.paired, self.temperatures, self.prices, self.other_systems, self.settings]
+        tables = [self.results, self.paired, self.temperatures, self.prices, self.other_systems, self.settings, self.in_force]
         tables += [self.budgets[0]] if self.budgets else []
         tables += [*self.runs[:2]] if self.runs else []
         return [table for table in tables if table.records]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +49,7 @@ class Entry:
 
     @property
     def first(self) -> list[Attempt]:
-        """The first sample of each problem: as many as there are problems."""
+        """The first sample of each problem, as paired tests take it."""
         return [one for one in self.attempts if one.sample == 0]
 
     @property
@@ -61,16 +62,27 @@ class Entry:
         return self.config.in_flight == 1
 
     @property
-    def problem_set(self) -> tuple[str, str, int]:
-        """Equal for evaluations of the same problems, also where some attempts are missing."""
-        facts = self.evaluation.facts
-        return facts["data_hash"], self.config.split, facts["traces"] // self.config.samples
+    def problem_set(self) -> tuple[str, str]:
+        """Data and split: of the same, an evaluation of fewer problems is one of the first of them."""
+        return self.evaluation.facts["data_hash"], self.config.split
+
+    @property
+    def asked(self) -> int:
+        """How many problems it was to try."""
+        return int(self.evaluation.facts["traces"]) // self.config.samples
+
+    @property
+    def circumstances(self) -> tuple[Any, ...]:
+        """What must be equal for two evaluations to be points of one line: all but temperature and condition."""
+        config = self.config
+        return (
+            self.model, self.evaluation.facts.get("checkpoint_hash"), self.problem_set, self.asked, config.limits, self.alone,
+        )  # fmt: skip
 
     @property
     def budgets(self) -> dict[str, int]:
         """Hard budgets of the evaluation, or else those that the model was trained under."""
-        own = self.config.budgets.model_dump(exclude_none=True)
-        return own or budgets_of(self.evaluation.card)
+        return _budgets(self.evaluation)
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,10 @@ class Row:
 def read_runs(folders: Sequence[Path]) -> tuple[list[Entry], list[RlRun]]:
     """The evaluations and the RL runs among `folders`. Raises `DataError` or `ConfigError` for a folder that is neither."""
     evaluations, runs = [], []
+    given = [folder.resolve() for folder in folders]
+    if len(set(given)) < len(given):
+        twice = next(folder for folder, place in zip(folders, given) if given.count(place) > 1)
+        raise DataError(f"{twice} is given twice: name each folder once")
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder: name those that `apr eval` or `apr rl` wrote")
@@ -113,7 +129,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Entry], list[RlRun]]:
 
 
 def rows_of(entry: Entry, teacher: Teacher | None) -> list[Row]:
-    """One row for one sample a problem; cons@n and pass@n for several."""
+    """One row for one sample a problem; for several their mean, cons@n and pass@n."""
     n = entry.config.samples
     how = f"{entry.sampling}, one at a time" if entry.alone else entry.sampling
     if n == 1:
@@ -121,36 +137,29 @@ def rows_of(entry: Entry, teacher: Teacher | None) -> list[Row]:
     groups = samples_by_problem(entry.attempts)
     note = f"{n} samples a problem at temperature {entry.config.temperature:g}, {len(groups)} problems"
     kinds = (("cons", "majority of", majority), ("pass", "any of", pass_at))
-    return [
+    mean = summarise(f"{entry.label} mean@{n}", entry.attempts, f"mean of {note}")
+    return [Row(mean, entry.attempts, entry.place, teacher)] + [
         Row(summarise(f"{entry.label} {kind}@{n}", tries, f"{word} {note}"), tries, entry.place + i)
-        for i, (kind, word, vote) in enumerate(kinds)
+        for i, (kind, word, vote) in enumerate(kinds, 1)
         for tries in [[vote(group) for group in groups]]
     ]
 
 
 def budgets_of(card: dict[str, Any]) -> dict[str, int]:
     """The hard budgets that a model was trained under, as its card tells."""
-    reward = card.get("reward")
-    budgets = reward.get("budgets") if isinstance(reward, dict) else None
-    return {str(name): int(value) for name, value in budgets.items() if value} if isinstance(budgets, dict) else {}
+    return {name: value for name, value in card.get("reward", {}).get("budgets", {}).items() if value}
 
 
 def _entries(evaluations: Sequence[Evaluation]) -> list[Entry]:
     """Labels grow by what tells evaluations apart, plainest first: stage, budgets, temperature, pace, folder, path."""
     models = [_model(one) for one in evaluations]
     labels = [f"{model}{_condition(one)}" for model, one in zip(models, evaluations)]
-    variants = labels = _apart(labels, evaluations, lambda label, one: label + _trained_under(one))
-    more: tuple[Callable[[Evaluation], str], ...] = (
-        lambda one: f", T={one.config.temperature:g}",
-        lambda one: ", one at a time" if one.config.in_flight == 1 else "",
-    )
-    for part in more:
-        labels = _apart(labels, evaluations, lambda label, one, part=part: label + part(one))  # type: ignore[misc]
-    labels = _apart(labels, evaluations, lambda label, one: one.folder.name)
-    labels = _apart(labels, evaluations, lambda label, one: str(one.folder))
-    keys = [(label, one.config.samples) for label, one in zip(labels, evaluations)]
-    if twice := [label for (label, _), count in Counter(keys).items() if count > 1]:
-        raise DataError(f"an evaluation is given twice ({', '.join(twice)}): name each folder once")
+    variants = labels = _apart(labels, evaluations, _under)
+    labels = _apart(labels, evaluations, lambda one: f", T={one.config.temperature:g}")
+    labels = _apart(labels, evaluations, lambda one: ", one at a time" if one.config.in_flight == 1 else "")
+    labels = _apart(labels, evaluations, lambda one: f" ({one.folder.name})")
+    alike = _alike(labels, evaluations)
+    labels = [f"{label} in {one.folder.parent}" if same else label for label, one, same in zip(labels, evaluations, alike)]
     entries = [
         Entry(label, model, variant, 0, one) for label, model, variant, one in zip(labels, models, variants, evaluations)
     ]
@@ -158,22 +167,31 @@ def _entries(evaluations: Sequence[Evaluation]) -> list[Entry]:
 
 
 def placed(entries: Sequence[Entry], first: Sequence[Entry]) -> list[Entry]:
-    """The entries with places of their own, one a row; the lowest are for those in `first`, whose colours differ most."""
+    """The entries with places of their own, one a row; the lowest, whose colours differ most, are for those in `first`, then
+    for those that are voted over."""
     places, place = {}, 0
-    for one in sorted(entries, key=lambda one: one.title not in {other.title for other in first}):
+    titles = {one.title for one in first}
+    for one in sorted(entries, key=lambda one: (one.title not in titles, one.config.samples == 1)):
         places[one.title] = place
-        place += 1 if one.config.samples == 1 else 2  # cons@n and pass@n are rows of their own
+        place += 1 if one.config.samples == 1 else 3  # its mean, cons@n and pass@n are rows of their own
     return [replace(one, place=places[one.title]) for one in entries]
 
 
-def _apart(
-    labels: list[str], evaluations: Sequence[Evaluation], other: Callable[[str, Evaluation], str]
-) -> list[str]:
-    """The labels, with another for each that is not alone with its number of samples."""
-    keys = [(label, one.config.samples) for label, one in zip(labels, evaluations)]
+def _apart(labels: list[str], evaluations: Sequence[Evaluation], part: Callable[[Evaluation], str]) -> list[str]:
+    """The labels, with the part added to those that are alike and that it tells apart."""
+    parts: dict[tuple[str, int], set[str]] = {}
+    for label, one in zip(labels, evaluations):
+        parts.setdefault((label, one.config.samples), set()).add(part(one))
     return [
-        other(label, one) if keys.count(key) > 1 else label for label, one, key in zip(labels, evaluations, keys)
-    ]  # fmt: skip
+        label + part(one) if len(parts[label, one.config.samples]) > 1 else label
+        for label, one in zip(labels, evaluations)
+    ]
+
+
+def _alike(labels: list[str], evaluations: Sequence[Evaluation]) -> list[bool]:
+    """Which of the labels are not alone with their number of samples."""
+    counts = Counter((label, one.config.samples) for label, one in zip(labels, evaluations))
+    return [counts[label, one.config.samples] > 1 for label, one in zip(labels, evaluations)]
 
 
 def _model(one: Evaluation) -> str:
@@ -182,8 +200,13 @@ def _model(one: Evaluation) -> str:
     return f"{SOLVERS.get(solver, solver)} {stage}" if solver else one.folder.name
 
 
-def _trained_under(one: Evaluation) -> str:
-    return "".join(f", {name} ≤ {value}" for name, value in budgets_of(one.card).items())
+def _budgets(one: Evaluation) -> dict[str, int]:
+    own: dict[str, int] = one.config.budgets.model_dump(exclude_none=True)
+    return own or budgets_of(one.card)
+
+
+def _under(one: Evaluation) -> str:
+    return "".join(f", {name} ≤ {value}" for name, value in _budgets(one).items())
 
 
 def _condition(one: Evaluation) -> str:
@@ -200,13 +223,10 @@ def _rl_run(folder: Path) -> RlRun:
 
 def _distinct(runs: list[RlRun]) -> list[RlRun]:
     names = Counter(run.label for run in runs)
-    labelled = [
+    return [
         run if names[run.label] == 1 else RlRun(str(run.folder), run.folder, run.config, run.manifest, run.records)
         for run in runs
     ]
-    if len({run.label for run in labelled}) < len(labelled):
-        raise DataError("an RL run is given twice: name each folder once")
-    return labelled
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -217,7 +237,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             records.append(json.loads(line))
-            float(records[-1]["step"])
+            if not math.isfinite(records[-1]["step"]):
+                raise ValueError("step is no number")
         except (ValueError, TypeError, LookupError) as error:
             raise DataError(
                 f"{path}, line {number}: cut off or corrupt ({error!r}): go on with `apr rl --resume {path.parent}`, or "

@@ -39,7 +39,7 @@ def html(report: Report) -> str:
         _settings(report),
         _section("Prices", _table(report.prices) + _table(report.other_systems)),
         _percentiles(report),
-        _limits(report),
+        _section(report.in_force.title, _table(report.in_force, titled=False)),
         _facts(report.facts),
         _definitions(),
     ]  # fmt: skip
@@ -79,12 +79,12 @@ def _comparisons(report: Report) -> str:
             f'<p class="gain">{_signed(100 * test.gain)} <small>points ({low} to {high}) on {test.n:,} problems; '
             f"p {_p_value(test.p_value)}</small></p>\n<p>{escape(comparison.sentence)}</p>\n"
             f'<p class="price"><em>price</em>{prices}</p>\n'
-            f'<p class="note">solved by it alone {test.only_a:,}, by the other alone {test.only_b:,}</p>\n</article>'
+            "</article>"
         )
-    every = f"<details><summary>All {len(report.paired.records)} pairs</summary>{_table(report.paired)}</details>"
+    every = f"<details><summary>Every pair, {len(report.paired.records)} in all</summary>{_table(report.paired)}</details>"
     return _section(
         "Does spawning pay?", f'<div class="cards">{"".join(cards)}</div>{every}', "Points of accuracy on the same problems, "
-        "with their 95% interval and McNemar's exact test; price is the ratio of mean costs.",
+        "with their 95% interval and McNemar's exact test (coloured where p < 0.01); price is the ratio of mean costs.",
     )  # fmt: skip
 
 
@@ -238,25 +238,14 @@ def _percentiles(report: Report) -> str:
     )  # fmt: skip
 
 
-def _limits(report: Report) -> str:
-    parts = []
-    for title, values, meaning in (
-        ("Limits", report.limits, "stop a thread or a trace while it runs"),
-        ("Budgets", report.budget_lines, "conditions on costs that enter the reward"),
-    ):
-        lines = _pairs({name: "none" if value is None else value for name, value in values.items()})
-        parts.append(f"<article><h3>{title} <small>{meaning}</small></h3>{lines or '<p>none</p>'}</article>")
-    return _section("Limits and budgets in force", f'<div class="grid">{"".join(parts)}</div>')
-
-
 def _facts(facts: RunFacts) -> str:
     run = {"command": facts.command, "commit": facts.commit, "date": facts.date, "hardware": facts.hardware}
     stages = {stage: _duration(seconds) for stage, seconds in facts.seconds.items()}
     if stages:
         stages["together"] = _duration(sum(facts.seconds.values()))
-    parts = (("Run", run), ("Wall time by stage", stages), ("Seeds", facts.seeds), ("Versions", facts.versions))
+    parts = (("Run", run), ("Wall time by stage", stages), ("Versions", facts.versions))
     body = "".join(f"<article><h3>{title}</h3>{_pairs(values)}</article>" for title, values in parts if values)
-    return _section("How this was made", f'<div class="grid facts">{body}</div>')
+    return _section("How this report was made", f'<div class="grid facts">{body}</div>')
 
 
 def _definitions() -> str:

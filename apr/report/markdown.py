@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from apr.report.chart import Chart, Column, Table
 from apr.report.content import Report
@@ -18,6 +18,7 @@ def markdown(report: Report) -> str:
         *([_list(report.notices)] if report.notices else []),
         *([_list([f"{one.sentence} p = {one.test.p_value:.2g}." for one in report.comparisons])] if report.comparisons else []),
         *(f"## {plain(table.title)}\n\n{table_text(table)}\n\n{plain(table.note)}" for table in report.tables),
+        *([_wall_times(facts.seconds)] if facts.seconds else []),
         "## Figures\n\n" + "\n".join(map(_link, report.charts)),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -40,6 +41,11 @@ def plain(text: str) -> str:
 def _cell(column: Column, record: object) -> str:
     text, small = column.text(record), column.small(record) if column.small else ""  # type: ignore[arg-type]
     return plain(f"{text} ({small})" if small else text)
+
+
+def _wall_times(seconds: Mapping[str, float]) -> str:
+    lines = [f"| {plain(stage)} | {value:,.0f} |" for stage, value in seconds.items()]
+    return "\n".join(["## Wall time by stage\n", "| stage | seconds |", "| --- | --- |", *lines])
 
 
 def _link(chart: Chart) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from apr.evaluation.metrics import COSTS, McNemar, Summary, compare, interval, summarise
+from apr.evaluation.metrics import COSTS, McNemar, Summary, compare, summarise
 from apr.evaluation.systems import systems
 from apr.report import published
 from apr.report.chart import OURS, THEIRS, Column, Table
+from apr.report.charts import points
 from apr.report.entries import Entry, RlRun, Row
 
 UNTOLD = ("out",)  # keys of a configuration that every run has another value of
@@ -27,16 +28,20 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        points = 100 * self.test.gain
+        gain, n = 100 * self.test.gain, f"{self.test.n:,}"
+        if gain == 0:
+            return f"{self.a} solves as many of the same {n} problems as {self.b}: {self.test.only_a} that only it solves."
         return (
-            f"{self.a} solves {abs(points):.1f} points {'more' if points >= 0 else 'fewer'} of the same {self.test.n} problems "
+            f"{self.a} solves {abs(gain):.1f} points {'more' if gain > 0 else 'fewer'} of the same {n} problems "
             f"than {self.b}: {self.test.only_a} that only it solves, against {self.test.only_b}."
         )
 
 
 def compared(a: Entry, b: Entry) -> Comparison | None:
-    """None where a paired test would be wrong: the two were not asked the same problems, or share none that was read."""
-    if a.problem_set != b.problem_set or not {one.problem for one in a.first} & {one.problem for one in b.first}:
+    """None where a paired test would be wrong: of other problems, or at other temperatures, or of none that both tried."""
+    if a.problem_set != b.problem_set or a.config.temperature != b.config.temperature:
+        return None
+    if not {one.problem for one in a.first} & {one.problem for one in b.first}:
         return None
     return Comparison(a.title, b.title, compare(a.first, b.first))
 
@@ -66,7 +71,7 @@ def results(rows: Sequence[Row]) -> Table:
 
 
 def paired(entries: Sequence[Entry]) -> Table:
-    """Exact McNemar tests between all evaluations of the same problems (their first samples)."""
+    """Exact McNemar tests between all evaluations of the same problems at the same temperature (their first samples)."""
     records = []
     for b, a in combinations(entries, 2):
         if (found := compared(a, b)) is not None:
@@ -86,24 +91,27 @@ def paired(entries: Sequence[Entry]) -> Table:
         Column("p", lambda r: p_value(r["p_value"])),
     ]
     note = "Not corrected for the number of tests: among twenty of equals, one p below 0.05 is to be expected."
-    return Table("paired", "Paired tests between all evaluations of the same problems", records, columns, note)
+    return Table("paired", "Paired tests on the same problems, at the same temperature", records, columns, note)
 
 
 def temperatures(entries: Sequence[Entry]) -> Table:
     """Tables 1-3 of the paper: accuracy by model and temperature, first samples, ours above theirs."""
-    ours: dict[str, dict[float, Entry]] = {}
-    models = {(one.variant, one.evaluation.facts.get("checkpoint_hash")) for one in entries}
-    alike = Counter(variant for variant, _ in models)
-    for one in entries:
-        if not one.alone:
-            name = one.variant if alike[one.variant] == 1 else f"{one.variant} ({one.config.checkpoint})"
-            ours.setdefault(name, {}).setdefault(one.config.temperature, one)
+    groups: dict[tuple[Any, ...], dict[float, Entry]] = {}
+    for one in sorted(entries, key=lambda one: (-one.asked, one.config.samples)):
+        if not one.alone:  # where there are several at a temperature, the one of most problems is taken
+            key = (one.variant, one.evaluation.facts.get("checkpoint_hash"), one.problem_set, one.config.limits)
+            groups.setdefault(key, {}).setdefault(one.config.temperature, one)
+    alike = Counter(key[0] for key in groups)
+    ours = {
+        key[0] if alike[key[0]] == 1 else f"{key[0]} ({', '.join(one.evaluation.folder.name for one in row.values())})": row
+        for key, row in sorted(groups.items(), key=lambda item: min(map(entries.index, item[1].values())))
+    }
     every = sorted({t for row in ours.values() for t in row} | set(published.TEMPERATURES))
     records: list[dict[str, Any]] = []
     for name, row in ours.items():
         record: dict[str, Any] = {"model": name, "source": OURS}
         for t in every:
-            s = summarise(name, row[t].first) if t in row else None
+            s = summarise(name, row[t].attempts) if t in row else None
             record |= _with_interval(f"T={t:g}", s)
         records.append(record)
     for name, values in published.TABLES.items():
@@ -115,9 +123,9 @@ def temperatures(entries: Sequence[Entry]) -> Table:
         records.append(record)
     columns = [Column("model", lambda r: r["model"]), Column("whose", lambda r: r["source"]), *map(_temperature_column, every)]
     note = (
-        "Accuracy. Ours: one sample a problem, with 95% intervals. Published: 1,000 validation problems of four numbers from "
+        "Accuracy. Ours with 95% intervals, the mean of all samples. Published: 1,000 validation problems of four numbers from "
         "1-99 in a window of 4,096 tokens, a binomial standard error of 1.2-1.6 points; other problems and another model than "
-        "ours unless stated."
+        "ours unless stated. The published SoS+ here is unconditioned; in figures 4 and 8 it is conditioned on 4,096 tokens."
     )
     return Table("temperatures", "Accuracy by temperature (the paper's tables 1-3)", records, columns, note)
 
@@ -142,7 +150,7 @@ def prices(entries: Sequence[Entry]) -> Table:
         engine = one.config.engine
         records.append(
             {
-                "model": one.title, "pace": "one at a time" if one.alone else f"{one.config.in_flight} at once",
+                "model": one.title, "pace": "one at a time" if one.alone else f"up to {one.config.in_flight} at once",
                 "seconds_mean": seconds.mean, "seconds_p50": seconds.p50, "seconds_p90": seconds.p90,
                 "ms_per_span_token": systems(one.attempts).ms_per_span_token, "engine": engine.kind,
                 "hardware": str(one.evaluation.facts.get("hardware", "unknown")),
@@ -162,21 +170,23 @@ def budgets(entries: Sequence[Entry]) -> Table:
     """Each evaluation under its budgets: how many attempts kept them, and how many were also correct."""
     records = []
     for one in entries:
-        kept = [all(tried.costs[cost] <= most for cost, most in one.budgets.items()) for tried in one.first]
-        good = [within and tried.correct for within, tried in zip(kept, one.first)]
-        s = summarise(one.label, one.first)
-        low, high = interval(sum(good), len(good))
+        kept = [all(tried.costs[cost] <= most for cost, most in one.budgets.items()) for tried in one.attempts]
+        good = [replace(tried, correct=within and tried.correct) for within, tried in zip(kept, one.attempts)]
+        s, success = summarise(one.label, one.attempts), summarise(one.label, good)
+        low, high = success.interval
         records.append(
             {
-                "model": one.title, "budgets": ", ".join(f"{name} ≤ {value}" for name, value in one.budgets.items()) or "none",
-                "accuracy": s.accuracy, "within": sum(kept) / len(kept), "success": sum(good) / len(good), "low": low,
-                "high": high, **{f"{cost}_mean": s.costs[cost].mean for cost in ("context", "work", "span_sampled")},
+                "model": one.title,
+                "budgets": ", ".join(f"{name} ≤ {value}" for name, value in one.budgets.items()) or "none",
+                "accuracy": s.accuracy, "within": sum(kept) / len(kept) if one.budgets else None,
+                "success": success.accuracy, "low": low, "high": high,
+                **{f"{cost}_mean": s.costs[cost].mean for cost in ("context", "work", "span_sampled")},
             }
         )  # fmt: skip
     columns = [
         Column("model", lambda r: r["model"], lambda r: f"budgets: {r['budgets']}"),
         Column("accuracy", lambda r: f"{r['accuracy']:.1%}"),
-        Column("within", lambda r: f"{r['within']:.1%}"),
+        Column("within", lambda r: "" if r["within"] is None else f"{r['within']:.1%}"),
         Column("success", lambda r: f"{r['success']:.1%}", lambda r: f"{r['low']:.1%} to {r['high']:.1%}"),
         *[_cost_column(cost) for cost in ("context", "work", "span_sampled")],
     ]
@@ -194,28 +204,56 @@ def differences(name: str, title: str, told: Mapping[str, dict[str, Any]]) -> Ta
 
 
 def rl_runs(runs: Sequence[RlRun]) -> Table:
-    """Where each RL run began and ended: validation accuracy, and means over its first and last ten steps."""
+    """How each RL run went: validation accuracy, and means over its first and last ten steps."""
     records = []
     for run in runs:
-        checks = [line["eval/accuracy"] for line in run.records if "eval/accuracy" in line]
+        checks = _values(run.records, "eval/accuracy")
         steps = [line for line in run.records if "reward/success" in line]
         record: dict[str, Any] = {
-            "run": run.label, "steps": int(max((line["step"] for line in run.records), default=0)),
-            "validation_first": checks[0] if checks else None, "validation_last": checks[-1] if checks else None,
+            "run": run.label, "steps": len(steps), "commit": run.manifest.get("commit"),
+            "validation_first": checks[0] if checks else None, "validation_best": max(checks, default=None),
+            "validation_last": checks[-1] if checks else None,
         }  # fmt: skip
         for metric in ("reward/success", "rollout/threads", "rollout/span_sampled", "rollout/work", "time/step"):
             for when, lines in (("first", steps[:10]), ("last", steps[-10:])):
-                values = [line[metric] for line in lines if metric in line]
+                values = _values(lines, metric)
                 record[f"{metric}_{when}"] = sum(values) / len(values) if values else None
         records.append(record)
     columns = [
-        Column("run", lambda r: r["run"], lambda r: f"{r['steps']} steps"),
-        _change_column("validation", "validation accuracy"),
-        _change_column("reward/success", "success, T=1"),
+        Column("run", lambda r: r["run"], lambda r: f"{r['steps']} steps, commit {r['commit'] or 'unknown'}"),
+        _change_column("validation", "validation accuracy, first check to last", ("first", "best", "last")),
+        _change_column("reward/success", "success in training"),
         *[_change_column(f"rollout/{key}", key.replace("_", " ")) for key in ("threads", "span_sampled", "work")],
         Column("seconds a step", lambda r: number(r["time/step_last"])),
     ]
-    return Table("rl_runs", "RL runs", records, columns, "From the first to the last ten steps.")
+    note = "Validation: the first, the best and the last check. Others: means over the first and the last ten steps."
+    return Table("rl_runs", "RL runs", records, columns, note)
+
+
+def in_force(entries: Sequence[Entry]) -> Table:
+    """Limits and budgets of each evaluation, and what it was made with."""
+    records = []
+    for one in entries:
+        facts, config = one.evaluation.facts, one.config
+        limits = config.limits.model_dump(exclude_none=True)
+        records.append(
+            {
+                "model": one.title, "limits": ", ".join(f"{name} {value}" for name, value in limits.items()),
+                "budgets": ", ".join(f"{name} {value}" for name, value in one.budgets.items()) or "none",
+                "seed": config.seed, "commit": facts.get("commit"), "started": facts.get("started"),
+                "hardware": facts.get("hardware"), "checkpoint_hash": facts.get("checkpoint_hash"),
+                "versions": ", ".join(f"{name} {value}" for name, value in dict(facts.get("versions") or {}).items()),
+            }
+        )  # fmt: skip
+    shown = ("limits", "budgets", "commit", "started", "hardware", "versions")
+    columns = [Column("model", lambda r: r["model"], lambda r: f"seed {r['seed']}"), *map(_said_column, shown)]
+    note = "Limits stop a thread or a trace while it runs; budgets are conditions on costs that enter reward and success."
+    return Table("in_force", "Limits, budgets, and what each evaluation was made with", records, columns, note)
+
+
+def _values(records: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
+    """The finite values of a metric."""
+    return points(records, metric)[1]
 
 
 def number(value: float | None) -> str:
@@ -228,7 +266,7 @@ def number(value: float | None) -> str:
 
 def p_value(p: float) -> str:
     """To one significant digit where it is small."""
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001" if p >= 1e-4 else f"{p:.0e}"
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.4f}" if p >= 1e-4 else f"{p:.0e}"
 
 
 def _with_interval(key: str, summary: Summary | None) -> dict[str, float | None]:
@@ -256,8 +294,8 @@ def _said_column(label: str) -> Column:
     return Column(label, lambda r: "" if r[label] is None else str(r[label]))
 
 
-def _change_column(key: str, head: str) -> Column:
-    return Column(head, lambda r: f"{number(r[f'{key}_first'])} → {number(r[f'{key}_last'])}")
+def _change_column(key: str, head: str, whens: Sequence[str] = ("first", "last")) -> Column:
+    return Column(head, lambda r: " → ".join(number(r[f"{key}_{when}"]) for when in whens))
 
 
 def _temperature_column(t: float) -> Column:

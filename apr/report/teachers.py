@@ -9,6 +9,7 @@ from typing import Any
 
 from apr.config import DataConfig
 from apr.data.generate import demonstrations
+from apr.data.store import problems_hash
 from apr.dialects import dialect_in
 from apr.errors import DataError
 from apr.evaluation.folder import Evaluation
@@ -28,13 +29,15 @@ class Teacher:
 class Teachers:
     """Runs each solver once on each set of problems, with the options and the seed of its demonstrations.
 
-    Options are in `data`, or where the evaluation's problems came from. What is not there is left out, unless `data` was
-    asked for: `DataError` then.
+    Options are in `data`, or where the evaluation's problems came from. What is not there, or is other data by now, is left
+    out, unless `data` was asked for: `DataError` then.
     """
 
     def __init__(self, data: Path | None) -> None:
         self.data = data
         self._known: dict[tuple[Any, ...], Teacher] = {}
+        self._hashes: dict[tuple[Path, str], str] = {}
+        self.missing: list[str] = []  # sentences that say whose success is left out, and why
         if data is not None and not (data / CONFIG).is_file():
             raise DataError(f"{data} holds no data set ({CONFIG} is missing): set --data to one, or leave it out")
 
@@ -42,7 +45,10 @@ class Teachers:
         """The teacher of the evaluated model."""
         solver = one.card.get("solver")
         folder = self.data or one.config.data
-        if solver is None or not (folder / CONFIG).is_file():
+        if solver is None:
+            return None
+        if not (folder / CONFIG).is_file():
+            self._miss(f"no data set is at {folder} from here: give its place with --data")
             return None
         config = load(DataConfig, [folder / CONFIG])
         if solver not in config.solvers:
@@ -52,12 +58,26 @@ class Teachers:
                 f"{folder / CONFIG} has no solver {solver}, which taught {label} (only {', '.join(config.solvers)}): set "
                 "--data to the data that it was trained on, or leave it out"
             )
+        if self.data is None and self._hash(folder, one.config.split) != one.facts["data_hash"]:
+            self._miss(f"{folder} holds other problems by now")
+            return None
         problems = [{key: problem[key] for key in ("id", "numbers", "target")} for problem in one.problems.values()]
         window = one.config.limits.context
         key = (folder, solver, window, tuple(problem["id"] for problem in problems))
         if key not in self._known:
             self._known[key] = _run(config, folder, solver, problems, window)
         return self._known[key]
+
+
+    def _miss(self, why: str) -> None:
+        notice = f"A solver's own success is not shown beside its student's: {why}."
+        if notice not in self.missing:
+            self.missing.append(notice)
+
+    def _hash(self, folder: Path, split: str) -> str:
+        if (folder, split) not in self._hashes:
+            self._hashes[folder, split] = problems_hash(folder, split)
+        return self._hashes[folder, split]
 
 
 def _run(config: DataConfig, folder: Path, solver: str, problems: Sequence[dict[str, Any]], window: int) -> Teacher:

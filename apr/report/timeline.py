@@ -35,6 +35,8 @@ def title(trace: Trace) -> str:
     fields = {name: value for name, value in trace.problem.items() if name != "id"}
     if fields.keys() >= {"numbers", "target"} and isinstance(fields["numbers"], list | tuple):
         return f"{', '.join(map(str, fields['numbers']))} to make {fields['target']}"
+    if len(fields) == 1:
+        return str(*fields.values())
     return ", ".join(f"{name} {value}" for name, value in fields.items()) or str(trace.problem.get("id", ""))
 
 

@@ -53,10 +53,14 @@ class File:
     shown: int = 0
 
     def traces(self, wanted: Wanted) -> Iterator[Trace]:
-        for trace in wanted.of(read_traces(self.path, lambda fault: self.faults.append(str(fault)))):
-            self.shown += 1
-            self.problems.add(str(trace.problem.get("id", "")))
-            yield trace
+        """Raises `DataError` if the file cannot be read at all, `SchemaError` for traces of another schema."""
+        try:
+            for trace in wanted.of(read_traces(self.path, lambda fault: self.faults.append(str(fault)))):
+                self.shown += 1
+                self.problems.add(str(trace.problem.get("id", "")))
+                yield trace
+        except OSError as error:
+            raise DataError(f"cannot read {self.path} ({error.strerror}): name another path") from error
 
     def check_shown(self, wanted: Wanted) -> None:
         """Raise `DataError` if there was nothing to show."""
@@ -87,9 +91,12 @@ def view(
     wanted = Wanted(limit, outcome)
     if out.is_dir():
         raise RunDirectoryError(f"{out} is a folder: name a file with --out, such as {out / 'view.html'}")
-    if twice := [str(path) for i, path in enumerate(paths) if path.resolve() in {one.resolve() for one in paths[:i]}]:
-        raise ConfigError(f"{', '.join(twice)} is given twice: name each once")
     found = [traces_of(path, step) for path in paths]
+    at_hand = [file.resolve() for file, _ in found]
+    if twice := [str(path) for path, file in zip(paths, at_hand) if at_hand.count(file) > 1]:
+        raise ConfigError(f"{' and '.join(twice)} are the same traces: name them once")
+    if out.resolve() in at_hand:
+        raise RunDirectoryError(f"{out} holds the traces to be viewed: name another file with --out")
     if step is not None and not any(run_kind(run) == "rl" for _, run in found):
         raise ConfigError(f"--step {step} is of RL runs, and none is given: leave it out")
     files = [File(path, label) for (path, _), label in zip(found, labels(paths, found))]

@@ -21,6 +21,7 @@ from tempfile import SpooledTemporaryFile
 from types import TracebackType
 from typing import Any
 
+from apr.errors import DataError
 from apr.report.timeline import summary, token_ids, trace_data
 from apr.runs import whole_file
 from apr.threads.trace import Trace
@@ -105,8 +106,15 @@ class _Spelling:
     joined: bool = True
 
     def add(self, trace: Trace) -> None:
+        """Raises `DataError` for a token that cannot be spelt."""
         for i in token_ids(trace).difference(self.pieces):
-            self.pieces[i] = self.text((i,))
+            try:
+                self.pieces[i] = self.text((i,))
+            except LookupError as error:
+                raise DataError(
+                    f"a trace of problem {trace.problem.get('id')} has the token {i}, which is not in its run's vocabulary: "
+                    "its file was corrupted, or moved here from another run; leave it where it was written"
+                ) from error
         self.joined = self.joined and all(
             self.text(strand.ids) == "".join(self.pieces[i] for i in strand.ids) for strand in trace.strands
         )

@@ -27,7 +27,8 @@
     const style = getComputedStyle(one), own = one instanceof SVGElement ? style.fill : style.color;
     const [high, low] = [luminance(own), luminance(behind(one))].sort((a, b) => b - a);
     const ratio = (high + 0.05) / (low + 0.05);
-    if (ratio < 4.5) found.push(`${one.tagName} ${one.getAttribute("class")} ${one.textContent.slice(0, 20)}: ${ratio.toFixed(2)}`);
+    const name = `${one.tagName} ${one.getAttribute("class")} ${one.textContent.slice(0, 20)}`;
+    if (ratio < 4.5) found.push(`${name}: ${ratio.toFixed(2)}`);
   }
   return found;
 }

@@ -172,6 +172,18 @@ def test_bars_stand_where_their_strands_run(view: View) -> None:
     assert limit == pytest.approx(second[0] + 6 * scale, abs=2)
 
 
+def test_a_limit_far_beyond_is_named_at_the_edge(tmp_path: Path, open_page: Open) -> None:
+    far = replace(spawned(7, True), limits={"span": 4096}, budgets={"span_sampled": 20})
+    write_view(tmp_path / "view.html", "View", [Source("a", [far], VOCABULARY.text)])
+    view = View(open_page(tmp_path / "view.html").page)
+    named = view.page.locator(".axis text.line").all_text_contents()
+    assert named == ["span limit 4,096 \u203a", "span budget 20"] and view.count(".lanes line.line") == 1
+    edge = view.page.locator(".lanes").bounding_box()
+    for label in view.page.locator(".axis text").all():
+        box = label.bounding_box()
+        assert box["x"] >= edge["x"] and box["x"] + box["width"] <= edge["x"] + edge["width"]
+
+
 def test_over_seconds_another_path_is_critical(view: View) -> None:
     view.press("t")
     assert view.page.get_attribute("#v-seconds", "aria-pressed") == "true"
@@ -275,8 +287,8 @@ def test_search_filters_traces_and_marks_strands_and_tokens(view: View) -> None:
     assert view.place.endswith(" of 7") and "No problem, answer or verdict has these words" in view.text("#v-said")
     view.press("Enter", "Home")
     assert [one.get_attribute("data-strand") for one in view.page.locator(".strand.hit").all()] == ["2"]
-    view.click('.strand[data-strand="2"]')
-    assert view.texts(".token.hit") == ["3", "=", "12"]
+    view.press("n")
+    assert view.texts(".token.hit") == ["3", "=", "12"] and view.text(".detail h4").startswith("thread r.1")
     view.press("/", "Escape")
     assert view.count(".strand.hit") == view.count(".token.hit") == 0
 
@@ -337,7 +349,7 @@ def test_hostile_text_stays_text(tmp_path: Path, open_page: Open) -> None:
     opened = open_page(tmp_path / "view.html")
     opened.page.on("dialog", lambda dialog: opened.faults.append(dialog.message))
     view = View(opened.page)
-    assert view.count("img") == 0 and view.titles == [f"question {HOSTILE}"]
+    assert view.count("img") == 0 and view.titles == [HOSTILE]
     assert HOSTILE in view.text(".answer") and HOSTILE in view.text("h1") and HOSTILE in view.text(".warning")
     view.click('.strand[data-strand="1"]')
     assert view.texts(".part.sampled .token") == [HOSTILE] * 5
@@ -360,6 +372,21 @@ def test_many_traces_of_many_threads(tmp_path: Path, open_page: Open) -> None:
     chosen = view.page.locator(".strand.chosen").bounding_box()
     around = view.page.locator(".timeline").bounding_box()
     assert around["y"] < chosen["y"] < around["y"] + around["height"]  # scrolled to
+
+
+def test_threads_without_strands_and_long_names_are_drawn(tmp_path: Path, open_page: Open) -> None:
+    whole = spawned(7, True)
+    deep = Thread("r.0" + ".12" * 14, "r.0", 15, (), StopReason.DEPTH)
+    silent = finished(8, False, "serial", (Thread("r", None, 0, (), StopReason.CONTEXT),), (), StopReason.CONTEXT)
+    traces = [replace(whole, threads=(*whole.threads, deep)), silent]
+    write_view(tmp_path / "view.html", "View", [Source("a", traces, VOCABULARY.text)])
+    view = View(open_page(tmp_path / "view.html", viewport={"width": 420, "height": 800}).page)
+    lane = view.page.locator('.lane[data-lane="3"]')
+    assert "had no room to start" in lane.text_content() and lane.locator(".name").text_content().startswith("\u2026")
+    name, stop = (lane.locator(what).first.bounding_box() for what in (".name", ".stop"))
+    assert name["x"] + name["width"] <= stop["x"]
+    view.press("ArrowRight", "j", "Enter", "t")
+    assert view.titles == ["3, 4 to make 8"] and view.text(".detail") == "This trace has no strands."
 
 
 def test_a_page_that_is_cut_off_says_so(tmp_path: Path, open_page: Open, sources: list[Source]) -> None:

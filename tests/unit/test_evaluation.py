@@ -19,7 +19,7 @@ from apr.engines.base import Request
 from apr.engines.scripted import ScriptedEngine
 from apr.errors import ConfigError, DataError, EngineLostError, RunDirectoryError, SchemaError, UserError
 from apr.evaluation.run import evaluate
-from apr.presets import check, dump
+from apr.presets import check, dump, load
 from apr.report.build import build_report
 from apr.threads.codec import TraceWriter, from_json, read_traces, to_json
 from apr.tokens.compact import CompactDialect
@@ -142,6 +142,23 @@ def test_another_protocol_than_the_checkpoints_is_refused(place: Place) -> None:
     assert evaluate(place.config(protocol="spawn_join")).n == PROBLEMS
 
 
+def test_a_finished_evaluation_keeps_its_pace_and_engine(place: Place) -> None:
+    place.evaluation()
+    for changes in ({"in_flight": 3}, {"engine": {"dtype": "bfloat16"}}):
+        with pytest.raises(RunDirectoryError, match=f"what differs: {next(iter(changes))}"):
+            evaluate(place.config(**changes))
+
+
+def test_more_problems_are_added_and_an_old_summary_goes_first(place: Place) -> None:
+    folder = place.evaluation(problems=2)
+    place.dies_at = 1
+    with pytest.raises(EngineLostError):
+        evaluate(place.config(problems=4))
+    assert not (folder / "summary.json").exists()
+    place.dies_at = 1_000
+    assert evaluate(place.config(problems=4)).n == 4
+
+
 @pytest.mark.parametrize("content", [None, "{}", "[]", "{", '{"checkpoint_hash": 3, "data_hash": "a"}'])
 def test_another_call_needs_the_manifest(place: Place, content: str | None) -> None:
     manifest = place.evaluation() / "manifest.json"
@@ -207,9 +224,13 @@ def test_evaluations_of_the_same_kind_go_by_what_tells_them_apart(place: Place) 
     page = place.report(folders[0], hot)
     assert "SoS+ RL, T=0 0.0%" in lead(page) and "SoS+ RL, T=0.5" in page
     other = place.evaluation("more/e_again", checkpoint=place.folder / "again")
-    assert f"{folders[1]} 0.0%, {other} 0.0%" in lead(place.report(folders[1], other))
+    page = lead(place.report(folders[1], other))
+    assert f"SoS+ RL in {folders[1].parent} 0.0%, SoS+ RL in {other.parent} 0.0%" in page
+    assert "SoS+ RL (e_again) 0.0%, SoS+ RL (third) 0.0%" in lead(
+        place.report(folders[1], place.evaluation("third", checkpoint=place.folder / "again"))
+    )
     shutil.rmtree(place.out)
-    assert "given twice" in place.refused(DataError, folders[0], folders[0])
+    assert "given twice" in place.refused(DataError, folders[0], place.folder / "x" / ".." / "e_tuned")
 
 
 def notices(page: str) -> list[str]:
@@ -219,20 +240,44 @@ def notices(page: str) -> list[str]:
 
 def test_other_limits_are_told(place: Place) -> None:
     page = place.report(place.evaluation("a"), place.evaluation("b", limits={"context": 64}))
-    assert "b was evaluated under other limits than a: context 64 instead of 128." in notices(page)
+    said = notices(page)
+    assert "SoS+ SFT (b) was evaluated under other limits than SoS+ SFT (a): context 64 instead of 128." in said
     assert "context windows that are not all the same" in lead(page)
 
 
 def test_other_problems_are_told_and_not_paired(place: Place) -> None:
     same = [place.evaluation("a"), place.evaluation("b")]
     page = place.report(*same)
-    assert not notices(page) and "0.0 points more of the same 4 problems" in page
+    assert not notices(page) and "solves as many of the same 4 problems" in page
     paired = place.out / "data" / "paired.csv"
     assert len(paired.read_text().splitlines()) == 2
-    page = place.report(same[0], place.evaluation("c", split="validation"), place.evaluation("d", problems=2))
+    page = place.report(same[0], place.evaluation("c", split="validation"))
     said = notices(page)
-    assert len(said) == 2 and all("was evaluated on other problems" in one and "no paired test" in one for one in said)
-    assert "points more" not in page and not paired.exists()
+    assert len(said) == 1 and "no paired test is made between those" in said[0]
+    assert "split test of data" in said[0] and "split validation of data" in said[0]
+    assert "Does spawning pay" not in page and not paired.exists()
+
+
+def test_fewer_of_the_same_problems_are_told_and_paired_on_those(place: Place) -> None:
+    page = place.report(place.evaluation("a"), place.evaluation("d", problems=2))
+    said = notices(page)
+    assert len(said) == 1 and "Evaluated on fewer problems than others: SoS+ SFT (d) (2 of 4)." in said[0]
+    assert "of the same 2 problems" in page
+
+
+def test_other_temperatures_are_told_and_not_compared(place: Place) -> None:
+    place.checkpoint("other", solver="other")
+    page = place.report(place.evaluation("a"), place.evaluation("hot", checkpoint=place.folder / "other", temperature=1.0))
+    assert any("Not all models were evaluated at one temperature" in one for one in notices(page))
+    assert "Does spawning pay" not in page
+
+
+def test_many_evaluations_say_what_is_not_drawn(place: Place) -> None:
+    for number in range(10):
+        place.checkpoint(f"m{number}", solver=f"s{number}")
+    many = [place.evaluation(f"e{number}", checkpoint=place.folder / f"m{number}") for number in range(10)]
+    said = notices(place.report(*many))
+    assert "Cards, traces and budget charts are of the first 8 of 10 models; tables have all." in said
 
 
 def test_sampled_attempts_are_not_called_greedy(place: Place) -> None:
@@ -385,6 +430,48 @@ def test_wall_times_that_are_corrupt(place: Place, content: str) -> None:
     (place.folder / "stages.json").write_text(content)
     said = place.refused(DataError, folder)
     assert str(place.folder / "stages.json") in said and "delete" in said
+
+
+def test_a_folder_that_only_looks_like_a_report_is_left_alone(place: Place) -> None:
+    place.out.mkdir()
+    (place.out / "summary.md").write_text("mine")
+    with pytest.raises(RunDirectoryError, match="holds something else than a report"):
+        place.report(place.evaluation())
+    assert (place.out / "summary.md").read_text() == "mine"
+
+
+def test_lines_that_are_readable_but_unfit_are_skipped(place: Place) -> None:
+    folder = place.evaluation()
+    path = folder / "traces.jsonl.gz"
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    lines[1]["outcome"] = None
+    lines[2] = lines[0]
+    path.write_bytes(gzip.compress("".join(f"{json.dumps(line)}\n" for line in lines).encode()))
+    said = notices(place.report(folder))
+    assert "2 lines of its traces cannot be read" in said[0]
+    assert "line 2 has no outcome" in said[0] and "line 3 tries a problem again" in said[0]
+    assert f"Delete {path} and call" in said[1]
+
+
+@pytest.mark.parametrize(
+    "card", [{"solver": ["a"]}, {"trained": None}, {"reward": {"budgets": {"work": "abc"}}}, {"reward": {"budgets": {"x": 1}}}]
+)
+def test_cards_that_are_none(place: Place, card: dict[str, Any]) -> None:
+    folder = place.evaluation()
+    facts = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**facts, "card": card}))
+    assert "its card is none that a checkpoint has" in place.refused(DataError, folder)
+    (folder / "manifest.json").write_text(json.dumps({**facts, "traces": True}))
+    assert "corrupt (traces)" in place.refused(DataError, folder)
+
+
+def test_a_teacher_of_other_data_is_left_out(place: Place) -> None:
+    folder = place.evaluation()
+    config = place.data / "config.yaml"
+    content = check(DataConfig, {**load(DataConfig, [config]).model_dump(), "seed": 5, "out": place.data}, "test")
+    shutil.rmtree(place.data)
+    generate(content)
+    assert "its solver itself" not in place.report(folder)
 
 
 def test_a_report_that_cannot_be_written(place: Place) -> None:

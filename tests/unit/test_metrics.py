@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+from scored import attempt_of
 
 from apr.evaluation.baselines import majority, pass_at, samples_by_problem, without_idle_spaces
 from apr.evaluation.metrics import (
@@ -12,6 +13,7 @@ from apr.evaluation.metrics import (
     Attempt,
     accuracy_by_cost,
     attempt,
+    clustered_interval,
     compare,
     interval,
     mcnemar,
@@ -244,8 +246,21 @@ def test_what_other_systems_measure() -> None:
 
 
 def test_the_gain_has_the_interval_of_paired_proportions() -> None:
-    """Agresti, Categorical Data Analysis (2nd ed.), table 10.1: 1600 voters, 150 against 86 changed their minds; the gain
-    is -0.04, its standard error 0.0095."""
-    test = mcnemar([True] * 86 + [False] * 150 + [True] * 1364, [False] * 86 + [True] * 150 + [True] * 1364)
+    """By hand: (b - c) / (n + 2), and 1.96 sqrt(b + c + 1 - (b - c)^2 / (n + 2)) / (n + 2)."""
+    test = mcnemar([True] * 5 + [False] * 55, [False] * 60)
     low, high = test.gain_interval
-    assert test.gain == pytest.approx(-0.04) and (high - low) / 2 == pytest.approx(1.96 * 0.0095, abs=1e-4)
+    reach = 1.959964 * (6 - 25 / 62) ** 0.5 / 62
+    assert (low, high) == (pytest.approx(5 / 62 - reach), pytest.approx(5 / 62 + reach))
+    low, high = mcnemar([True] * 60, [True] * 60).gain_interval
+    assert low == -high and high == pytest.approx(1.959964 / 62)  # no difference was seen: it is not certain that there is none
+
+
+def test_samples_of_a_problem_are_not_independent() -> None:
+    """All samples of a problem alike: eight of each are worth one. Samples that have nothing in common: worth what they are."""
+    alike = [attempt_of(str(i), i < 60) for i in range(100) for _ in range(8)]
+    assert clustered_interval(alike) == pytest.approx(interval(60, 100), abs=2e-3)
+    mixed = [attempt_of(str(i), (i + k) % 2 == 0) for i in range(100) for k in range(8)]
+    assert clustered_interval(mixed) == pytest.approx(interval(400, 800))
+    single = [attempt_of(str(i), i < 60) for i in range(100)]
+    assert clustered_interval(single) == interval(60, 100)
+    assert clustered_interval([attempt_of("a", True)] * 3) == interval(1, 1)

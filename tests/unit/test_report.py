@@ -27,7 +27,7 @@ from apr.threads.trace import StopReason
 
 HOSTILE = '</script><img src="https://example.org/x" onerror="alert(1)"> & "quoted" $x^2$ | `code`'
 FACTS = RunFacts(
-    "apr report", "abc123", "2030-01-02", "2 cores", {"torch": "2.13.0"}, {"seed": 7}, {"sft": 61.0, "rl": 3_700.0}
+    "apr report", "abc123", "2030-01-02", "2 cores", {"torch": "2.13.0"}, {"sft": 61.0, "rl": 3_700.0}
 )
 EMPTY = Table("empty", "Empty", [], [Column("key", lambda r: r["key"])])
 
@@ -45,11 +45,10 @@ def report(**changes: Any) -> Report:
     test = mcnemar([True, True, False, True], [True, False, False, False])
     whole = Report(
         title="Does it pay?", lead="In short.", notices=["Something is missing."], facts=FACTS, rows=rows,
-        results=results(rows), curves=accuracy_within(rows, {"span_sampled": 120}),
+        results=results(rows), curves=accuracy_within(rows, {"span_sampled": [120]}),
         comparisons=[Comparison("spawned", "serial", test)], paired=EMPTY, temperatures=EMPTY,
         paper=[PaperFigure("Theirs", "As printed.", [], [Chart("t", "theirs", "x", "y", published.by_window())])],
-        prices=EMPTY, other_systems=EMPTY, settings=EMPTY, limits={"context": 160, "work": None},
-        budget_lines={"span_sampled": 120}, view="<p>traces</p>",
+        prices=EMPTY, other_systems=EMPTY, settings=EMPTY, in_force=EMPTY, view="<p>traces</p>",
     )  # fmt: skip
     return replace(whole, **changes)
 
@@ -103,11 +102,11 @@ def test_the_page_holds_results_figures_and_facts() -> None:
         assert f"{one.summary.accuracy:.1%}" in page.text
         assert one.summary.name in page.text and one.summary.description in page.text
     assert "75.0%" in page.text and "SoS+ solver, 4 problems" in page.text
-    said = ("In short.", "Something is missing.", "points (+1.0 to +99.0) on 4 problems; p = 0.500")
+    said = ("In short.", "Something is missing.", "points (−16.6 to +83.2) on 4 problems; p = 0.500")
     assert all(words in page.text for words in said)
-    assert all(words in page.text for words in ("worknone", "span_sampled120", "1 min 01 s", "1 h 01 min", "abc123"))
-    assert source.count('role="img" aria-label="accuracy within a') == 3 and source.count('class="theirs"') == 1
-    assert "<p>traces</p>" in source and "Reinforcement learning" not in page.text and "Budgets" in page.text
+    assert all(words in page.text for words in ("1 min 01 s", "1 h 01 min", "abc123"))
+    assert source.count('role="img" aria-label="accuracy by ') == 3 and source.count('class="theirs"') == 1
+    assert "<p>traces</p>" in source and "Reinforcement learning" not in page.text
 
 
 def test_the_page_is_self_contained() -> None:
@@ -118,6 +117,12 @@ def test_the_page_is_self_contained() -> None:
     assert len(page.ids) == len(set(page.ids))  # inline SVGs do not share ids
     assert not re.search(r"@import|url\((?!#)|\bfetch\(|XMLHttpRequest|<link", source)
     assert not re.findall(r"https?://[^\"' ]+", source.replace("http://www.w3.org/2000/svg", ""))
+
+
+def test_the_summary_has_the_same_in_markdown() -> None:
+    text = markdown(report())
+    assert "- Something is missing." in text and "| serial (one line) | 4 | 25.0% (4.6% to 69.9%) | 75.0% |" in text
+    assert "| sft | 61 |" in text and "[accuracy by sampled span](figures/accuracy_within_span_sampled.svg)" in text
 
 
 def test_equal_reports_make_equal_pages() -> None:
@@ -133,7 +138,7 @@ def test_text_from_outside_cannot_become_markup() -> None:
         title=HOSTILE, lead=HOSTILE, notices=[HOSTILE], rows=[hostile], results=results([hostile]),
         curves=[*accuracy_within([hostile], {}), chart, replace(chart, name="d", categories=[HOSTILE])],
         comparisons=[Comparison(HOSTILE, HOSTILE, mcnemar([True], [False]))], prices=table, settings=table,
-        facts=RunFacts(HOSTILE, HOSTILE, HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, {}, {}), limits={HOSTILE: HOSTILE},
+        facts=RunFacts(HOSTILE, HOSTILE, HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, {}), in_force=table,
     )  # fmt: skip
     page = Page(html(content))
     assert "img" not in page.tags and "script" not in page.tags
@@ -157,7 +162,7 @@ def test_the_page_serves_light_dark_and_print() -> None:
 
 def test_curves_reach_the_accuracy() -> None:
     solved = row("a", [i < 7 for i in range(10)])
-    chart = accuracy_within([solved], {"context": 50})[0]
+    chart = accuracy_within([solved], {"context": [50]})[0]
     assert (chart.series[0].y[-1], chart.series[0].low[-1], chart.series[0].high[-1]) == (0.7, *solved.summary.interval)
     svg = chart.svg()
     assert "var(--s0)" in svg and "var(--s1)" not in svg
@@ -206,7 +211,7 @@ def test_runs_are_told_from_first_to_last() -> None:
     records = [{"step": i, "reward/success": i / 100, "rollout/threads": 2.0} for i in range(40)]
     records[0]["eval/accuracy"], records[39]["eval/accuracy"] = 0.25, 0.75
     record = rl_runs([run("a", records)]).records[0]
-    assert (record["validation_first"], record["validation_last"], record["steps"]) == (0.25, 0.75, 39)
+    assert (record["validation_first"], record["validation_last"], record["steps"]) == (0.25, 0.75, 40)
     assert record["reward/success_first"] == pytest.approx(0.045) and record["reward/success_last"] == pytest.approx(0.345)
     assert record["time/step_first"] is None
 

@@ -33,19 +33,23 @@ function heading(panel) {
 function meter(trace, cost, label, limitKey, budgetKey) {
   const value = finite(trace.costs[cost]);
   if (value === null) return [];
-  const marks = [["limit", finite(trace.limits[limitKey])], ["budget", finite(trace.budgets[budgetKey])]].filter(([, mark]) => mark !== null);
+  const given = [["limit", finite(trace.limits[limitKey])], ["budget", finite(trace.budgets[budgetKey])]];
+  const marks = given.filter(([, mark]) => mark !== null);
   const most = Math.max(value, ...marks.map(([, mark]) => mark)) || 1;
   const box = make("div", { class: "meter", title: MEANINGS[cost] },
     make("em", {}, label), " ", make("b", {}, short(value)));
   for (const [kind, mark] of marks) {
-    box.append(" ", value > mark ? make("small", { class: "beyond" }, `over ${kind} ${short(mark)}`) : make("small", {}, `${kind} ${short(mark)}`));
+    const over = value > mark;
+    box.append(" ", make("small", { class: over ? "beyond" : "" }, `${over ? "over " : ""}${kind} ${short(mark)}`));
   }
   if (marks.length) {
     const full = (share) => `${(100 * share) / most}%`;
     const track = make("div", { class: "track", "aria-hidden": "true" });
     const within = Math.min(value, ...marks.map(([, mark]) => mark));
     track.append(make("i", { class: "spent", style: `width:${full(within)}` }));
-    if (value > within) track.append(make("i", { class: "excess", style: `left:${full(within)};width:${full(value - within)}` }));
+    if (value > within) {
+      track.append(make("i", { class: "excess", style: `left:${full(within)};width:${full(value - within)}` }));
+    }
     for (const [kind, mark] of marks) track.append(make("i", { class: `mark ${kind}`, style: `left:${full(mark)}` }));
     box.append(track);
   }
@@ -54,7 +58,9 @@ function meter(trace, cost, label, limitKey, budgetKey) {
 function facts(trace) {
   const known = new Set(GAUGES.flatMap(([, , limit, budget]) => [`limits ${limit}`, `budgets ${budget}`]));
   const groups = {
-    parallelism: { sampled: trace.costs.parallelism_sampled, "all tokens": trace.costs.parallelism, prefilled: trace.costs.prefilled },
+    parallelism: {
+      sampled: trace.costs.parallelism_sampled, "all tokens": trace.costs.parallelism, prefilled: trace.costs.prefilled,
+    },
     reward: trace.reward,
   };
   for (const group of ["limits", "budgets"]) {

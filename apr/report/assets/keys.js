@@ -3,6 +3,7 @@ const KEYS = {
   ArrowLeft: () => go(state.at - 1), ArrowRight: () => go(state.at + 1),
   Home: () => go(0), End: () => go(state.items.length - 1),
   ArrowDown: () => nextStrand(1), ArrowUp: () => nextStrand(-1), j: () => nextStrand(1), k: () => nextStrand(-1),
+  n: () => nextStrand(1, "hits"),
   "/": () => { at("v-search").focus(); at("v-search").select(); },
   t: () => setAxis(axisNow() === "tokens" ? "seconds" : "tokens"),
   s: togglePair,
@@ -28,21 +29,20 @@ function pressed(event) {
     event.preventDefault();
     return;
   }
-  const own = target.closest("select") ? null : target.closest("button") ? OWN.button : target.type === "range" ? OWN.range : [];
+  const own = target.closest("button") ? OWN.button : target.type === "range" ? OWN.range : [];
   const act = KEYS[event.key];
-  if (own === null || own.includes(event.key) || !act) return;
+  if (target.closest("select") || own.includes(event.key) || !act) return;
   event.preventDefault();
   act();
 }
 document.addEventListener("keydown", pressed);
 
-let width = 0;
+let width;
 new ResizeObserver(() => {
   if (panelsBox.clientWidth === width) return;
-  const before = width;
   width = panelsBox.clientWidth;
   for (const panel of panels) delete panel.width;
-  if (before && panels[0]?.trace && !panelsBox.hidden) lines();
+  if (width && panels[0].trace) lines();
 }).observe(panelsBox);
 fill();
 shell();

@@ -101,7 +101,9 @@ function sampledLabel(strand) {
   if (scores.length) said.push(`mean logprob ${(scores.reduce((a, b) => a + b, 0) / scores.length).toFixed(3)}`);
   const versions = [...new Set(strand.versions.map(([version]) => version))];
   if (versions.length === 1) said.push(`policy version ${versions[0]}`);
-  else if (versions.length) said.push(`policy versions ${strand.versions.map(([v, a, b]) => `${v} (tokens ${a + 1} to ${b})`).join(", ")}`);
+  else if (versions.length) {
+    said.push(`policy versions ${strand.versions.map(([v, a, b]) => `${v} (tokens ${a + 1} to ${b})`).join(", ")}`);
+  }
   return said.join("; ");
 }
 // A control token that the runtime forces opens a message; messages are in the order of the threads that sent them.
@@ -130,11 +132,13 @@ function about(panel, token) {
   const box = panel.element.querySelector(".inspector");
   box.classList.toggle("idle", !token);
   if (!token) {
-    box.replaceChildren("Underlined: what the model doubted. Point at a sampled token, or press Enter, for its logprob and policy version.");
+    box.replaceChildren(
+      "Underlined: what the model doubted. Point at a sampled token, or press Enter, for its logprob and policy version.");
     return;
   }
   const [number, i] = token.dataset.at.split(" ").map(Number), strand = panel.trace.strands[number];
-  box.replaceChildren(make("b", { class: "ids" }, pieceOf(panel, strand.sampled[i])), " ", make("span", {}, aboutToken(panel, strand, i)));
+  box.replaceChildren(
+    make("b", { class: "ids" }, pieceOf(panel, strand.sampled[i])), " ", make("span", {}, aboutToken(panel, strand, i)));
 }
 // Move the focus by `by` sampled tokens of the same strand.
 function walk(panel, token, by) {

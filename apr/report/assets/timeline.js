@@ -5,12 +5,12 @@ const FAR = 1.5;  // a limit beyond so many times the trace is named at the edge
 // Where strands begin and end on the axis, and where the axis ends.
 const AXES = {
   tokens: {
-    name: "span, in sampled tokens", start: (strand) => strand.start, end: (strand) => strand.start + strand.length,
+    start: (strand) => strand.start, end: (strand) => strand.start + strand.length,
     birth: (thread) => thread.start,
     lines: (trace) => [["limit", "span limit", trace.limits.span], ["budget", "span budget", trace.budgets.span_sampled]],
   },
   seconds: {
-    name: "seconds", start: (strand) => strand.times[0], end: (strand) => strand.times[1], birth: () => null,
+    start: (strand) => strand.times[0], end: (strand) => strand.times[1], birth: () => null,
     lines: (trace) => [["limit", "seconds limit", trace.limits.seconds], ["budget", "seconds budget", trace.budgets.seconds]],
   },
 };
@@ -21,12 +21,14 @@ function longest(trace, axis) {
 // How far the axis must reach for `trace`: to its end, and to the lines that are not far beyond it.
 function reach(trace, axis) {
   const end = longest(trace, axis);
-  return AXES[axis].lines(trace).reduce((most, [, , line]) => (finite(line) !== null && line <= FAR * end ? Math.max(most, line) : most), end);
+  const near = AXES[axis].lines(trace).map(([, , line]) => finite(line)).filter((line) => line !== null && line <= FAR * end);
+  return Math.max(end, ...near);
 }
 // The chain that the trace's end waited for: over tokens it is given; over seconds, who ended last, then whom it waited for.
 function critical(trace, axis) {
   if (axis === "tokens") return new Set(trace.strands.flatMap((strand, i) => (strand.critical ? [i] : [])));
-  const last = (among) => among.reduce((best, i) => (best === undefined || trace.strands[i].times[1] > trace.strands[best].times[1] ? i : best), undefined);
+  const ended = (i) => trace.strands[i].times[1];
+  const last = (among) => among.reduce((best, i) => (best === undefined || ended(i) > ended(best) ? i : best), undefined);
   const path = new Set();
   for (let i = last([...trace.strands.keys()]); i !== undefined; i = last(trace.strands[i].after)) path.add(i);
   return path;
@@ -39,13 +41,12 @@ function timeline(panel, axis, upTo, column) {
   const path = critical(trace, axis);
   const top = document.createElementNS(SVG, "svg"), svg = document.createElementNS(SVG, "svg");
   for (const [one, height, label] of [[top, geometry.top, "axis"], [svg, geometry.height, "lanes"]]) {
-    for (const [name, value] of Object.entries({ width: geometry.width, height, viewBox: `0 0 ${geometry.width} ${height}`, class: label })) {
-      one.setAttribute(name, value);
-    }
+    const attributes = { width: geometry.width, height, viewBox: `0 0 ${geometry.width} ${height}`, class: label };
+    for (const [name, value] of Object.entries(attributes)) one.setAttribute(name, value);
   }
   top.setAttribute("aria-hidden", "true");
   svg.setAttribute("role", "group");
-  svg.setAttribute("aria-label", `timeline of ${plural(trace.threads.length, "thread")} over ${short(longest(trace, axis))} ${axis === "tokens" ? "tokens" : "seconds"}`);
+  svg.setAttribute("aria-label", `timeline of ${plural(trace.threads.length, "thread")} over ${short(longest(trace, axis))} ${axis}`);
   trace.threads.forEach((thread, i) => lane(svg, trace, thread, i, geometry));
   rule(top, svg, geometry);
   arrows(svg, trace, geometry, path);
@@ -67,9 +68,14 @@ function layout(trace, axis, upTo, column, width) {
   const lanes = new Map(trace.threads.map((thread, i) => [thread.id, i]));
   const lines = AXES[axis].lines(trace).filter(([, , line]) => finite(line) !== null);
   return {
-    ...AXES[axis], axis, width, left, right, x, scale, upTo, high, thick: Math.round(0.56 * high), lines, top: 26 + 14 * lines.length,
-    height: high * n + 6, y: (id) => high * lanes.get(id) + high / 2,
+    ...AXES[axis], axis, width, left, right, x, scale, upTo, high, thick: Math.round(0.56 * high), lines,
+    top: 26 + 14 * lines.length, height: high * n + 6, y: (id) => high * lanes.get(id) + high / 2,
   };
+}
+// The end of a name that is too long for its room: what tells siblings apart.
+function fitted(name, room) {
+  const most = Math.max(2, Math.floor(room / 7));
+  return name.length <= most ? name : `\u2026${name.slice(1 - most)}`;
 }
 function stopWord(thread) {
   return thread.stop === "answered" ? "\u2713" : thread.stop === "no_answer" ? "\u2013" : words(thread.stop);
@@ -78,19 +84,22 @@ function stopWord(thread) {
 // Ticks, and limits and budgets as lines through all lanes, each named in a row of its own.
 function rule(top, svg, g) {
   draw(top, "text", { class: "time", x: 6, y: g.top - 8 }, g.axis);
-  let step = 10 ** Math.floor(Math.log10(g.upTo)) / 100;
-  for (let i = 0; step * g.scale < 64; i++) step = STEPS[i % 3] * 10 ** (Math.floor(Math.log10(g.upTo)) - 2 + Math.floor(i / 3));
+  const smallest = Math.floor(Math.log10(g.upTo)) - 2;  // as a power of ten
+  let step = 0;
+  for (let i = 0; step * g.scale < 64; i++) step = STEPS[i % 3] * 10 ** (smallest + Math.floor(i / 3));
   if (g.axis === "tokens") step = Math.max(1, step);
   for (let i = 0; i * step <= g.upTo * 1.0001; i++) {
     const x = g.x(i * step);
     draw(svg, "line", { class: "tick", x1: x, x2: x, y1: 0, y2: g.height });
     draw(top, "line", { class: "tick", x1: x, x2: x, y1: g.top - 5, y2: g.top });
-    draw(top, "text", { class: "time", x, y: g.top - 8, "text-anchor": x > g.right - 12 ? "end" : "middle" }, short(Number((i * step).toPrecision(6))));
+    const anchor = x > g.right - 12 ? "end" : "middle";
+    draw(top, "text", { class: "time", x, y: g.top - 8, "text-anchor": anchor }, short(Number((i * step).toPrecision(6))));
   }
   g.lines.forEach(([kind, name, value], row) => {
     const y = 12 + 14 * row, x = g.x(value), near = value <= g.upTo;
     const text = `${name} ${short(value)}${near ? "" : " \u203a"}`, before = !near || x > g.left + 8 + 6.5 * text.length;
-    draw(top, "text", { class: `line ${kind}`, x: near ? x + (before ? -5 : 5) : g.right, y, "text-anchor": before ? "end" : "start" }, text);
+    const beside = near ? x + (before ? -5 : 5) : g.right;
+    draw(top, "text", { class: `line ${kind}`, x: beside, y, "text-anchor": before ? "end" : "start" }, text);
     if (!near) return;
     draw(top, "line", { class: `line ${kind}`, x1: x, x2: x, y1: y - 9, y2: y + 3 });
     draw(svg, "line", { class: `line ${kind}`, x1: x, x2: x, y1: 0, y2: g.height });
@@ -101,7 +110,8 @@ function lane(svg, trace, thread, i, g) {
   const y = g.y(thread.id), strands = thread.strands.map((one) => trace.strands[one]);
   const group = draw(svg, "g", { class: `lane${i % 2 ? " odd" : ""}`, "data-lane": i });
   draw(group, "rect", { class: "back", x: 0, y: y - g.high / 2, width: g.width, height: g.high });
-  draw(group, "text", { class: "name", x: 8 + 9 * Math.min(thread.depth, 6), y: y + 4 }, thread.id);
+  const from = 8 + 9 * Math.min(thread.depth, 6), room = g.left - 20 - 6.2 * stopWord(thread).length - from;
+  draw(group, "text", { class: "name", x: from, y: y + 4 }, fitted(thread.id, room));
   const tone = thread.stop === "answered" ? "good" : thread.stop === "no_answer" ? "none" : "bad";
   draw(group, "text", { class: `stop ${tone}`, x: g.left - 12, y: y + 4, "text-anchor": "end" }, stopWord(thread));
   draw(group, "title", {}, `thread ${thread.id} stopped: ${words(thread.stop)}`);
@@ -110,7 +120,8 @@ function lane(svg, trace, thread, i, g) {
   });
   if (!strands.length) {
     const born = g.birth(thread) ?? 0;
-    draw(group, "text", { class: "stop bad", x: Math.min(g.x(born) + 4, g.right - 125), y: y + 4 }, "\u2715 had no room to start");
+    const x = Math.min(g.x(born) + 4, g.right - 125);
+    draw(group, "text", { class: "stop bad", x, y: y + 4 }, "\u2715 had no room to start");
   }
 }
 
@@ -131,7 +142,8 @@ function arrows(svg, trace, g, path) {
         draw(layer, "path", { class: `spawn${heavy} head`, d: `M${starts},${to} l-5.5,-3 v6 Z` });
       } else {
         const kind = threads.get(before.thread).message.length ? "found" : "empty";
-        const wide = Math.max(3, g.x(g.end(strand)) - starts), trunk = starts + Math.min(5, wide / 2), sign = to < from ? 1 : -1;
+        const wide = Math.max(3, g.x(g.end(strand)) - starts), trunk = starts + Math.min(5, wide / 2);
+        const sign = to < from ? 1 : -1;
         draw(layer, "path", { class: `${kind}${heavy}`, d: `M${ended},${from} H${trunk} V${to + sign * (half + 4)}` });
         draw(layer, "path", { class: `${kind}${heavy} head`, d: `M${trunk},${to + sign * half} l-3,${sign * 5.5} h6 Z` });
       }
@@ -144,21 +156,26 @@ function bar(svg, panel, strand, i, g, onPath) {
   const injected = strand.injected.reduce((n, [, ids]) => n + ids.length, 0);
   const when = g.axis === "tokens" ? `tokens ${count(strand.start)} to ${count(strand.start + strand.length)} of the span`
     : `seconds ${clock(strand.times[0])} to ${clock(strand.times[1])}`;
-  const label = `strand ${strand.id}: ${injected} injected, ${strand.length} sampled, ${when}${onPath ? "; on the critical path" : ""}`;
-  const group = draw(svg, "g", { class: `strand${onPath ? " critical" : ""}`, "data-strand": i, tabindex: -1, role: "button", "aria-label": label });
+  const where = onPath ? "; on the critical path" : "";
+  const label = `strand ${strand.id}: ${injected} injected, ${strand.length} sampled, ${when}${where}`;
+  const group = draw(svg, "g", {
+    class: `strand${onPath ? " critical" : ""}`, "data-strand": i, tabindex: -1, role: "button", "aria-label": label,
+  });
   draw(group, "rect", { class: "box", x, y: y - g.thick / 2, width: long, height: g.thick, rx: 2 });
   if (onPath) draw(group, "rect", { class: "spine", x, y: y + g.thick / 2 - 2.5, width: long, height: 2.5 });
   const text = String(strand.length);
-  if (g.high > 15 && long > 10 + 7 * text.length) draw(group, "text", { x: x + long / 2, y: y + 3.5, "text-anchor": "middle" }, text);
+  if (g.high > 15 && long > 10 + 7 * text.length) {
+    draw(group, "text", { x: x + long / 2, y: y + 3.5, "text-anchor": "middle" }, text);
+  }
   draw(group, "title", {}, label);
 }
 
 function legend(key, trace, axis) {
-  const entries = [["critical", axis === "tokens" ? "critical path: its tokens are the span" : "critical path: whom the end waited for"]];
+  const entries = [["critical", `critical path: ${axis === "tokens" ? "its tokens are the span" : "whom the end waited for"}`]];
   const children = trace.threads.slice(1);
-  if (children.length) entries.push(["strand", "other strands"], ["wait", "waits"], ["spawn", "spawn"]);
-  if (children.some((thread) => thread.message.length)) entries.push(["found", "join with a message"]);
-  if (children.some((thread) => !thread.message.length)) entries.push(["empty", "join with nothing"]);
+  if (children.length) entries.push(["strand", "other strands"], ["wait", "waits"], ["spawn", "spawns \u2193"]);
+  if (children.some((thread) => thread.message.length)) entries.push(["found", "joins with a message \u2191"]);
+  if (children.some((thread) => !thread.message.length)) entries.push(["empty", "joins with nothing \u2191"]);
   if (trace.threads.some((thread) => thread.stop === "answered")) entries.push(["sign", "answered", "\u2713"]);
   if (trace.threads.some((thread) => thread.stop === "no_answer")) entries.push(["sign", "no answer", "\u2013"]);
   key.replaceChildren(...entries.map(([kind, text, sign]) => make("span", {}, make("i", { class: kind }, sign ?? ""), text)));

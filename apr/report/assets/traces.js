@@ -7,7 +7,8 @@ index.forEach((line, number) => { line.number = number; });
 // What a search looks into, made when the first is made.
 function haystack(line) {
   line.hay ??= [line.title, line.answer ?? "no answer", line.verdict, words(line.stop), line.stop, line.problem,
-    VERDICTS.get(line.correct)[2], `sample ${line.sample}`, `step ${line.step}`, sources[line.source].label].join("\n").toLowerCase();
+    VERDICTS.get(line.correct)[2], `sample ${line.sample}`, `step ${line.step}`, sources[line.source].label,
+  ].join("\n").toLowerCase();
   return line.hay;
 }
 

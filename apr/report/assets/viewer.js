@@ -72,6 +72,9 @@ async function render() {
   }
   if (mine !== ticket) return;  // another was asked for meanwhile
   show(item, traces);
+  setTimeout(() => { if (mine === ticket) prefetch(); }, 40);  // after the paint, and not while one leafs through
+}
+function prefetch() {
   for (const near of [state.at + 1, state.at - 1]) {
     for (const line of state.items[near] ?? []) load(line.number).catch(() => {});  // said when it is shown
   }
@@ -81,7 +84,8 @@ function show(item, traces) {
   panelsBox.hidden = false;
   panels.forEach((panel, i) => {
     if (panel.line !== item[i]) panel.chosen = traces[i].threads[0].strands[0] ?? 0;
-    Object.assign(panel, { line: item[i], trace: traces[i], spelling: spellings[sources[item[i].source].spelling], query: state.query });
+    const spelling = spellings[sources[item[i].source].spelling];
+    Object.assign(panel, { line: item[i], trace: traces[i], spelling, query: state.query });
     heading(panel);
     detail(panel);
   });
@@ -89,7 +93,7 @@ function show(item, traces) {
   if (held && !panelsBox.contains(document.activeElement)) section.focus({ preventScroll: true });
 }
 function axisNow() {
-  return state.axis === "seconds" && panels.every((panel) => panel.line.timed) ? "seconds" : "tokens";
+  return state.axis === "seconds" && panels.every((panel) => panel.line?.timed) ? "seconds" : "tokens";
 }
 // All timelines, at one scale.
 function lines() {
@@ -143,17 +147,20 @@ function choose(panel, number, focus) {
   state.active = panels.indexOf(panel);
   panels.forEach(mark);
   detail(panel);
-  const box = panel.element.querySelector(".timeline"), one = box.querySelector(".strand.chosen"), top = box.firstElementChild.clientHeight;
+  const box = panel.element.querySelector(".timeline"), one = box.querySelector(".strand.chosen");
+  const top = box.firstElementChild.clientHeight;
   const y = one.querySelector("rect").y.baseVal.value + top;
   if (y < box.scrollTop + top + 4) box.scrollTop = y - top - 30;
   else if (y > box.scrollTop + box.clientHeight - 30) box.scrollTop = y - box.clientHeight + 40;
   if (focus) one.focus({ preventScroll: true });
 }
-function nextStrand(by) {
+// The next strand (by 1) or the one before (-1), in the order of lanes; with `among`, the next of these, round and round.
+function nextStrand(by, among) {
   const panel = panels[Math.min(state.active, panels.length - 1)];
-  if (!panel?.trace) return;
-  const order = panel.trace.threads.flatMap((thread) => thread.strands);
-  choose(panel, order[Math.min(order.length - 1, Math.max(0, order.indexOf(panel.chosen) + by))], true);
+  if (!panel.trace) return;
+  const order = panel.trace.threads.flatMap((thread) => thread.strands), here = order.indexOf(panel.chosen);
+  const wanted = among && [...order.slice(here + 1), ...order.slice(0, here + 1)].find((one) => panel[among].includes(one));
+  choose(panel, among ? wanted : order[Math.min(order.length - 1, Math.max(0, here + by))], true);
 }
 function panelOf(target) {
   return panels.find((panel) => panel.element.contains(target));
@@ -188,7 +195,7 @@ function togglePair() {
   if (found) setSides(pairing() ? null : found);
 }
 function search(text) {
-  state.query = text.trim().toLowerCase();
+  state.query = text.trim().toLowerCase().replace(/\s+/g, " ");
   refilter();
 }
 

@@ -112,7 +112,7 @@ def test_the_index_says_what_a_trace_is_found_by() -> None:
     assert line["title"] == "3, 5, 8 to make 24" and line["problem"] == trace.problem["id"]
     assert (line["answer"], line["correct"], line["verdict"], line["stop"]) == ("3*8=24", True, "reaches", "answered")
     assert (line["step"], line["sample"], line["threads"], line["timed"]) == (3, 0, len(trace.threads), False)
-    assert summary(replace(trace, problem={"id": "x", "question": "why?"}))["title"] == "question why?"
+    assert summary(replace(trace, problem={"id": "x", "question": "why?"}))["title"] == "why?"
     assert summary(replace(trace, problem={"id": "x", "numbers": 3, "target": 4}))["title"] == "numbers 3, target 4"
 
 
@@ -310,10 +310,14 @@ def test_inputs_that_cannot_be_viewed_are_refused(runs: Runs) -> None:
     empty.mkdir()
     assert f"there is no {missing}" in runs.refused(missing)
     assert f"{empty} is no run" in runs.refused(empty)
-    assert "is given twice" in runs.refused(folder, folder / ".." / "sj")
+    assert "are the same traces" in runs.refused(folder, folder / ".." / "sj")
+    assert "are the same traces" in runs.refused(run, run / "traces" / "step_000005.jsonl.gz")
     assert "--limit 0 shows nothing" in runs.refused(folder, "--limit", "0")
     assert "is of RL runs, and none is given" in runs.refused(folder, "--step", "1")
     assert "no traces of step 4, only of steps 3 to 5" in runs.refused(run, "--step", "4")
+    before = (folder / TRACES).read_bytes()
+    assert "holds the traces to be viewed" in runs.refused(folder, "--out", folder / TRACES)
+    assert (folder / TRACES).read_bytes() == before
     assert f"{runs.folder} is a folder: name a file" in runs.refused(folder, "--out", runs.folder)
     (runs.folder / "file").write_text("")
     assert "--out" in runs.refused(folder, "--out", runs.folder / "file" / "view.html")
@@ -359,3 +363,7 @@ def test_traces_that_cannot_be_spelt_are_refused(runs: Runs) -> None:
     assert "manifest.json is corrupt" in runs.refused(other)
     (runs.evaluation("bare", attempts(1)) / "config.yaml").unlink()
     assert "no configuration file" in runs.refused(runs.folder / "bare")
+    [trace] = attempts(0)[:1]
+    beyond = replace(trace, threads=(replace(trace.root, message=(len(VOCABULARY),)),))
+    said = runs.refused(runs.evaluation("beyond", [beyond]))
+    assert f"has the token {len(VOCABULARY)}, which is not in its run's vocabulary" in said
