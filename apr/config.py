@@ -366,7 +366,9 @@ class RlConfig(Strict):
     learner: LearnerConfig = LearnerConfig()
     engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
-    weight_sync: Literal["tensors", "file"] = "tensors"
+    weight_sync: Literal["tensors", "file", "nccl", "ipc"] = Field(
+        default="tensors", description="nccl, ipc: from GPU to GPU by vLLM's own weight transfer; see docs/cluster.md"
+    )
     staleness: int = Field(default=0, ge=0, description="updates that rollouts may lag behind; 0: none is made meanwhile")
     on_update: Literal["finish", "recompute"] = Field(
         default="finish", description="strands in flight end before an update, or go on after it with their KV recomputed"
@@ -405,6 +407,23 @@ class RlConfig(Strict):
             )
         if self.learner.lora and self.learner.parallel == "zero3":
             raise ValueError("learner.lora leaves too little to divide for zero3: set learner.parallel to zero2 or less")
+        return self
+
+    @model_validator(mode="after")
+    def _transfer(self) -> RlConfig:
+        """What vLLM's own weight transfer needs to be where."""
+        c, way = self.cluster, self.weight_sync
+        places = {
+            "nccl": min(c.engine_gpus, c.learner_gpus) >= 1,
+            "ipc": min(c.engine_gpus, c.learner_gpus) > 0 and c.engine_gpus + c.learner_gpus <= 1
+            and (c.engines, c.ranks, self.engine.tensor_parallel) == (1, 1, 1),
+        }  # fmt: skip
+        if way in places and not (places[way] and self.engine.kind == "vllm" and c.address != "none"):
+            raise ValueError(
+                f"weight_sync={way} is vLLM's own, from GPU to GPU between processes: set engine.kind=vllm, cluster.address, "
+                "cluster.engine_gpus and learner_gpus (nccl: 1 or more each; ipc: 0.5 each, for one engine and one rank that "
+                "share a GPU, with engine.tensor_parallel=1), or set weight_sync=tensors or file"
+            )
         return self
 
 

@@ -45,6 +45,10 @@ class EngineLostError(EngineError):
     """The engine died with requests in flight; the strand may be sampled again under the same key."""
 
 
+class TornWeightsError(EngineError):
+    """A folder of weights that is not whole, or not of the version asked for; nothing of it was loaded."""
+
+
 class LearnerLostError(AprError, RuntimeError):
     """A rank of the learner died; the run goes on from its newest checkpoint, with a new learner."""
 

@@ -137,6 +137,20 @@ def keys_trained(config: RlConfig) -> tuple[int, list[str]]:
     return sum(seen.values()), wrong
 
 
+def settings(out: Path, engine: str, steps: int, kills: int) -> tuple[RlConfig, RlConfig]:
+    """The same run twice, in `out`, on a task made there: in one process, and on engines that may be killed so often."""
+    task = make_task(out, SPAWNING, steps=110)
+    cluster = {
+        "address": "local", "engines": ENGINES, "engine_cpus": 0.25, "learner_cpus": 0.25, "routing": "spread",
+        "restarts": 4 * kills,
+    }  # fmt: skip
+    common = {
+        "steps": steps, "problems_per_step": PROBLEMS, "group_size": GROUP, "checkpoint_every": 2,
+        "traces_per_step": PROBLEMS * GROUP, "engine": {"kind": engine, "threads": 1, "kv_cache_mib": 64},
+    }  # fmt: skip
+    return rl_config(task, out / "undisturbed", **common), rl_config(task, out / "disturbed", **common, cluster=cluster)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=12)
@@ -148,24 +162,14 @@ def main() -> None:
     given = parser.parse_args()
     shutil.rmtree(given.out, ignore_errors=True)
     given.out.mkdir(parents=True)
-    out = given.out.resolve()
-    task = make_task(out, SPAWNING, steps=110)
-    cluster = {
-        "address": "local", "engines": ENGINES, "engine_cpus": 0.25, "learner_cpus": 0.25, "routing": "spread",
-        "restarts": 4 * given.kills,
-    }  # fmt: skip
-    common = {
-        "steps": given.steps, "problems_per_step": PROBLEMS, "group_size": GROUP, "checkpoint_every": 2,
-        "traces_per_step": PROBLEMS * GROUP, "engine": {"kind": given.engine, "threads": 1, "kv_cache_mib": 64},
-    }  # fmt: skip
+    undisturbed, config = settings(given.out.resolve(), given.engine, given.steps, given.kills)
     quiet = None
     if given.engine == "tiny":
         started = time.monotonic()
-        quiet = Run(rl_config(task, out / "undisturbed", **common))
+        quiet = Run(undisturbed)
         quiet.driver.wait()
         print(f"undisturbed, in one process   {time.monotonic() - started:.0f} s, status {quiet.driver.returncode}")
     started = time.monotonic()
-    config = rl_config(task, out / "disturbed", **common, cluster=cluster)
     run, done = disturbed(config, given.faults, given.kills, given.seed)
     print(f"disturbed, {ENGINES} engines          {time.monotonic() - started:.0f} s, status {run.driver.returncode}")
     print(f"killed                        {', '.join(f'{count} {name}' for name, count in done.items())}")

@@ -23,11 +23,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 import apr.evaluation.run
 from apr.config import DataConfig, EvalConfig
 from apr.data.generate import generate
 from apr.engines.base import Completion, Request
 from apr.engines.vllm import VllmEngine
+from apr.engines.weights import WEIGHTS_FILE
 from apr.presets import load, preset
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +67,7 @@ def times(data: Path, out: Path, problems: int, seqs: int, runs: int) -> None:
     for run in range(runs + 1):  # the first warms up, and tells what to ask
         seconds: dict[str, float] = {}
         for way in ("flat", "evaluation") if run % 2 else ("evaluation", "flat"):
-            asyncio.run(engine.update_weights(CHECKPOINT, run))  # which empties the cache
+            asyncio.run(engine.update_weights(load_file(CHECKPOINT / WEIGHTS_FILE), run))  # which empties the cache
             if way == "flat":
                 seconds[way], flat = asyncio.run(flatly(engine, asked))
                 continue

@@ -25,10 +25,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors.torch import load_file
+
 from apr.config import DataConfig, ModelConfig
 from apr.data.generate import demonstrations
 from apr.engines.base import Engine, Request
 from apr.engines.vllm import VllmEngine
+from apr.engines.weights import WEIGHTS_FILE
 from apr.presets import load, preset
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller
@@ -134,7 +137,7 @@ async def compare(engine: VllmEngine, checkpoint: Path, part: Part, seqs: int, r
     found: dict[str, list[Rate]] = {"flat": [], "runtime": []}
     for run in range(runs):
         for way in ("flat", "runtime") if run % 2 else ("runtime", "flat"):
-            await engine.update_weights(checkpoint, run)  # which empties the cache
+            await engine.update_weights(load_file(checkpoint / WEIGHTS_FILE), run)  # which empties the cache
             if way == "flat":
                 await asyncio.gather(*(engine.generate(request) for request in flat))
             else:

@@ -17,12 +17,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import ray
+from safetensors.torch import load_file
 
 from apr.config import ClusterConfig, DataConfig, EngineConfig
 from apr.engines.base import Engine
 from apr.engines.cluster import start_engine
 from apr.engines.placement import connect
 from apr.engines.pool import EnginePool, Routing
+from apr.engines.weights import WEIGHTS_FILE
 from apr.presets import load, preset
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller
@@ -45,7 +47,7 @@ async def measure(
         protocol_by_name("spawn_join", dialect), Limits(context=WINDOW, threads=16, depth=1), Sampling(1.0, seed), 256,
     )  # fmt: skip
     await pool.pause()
-    await pool.update_weights(given.checkpoint.resolve(), seed + 1)
+    await pool.update_weights(load_file(given.checkpoint / WEIGHTS_FILE), seed + 1)
     await pool.resume()
     before = [(await engine.metrics())["sampled_tokens"] for engine in engines]
     started = time.perf_counter()

@@ -10,7 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
-from apr.engines.local import WEIGHTS_FILE
+from apr.engines.weights import WEIGHTS_FILE
 from apr.errors import CheckpointError
 from apr.runs import whole_folder
 from apr.threads.trace import SCHEMA

@@ -53,6 +53,12 @@ def start(config: RlConfig, start_from: Path, resumed: bool) -> Cluster:
 
 async def _placed(config: RlConfig, start_from: Path, resumed: bool) -> Cluster:
     c = config.cluster
+    transfer = config.weight_sync if config.weight_sync in ("nccl", "ipc") else None
+    if transfer and not ray.cluster_resources().get("GPU"):
+        raise ResourceError(
+            f"weight_sync={transfer} sends from GPU to GPU, and this cluster has none: set weight_sync=tensors or file, or "
+            "add a node with a GPU"
+        )
     rank = bundle(c.learner_cpus, c.learner_gpus)
     refuse_impossible([rank] * c.ranks + [bundle(c.engine_cpus, c.engine_gpus)] * c.engines)
     # The learner's place first: engines, which may be anywhere, could take all that is left on the one node that fits.
@@ -64,7 +70,7 @@ async def _placed(config: RlConfig, start_from: Path, resumed: bool) -> Cluster:
         return found[0] if found else start_from
 
     engines, learner = await asyncio.gather(
-        start_pool(config.engine, c, newest, config.limits.context, config.seed),
+        start_pool(config.engine, c, newest, config.limits.context, config.seed, transfer),
         _learner(config, start_from, resumed, place),
     )
     return Cluster(config, engines, learner, place)

@@ -74,8 +74,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
         # Validation draws nothing new: problems come from the data set, the environment only spells and verifies.
         env = Countdown(CountdownSpec(), dialect)
         protocol = protocol_by_name(config.protocol, dialect)
-        keep = config.on_update == "recompute"
-        sync: WeightSync = TensorSync(keep) if config.weight_sync == "tensors" else FileSync(run / "weights", keep)
+        sync = weight_sync(config, run)
         with placed(config, start_from, found is not None) as (engine, learner, new_learner):
             parts = Parts(env, protocol, engine, learner, sync, Monitors([]), train, validation)
             reached = asyncio.run(_drive(config, parts, run, start, new_learner))
@@ -83,6 +82,17 @@ def launch(config: RlConfig, resume: bool) -> Path:
         if reached == config.steps:
             return _finished(run, newest, config)
     raise KeyboardInterrupt(f"stopped after step {reached}; go on with: apr rl --resume {config.out}")
+
+
+def weight_sync(config: RlConfig, run: Path) -> WeightSync:
+    keep = config.on_update == "recompute"
+    if config.weight_sync == "tensors":
+        return TensorSync(keep)
+    if config.weight_sync == "file":
+        return FileSync(run / "weights", keep)
+    from rl.weight_transfer import TransferSync
+
+    return TransferSync(config.weight_sync, config.engine.tensor_parallel, keep)
 
 
 def _refuse_another_run(config: RlConfig, data_hash: str) -> None:

@@ -6,6 +6,7 @@ ranks each runs this same code on its share of the passes; `rl.parallel` joins t
 
 from __future__ import annotations
 
+import asyncio
 import time
 import typing
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from apr.config import LearnerConfig
 from apr.dialects import dialect_of
+from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, ParityError
 from apr.memory import keep_freed_memory
 from apr.sft.train import read_card, save_checkpoint
@@ -29,6 +31,9 @@ from rl.losses import LossTerms, k3, policy_loss
 from rl.packing import Pass, plan
 from rl.parallel import Rank, backend
 from rl.samples import Sample
+
+if typing.TYPE_CHECKING:
+    from rl.weight_transfer import Sender
 
 ADAPTER_FILE = "adapter.safetensors"
 ALONE = Rank()
@@ -41,7 +46,11 @@ class LearnerApi(typing.Protocol):
 
     async def weights(self) -> Any: ...
 
-    async def save_weights(self, folder: Path) -> None: ...
+    async def save_weights(self, folder: Path, version: int) -> None: ...
+
+    async def meet(self, backend: str, engines: Sequence[Any], workers: int) -> None: ...
+
+    async def send(self) -> None: ...
 
     async def save(self, folder: Path) -> None: ...
 
@@ -98,6 +107,7 @@ class Learner:
             frozen = self.model if config.lora else _model(origin, self.device).requires_grad_(False)
             self.reference = Scorer(frozen, temperature, config.dtype)
         self.backend = backend(self.scorer, config, rank)
+        self.sender: Sender | None = None  # of the first rank, once it has met engines
         self.vocabulary = dialect_of(checkpoint, dialect).vocabulary
         card = read_card(checkpoint)
         self.card = {**card, "trained": [*(stage for stage in card.get("trained", []) if stage != "rl"), "rl"]}
@@ -146,11 +156,31 @@ class Learner:
         with self.backend.gathered():
             return {name: tensor.detach().cpu().clone() for name, tensor in self._state().items()}
 
-    async def save_weights(self, folder: Path) -> None:
-        """`model.safetensors` in `folder`."""
+    async def save_weights(self, folder: Path, version: int) -> None:
+        """`model.safetensors` in `folder`, then its marker, as `apr.engines.weights` wants them."""
         with self.backend.gathered():
             if self.rank.index == 0:
                 self.model.save_pretrained(folder, state_dict=self._state())
+                mark_complete(folder, version)
+
+    async def meet(self, backend: str, engines: Sequence[Any], workers: int) -> None:
+        """Make ready for `send` to these engines' actors, of so many processes each (`rl.weight_transfer`)."""
+        from rl.weight_transfer import Sender, distinct
+
+        with self.backend.gathered():
+            if self.rank.index == 0:
+                if self.sender is not None:
+                    self.sender.close()
+                # In threads: vLLM's side blocks, and Ray wants the actor's event loop free.
+                self.sender = await asyncio.to_thread(Sender, backend, engines, workers, distinct(self._state()))
+
+    async def send(self) -> None:
+        """The weights as they are now, to the engines that were met."""
+        from rl.weight_transfer import distinct
+
+        with self.backend.gathered():
+            if self.sender is not None:
+                await asyncio.to_thread(self.sender.send, distinct(self._state()))
 
     async def save(self, folder: Path) -> None:
         """A checkpoint that `Learner` (and `AutoModelForCausalLM`) opens: weights, tokenizer, optimiser state; with adapters

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from apr.config import RlConfig
 from apr.engines.cluster import cause_of
+from apr.engines.placement import own_address
 from apr.errors import AprError, LearnerLostError
 from rl.learner import Learner
 from rl.parallel import Rank
@@ -29,9 +29,8 @@ class RankActor:
 
     def address(self) -> str:
         """Where the ranks can meet on this node: a port that is free now, chosen anew for each start."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+        host, port = own_address()
+        return f"{host}:{port}"
 
     async def start(self, rank: Rank, address: str, timeout: float, **arguments: Any) -> None:
         if address:
@@ -75,8 +74,14 @@ class RemoteLearner:
         await self._wait("weights", [first, *others])
         return first
 
-    async def save_weights(self, folder: Path) -> None:
-        await self._call("save_weights", folder.resolve())
+    async def save_weights(self, folder: Path, version: int) -> None:
+        await self._call("save_weights", folder.resolve(), version)
+
+    async def meet(self, backend: str, engines: Sequence[Any], workers: int) -> None:
+        await self._call("meet", backend, list(engines), workers)
+
+    async def send(self) -> None:
+        await self._call("send")
 
     async def save(self, folder: Path) -> None:
         await self._call("save", folder.resolve())

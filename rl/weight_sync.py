@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 
 from apr.engines.base import Engine
-from apr.engines.local import WEIGHTS_FILE
+from apr.engines.weights import MARKER
 from apr.errors import CheckpointError
 from rl.learner import LearnerApi
 
@@ -37,8 +37,8 @@ class TensorSync:
 
 
 class FileSync:
-    """Through a folder that both can read. The engine is told of it when it is whole, and nobody looks for one by
-    itself: an engine made later is told of the last one, which is kept."""
+    """Through a folder that both can read. The learner writes its marker last, without which no engine takes it. Nobody
+    looks for a folder by itself: an engine made later is told of the last one, which is kept."""
 
     def __init__(self, folder: Path, keep: bool) -> None:
         self.folder = folder.resolve()  # an engine elsewhere has another working directory
@@ -49,10 +49,10 @@ class FileSync:
         target = self.folder / f"version_{version:06d}"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        await learner.save_weights(target)
-        if not (target / WEIGHTS_FILE).is_file():
+        await learner.save_weights(target, version)
+        if not (target / MARKER).is_file():
             raise CheckpointError(
-                f"the learner wrote its weights, but {target / WEIGHTS_FILE} is not here. Does it run on another node? "
+                f"the learner wrote its weights, but {target / MARKER} is not here. Does it run on another node? "
                 "`out` must be a folder that all nodes of the cluster share; or set weight_sync=tensors"
             )
         await engine.pause(self.keep)

@@ -1,7 +1,7 @@
 """The engine seam: token ids in; token ids, logprobs, stop reason and cached tokens out.
 
 Engines are asynchronous: many `generate` calls are in flight at once, and the engine batches them. A contract test
-(`tests/contract/test_engines.py`) is passed by every implementation.
+(`tests/contract/test_engine_*.py`) is passed by every implementation.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Engine(typing.Protocol):
         ...
 
     async def update_weights(self, source: Any, version: int) -> None:
-        """Take new weights: a folder with `model.safetensors`, or a mapping of names to tensors."""
+        """Take new weights: a mapping of names to tensors, or a folder that is whole by its marker, or those that came already
+        (`apr.engines.weights`)."""
         ...
 
     async def resume(self) -> None: ...

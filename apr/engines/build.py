@@ -11,9 +11,12 @@ from apr.engines.base import Engine
 from apr.errors import CheckpointError, ConfigError
 
 
-def build_engine(config: EngineConfig, checkpoint: Path, max_context: int, seed: int = 0) -> Engine:
-    """Start the engine on a checkpoint, or find the server that has it. Raises `CheckpointError` if it has no model, or one of
-    a shorter window; `ConfigError` for a server that is not there or does not fit."""
+def build_engine(
+    config: EngineConfig, checkpoint: Path, max_context: int, seed: int = 0, transfer: str | None = None
+) -> Engine:
+    """Start the engine on a checkpoint, or find the server that has it. `transfer`: see `VllmEngine`. Raises
+    `CheckpointError` if it has no model, or one of a shorter window; `ConfigError` for a server that is not there or does
+    not fit."""
     if config.url is not None:
         from apr.engines.endpoint import EndpointEngine
         from apr.engines.server import Server
@@ -29,7 +32,7 @@ def build_engine(config: EngineConfig, checkpoint: Path, max_context: int, seed:
     return VllmEngine(
         checkpoint, max_context=max_context, seed=seed, max_num_seqs=config.max_num_seqs,
         kv_cache_bytes=config.kv_cache_mib << 20, block_size=config.block_size, dtype=config.dtype,
-        tensor_parallel=config.tensor_parallel, threads=config.threads,
+        tensor_parallel=config.tensor_parallel, threads=config.threads, transfer=transfer,
     )  # fmt: skip
 
 

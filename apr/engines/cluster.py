@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -27,6 +27,9 @@ from apr.engines.pool import EnginePool
 from apr.errors import AprError, EngineError, EngineLostError, ResourceError
 from apr.threads.trace import StrandKey
 
+if TYPE_CHECKING:
+    from apr.engines.vllm import VllmEngine
+
 Result = tuple[int, Completion | Exception]  # the ticket of a request, and how it ended
 PATIENCE = 0.25  # of `timeout`: how long the actor looks for something to say before it says that there is nothing
 
@@ -38,9 +41,11 @@ class EngineActor:
         self.finished: asyncio.Queue[Result] = asyncio.Queue()
         self.running: set[asyncio.Task[None]] = set()
 
-    async def start(self, config: EngineConfig, checkpoint: Path, max_context: int, seed: int) -> tuple[int, int]:
+    async def start(
+        self, config: EngineConfig, checkpoint: Path, max_context: int, seed: int, transfer: str | None
+    ) -> tuple[int, int]:
         """Build the engine; here, since what a Ray actor raises when it is made arrives without its type."""
-        self.engine = build_engine(config, checkpoint, max_context, seed)
+        self.engine = build_engine(config, checkpoint, max_context, seed, transfer)
         return self.engine.max_context, self.engine.version
 
     async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
@@ -84,6 +89,12 @@ class EngineActor:
     async def update_weights(self, source: Any, version: int) -> None:
         await self.engine.update_weights(source, version)
 
+    async def expect(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        cast("VllmEngine", self.engine).expect(shapes)
+
+    async def transfer(self, method: str, arguments: Mapping[str, Any]) -> None:
+        cast("VllmEngine", self.engine).transfer(method, arguments)
+
     async def metrics(self) -> Mapping[str, float]:
         return await self.engine.metrics()
 
@@ -112,6 +123,11 @@ class RemoteEngine:
         self._collecting: Any = None  # the call under way: if its pump is cancelled, the next one needs its results
         self._pump: asyncio.Task[None] | None = None
         self._sender: asyncio.Task[None] | None = None
+
+    @property
+    def actor(self) -> Any:
+        """The handle, for a learner that sends weights to it."""
+        return self._actor
 
     @property
     def max_context(self) -> int:
@@ -256,15 +272,16 @@ def cause_of(error: RayTaskError) -> Exception:
 
 
 async def start_engine(
-    config: EngineConfig, checkpoint: Path, max_context: int, seed: int, cluster: ClusterConfig
+    config: EngineConfig, checkpoint: Path, max_context: int, seed: int, cluster: ClusterConfig, transfer: str | None = None
 ) -> RemoteEngine:
-    """Place an engine's actor and wait until it serves. Raises `ResourceError` if that takes longer than it may."""
+    """Place an engine's actor and wait until it serves. Raises `ResourceError` if that takes longer than it may,
+    `EngineLostError` if the actor dies meanwhile, and what the engine raises when it is made."""
     needs = bundle(cluster.engine_cpus, cluster.engine_gpus)
     group = await reserve([needs], "PACK", cluster.timeout, "an engine")
     try:
         settings = options(cluster.engine_cpus, cluster.engine_gpus, config.threads, group)
         actor = ray.remote(EngineActor).options(**settings, max_concurrency=1000).remote()
-        started = actor.start.remote(config, checkpoint.resolve(), max_context, seed)
+        started = actor.start.remote(config, checkpoint.resolve(), max_context, seed, transfer)
         window, version = await asyncio.wait_for(started, cluster.timeout)
     except BaseException as error:
         remove_placement_group(group)  # and with it the actor, if there is one
@@ -276,7 +293,9 @@ async def start_engine(
         if isinstance(error, RayTaskError):
             raise cause_of(error) from error
         if isinstance(error, RayError):
-            raise ResourceError(f"an engine died while it started, perhaps for lack of memory: {_why(error)}") from error
+            raise EngineLostError(
+                f"an engine died while it started, perhaps for lack of memory: {_why(error)}"
+            ) from error
         raise
     return RemoteEngine(actor, window, version, cluster.reply_timeout, partial(_end, actor, group))
 
@@ -287,16 +306,18 @@ def _end(actor: Any, group: PlacementGroup) -> None:
 
 
 async def start_pool(
-    config: EngineConfig, cluster: ClusterConfig, checkpoint: Callable[[], Path], max_context: int, seed: int
-) -> EnginePool:
+    config: EngineConfig, cluster: ClusterConfig, checkpoint: Callable[[], Path], max_context: int, seed: int,
+    transfer: str | None = None,
+) -> EnginePool:  # fmt: skip
     """All engines of `cluster`, each with a place of its own. `checkpoint`: where an engine made now begins from; the
-    first one may be gone when one is made again."""
+    first one may be gone when one is made again. With vLLM's own weight `transfer` none is (`rl.weight_transfer`)."""
 
     async def make(index: int) -> Engine:
-        return await start_engine(config, checkpoint(), max_context, seed, cluster)
+        return await start_engine(config, checkpoint(), max_context, seed, cluster, transfer)
 
+    restarts = cluster.restarts if transfer is None else 0
     return await EnginePool.start(
-        make, cluster.engines, routing=cluster.routing, restarts=cluster.restarts, timeout=cluster.timeout
+        make, cluster.engines, routing=cluster.routing, restarts=restarts, timeout=cluster.timeout
     )
 
 

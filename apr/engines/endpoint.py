@@ -211,7 +211,7 @@ class EndpointEngine(LocalEngine):
             self._counters["busy_seconds"] += time.perf_counter() - self._busy_since
         self._sampled.pop(flight, None)
 
-    def _load(self, source: Any) -> None:
+    def _load(self, source: Any, version: int) -> None:
         raise EngineError(f"the weights at {self._server.url} belong to its server")
 
     def _release(self) -> None:

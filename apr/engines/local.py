@@ -12,17 +12,11 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apr.engines.base import Completion, Request, refuse_second
-from apr.errors import CheckpointError, EngineError, EngineLostError
+from apr.errors import EngineError, EngineLostError
 from apr.threads.trace import EngineStop, StrandKey, VersionSpan
-
-if TYPE_CHECKING:
-    import torch
-
-WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(eq=False)
@@ -109,16 +103,17 @@ class LocalEngine(ABC):
                 self._launch(flight)
 
     async def update_weights(self, source: Any, version: int) -> None:
-        """Take weights from a folder with `model.safetensors` or a mapping of names to tensors.
+        """Take weights from a folder (see `apr.engines.weights`) or a mapping of names to tensors.
 
-        Raises `CheckpointError` if the folder cannot be read, `EngineError` if the weights do not fit, if requests are
-        in flight and not suspended, or if the engine could not take them.
+        Raises `CheckpointError` if the folder cannot be read, `TornWeightsError` if it is not whole or of another version,
+        `EngineError` if the weights do not fit, if requests are in flight and not suspended, or if the engine could not
+        take them.
         """
         self._check_alive()
         running = [flight for flight in self._flights.values() if flight.running]
         if running and self._suspended is None:
             raise EngineError("weights cannot change under requests in flight: await pause() first, then resume()")
-        self._load(source)
+        self._load(source, version)
         for flight in running:
             flight.marks.append((self._version, self._progress(flight)))
         self._version = version
@@ -149,8 +144,8 @@ class LocalEngine(ABC):
         """Stop a running request; what it sampled so far."""
 
     @abstractmethod
-    def _load(self, source: Any) -> None:
-        """Take new weights, and forget every cache made with the old ones, suspended requests' own included."""
+    def _load(self, source: Any, version: int) -> None:
+        """Take the weights of `version`, and forget every cache made with the old ones, suspended requests' own included."""
 
     @abstractmethod
     def _release(self) -> None:
@@ -235,39 +230,3 @@ class LocalEngine(ABC):
                 f"{request.key} has {len(request.ids)} ids, which leaves no room to sample in a context of "
                 f"{self._max_context}: shorten it, or start the engine with a larger max_context"
             )
-
-
-def read_weights(source: Any) -> Mapping[str, torch.Tensor]:
-    """The tensors of `source`: a mapping as it is, or a folder's `model.safetensors`. Raises `CheckpointError`."""
-    if isinstance(source, Mapping):
-        return source
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(source) / WEIGHTS_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: give a folder saved in Hugging Face format, in one safetensors file")
-    try:
-        loaded: dict[str, torch.Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or corrupt ({error}): save the checkpoint again") from error
-    return loaded
-
-
-def check_weights(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `EngineError` unless `weights` are exactly the tensors named in `shapes`.
-
-    `lm_head.weight` may come in addition: the state of a model with tied embeddings lists the one tensor twice.
-    """
-    missing = sorted(shapes.keys() - weights.keys())
-    unknown = sorted(weights.keys() - shapes.keys() - {"lm_head.weight"})
-    differ = [
-        f"{name} {tuple(weights[name].shape)} for {shape}"
-        for name, shape in shapes.items()
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
-    if missing or unknown or differ:
-        raise EngineError(
-            "these weights are not of the engine's model: "
-            f"missing {missing[:3]}, unknown {unknown[:3]}, of another shape {differ[:3]}; send its full state"
-        )

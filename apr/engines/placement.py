@@ -70,6 +70,13 @@ def _terminations_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def own_address() -> tuple[str, int]:
+    """Where other nodes reach this process: the node's address, and a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+
 def bundle(cpus: float, gpus: float) -> Bundle:
     """What an actor needs, as Ray reserves it: no zeros, and never nothing."""
     return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount} or {"CPU": 0.001}

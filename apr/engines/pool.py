@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from apr.engines.base import Completion, Engine, Request, refuse_second
-from apr.errors import CheckpointError, EngineError, EngineLostError
+from apr.errors import CheckpointError, EngineError, EngineLostError, TornWeightsError
 from apr.threads.trace import EngineStop, StrandKey
 
 Make = Callable[[int], Awaitable[Engine]]
@@ -77,14 +77,30 @@ class EnginePool:
     async def start(
         cls, make: Make, engines: int, *, routing: Routing = "trace", restarts: int = 10, timeout: float = 300.0
     ) -> EnginePool:
-        """Make all engines at once. If one cannot be made, raises why, and none is left."""
-        made = await asyncio.gather(*map(make, range(engines)), return_exceptions=True)
+        """Make all engines at once. One that is lost while it starts is made again, which counts as a restart. If one
+        cannot be made, raises why, and none is left."""
+        lost = 0
+
+        async def started(index: int) -> Engine:
+            nonlocal lost
+            while True:
+                try:
+                    return await make(index)
+                except EngineLostError as error:
+                    if lost == restarts:
+                        raise
+                    lost += 1
+                    print(f"engine {index} was lost ({error}); starting another", file=sys.stderr, flush=True)
+
+        made = await asyncio.gather(*map(started, range(engines)), return_exceptions=True)
         failures = [result for result in made if isinstance(result, BaseException)]
         members = [result for result in made if not isinstance(result, BaseException)]
         if failures:
             await asyncio.gather(*(engine.close() for engine in members), return_exceptions=True)
             raise failures[0]
-        return cls(make, members, routing=routing, restarts=restarts, timeout=timeout)
+        pool = cls(make, members, routing=routing, restarts=restarts - lost, timeout=timeout)
+        pool._counters["restarts"] += lost
+        return pool
 
     @property
     def max_context(self) -> int:
@@ -156,6 +172,10 @@ class EnginePool:
         await asyncio.gather(*self._replacing, return_exceptions=True)
         self._wake_all()
         await _settled(member.engine.close() for member in self._alive())
+
+    def engines(self) -> list[Engine]:
+        """Those that are alive."""
+        return [member.engine for member in self._alive()]
 
     def _alive(self) -> list[Member]:
         return [member for member in self._members if member.alive]
@@ -284,7 +304,7 @@ class EnginePool:
     async def _brought_to(self, engine: Engine, update: tuple[Any, int]) -> None:
         try:
             await engine.update_weights(*update)
-        except CheckpointError:
+        except (CheckpointError, TornWeightsError):
             if update is self._update:  # else it was a folder that went when a newer one came
                 raise
 

@@ -84,7 +84,7 @@ class ScriptedEngine(LocalEngine):
         self._tasks.pop(flight).cancel()
         return self._completion(flight, (), ())
 
-    def _load(self, source: Any) -> None:
+    def _load(self, source: Any, version: int) -> None:
         """There is nothing to load."""
 
     def _release(self) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apr.engines.local import WEIGHTS_FILE
+from apr.engines.weights import WEIGHTS_FILE
 from apr.errors import CheckpointError, ConfigError
 from apr.runs import file_hash
 from apr.tokens.text import load_tokenizer

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from apr.engines.base import Completion
-from apr.engines.local import Flight, LocalEngine, check_weights, read_weights
+from apr.engines.local import Flight, LocalEngine
+from apr.engines.weights import check_weights, read_weights
 from apr.errors import CheckpointError
 from apr.threads.trace import EngineStop
 
@@ -101,8 +102,8 @@ class TinyEngine(LocalEngine):
     def _forget(self, flight: Flight) -> None:
         del self._sampled[flight], self._tasks[flight]
 
-    def _load(self, source: Any) -> None:
-        weights = read_weights(source)
+    def _load(self, source: Any, version: int) -> None:
+        weights = read_weights(source, version)
         check_weights(weights, self._shapes)
         with torch.no_grad():
             for name, tensor in self._model.named_parameters():

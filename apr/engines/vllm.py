@@ -21,13 +21,14 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.engines.base import Completion, Request
-from apr.engines.local import WEIGHTS_FILE, Flight, LocalEngine, check_weights, read_weights
+from apr.engines.local import Flight, LocalEngine
+from apr.engines.weights import WEIGHTS_FILE, Arrived, check_cuda, check_shapes, check_weights, read_weights
 from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError, ResourceError
 from apr.threads.trace import EngineStop
 
@@ -45,6 +46,7 @@ class VllmEngine(LocalEngine):
     `max_context`: tokens in one context, prompt and sampled. `max_num_seqs`: requests decoded at once; more wait.
     `kv_cache_bytes`: memory for keys and values, shared by all of them and the prefix cache. `block_size`: tokens in
     a block, the grain of prefix sharing; on CPU a multiple of 32. `dtype`: of weights and compute; logprobs are float32.
+    `transfer`: nccl or ipc, where a learner sends weights from GPU to GPU (`rl.weight_transfer`).
     `tensor_parallel`: processes, each with a device and `kv_cache_bytes` of its own, that share every layer. `threads`:
     torch threads of each, fixed for the whole process by its first engine (None: as they are). `verbose`: let vLLM log.
 
@@ -62,11 +64,14 @@ class VllmEngine(LocalEngine):
         block_size: int = 32,
         dtype: str = "float32",
         tensor_parallel: int = 1,
+        transfer: str | None = None,
         version: int = 0,
         threads: int | None = None,
         verbose: bool = False,
     ) -> None:
         super().__init__(max_context, version)
+        if transfer is not None:
+            check_cuda(transfer, "the engine's process", "cluster.engine_gpus")
         _set_environment(verbose, tensor_parallel, threads)
         self._shapes = _shapes(checkpoint)
         self._check_window(checkpoint)
@@ -95,8 +100,10 @@ class VllmEngine(LocalEngine):
             max_model_len=max_context, max_num_seqs=max_num_seqs, max_num_batched_tokens=max(8192, max_context),
             enable_chunked_prefill=False,  # a part of a prompt would draw from its request's generator
             kv_cache_memory_bytes=kv_cache_bytes, block_size=block_size, enable_prefix_caching=True,
+            gpu_memory_utilization=0.01,  # unused beside the line above, but vLLM would not start unless so much is free
             enforce_eager=True, async_scheduling=False, scheduling_policy="priority",
             logprobs_mode="processed_logprobs", disable_log_stats=True, use_tqdm_on_load=verbose,
+            weight_transfer_config={"backend": transfer} if transfer is not None else None,
         )  # fmt: skip
         try:
             with _without_llvmlite():
@@ -108,6 +115,7 @@ class VllmEngine(LocalEngine):
         self._requests: dict[Flight, Any] = {}  # as vLLM's scheduler keeps them
         self._order = itertools.count()
         self._pump_task: asyncio.Task[None] | None = None
+        self._arrived = False  # weights by vLLM's own transfer, of which the version is not known yet
         self._counters["steps"] = 0.0
 
     def _check(self, request: Request) -> None:
@@ -191,12 +199,18 @@ class VllmEngine(LocalEngine):
         self._engine.abort_request([request.request_id], internal=True)
         return self._completion(flight, ids, logprobs, cached=min(state.num_cached_tokens, len(flight.request.ids)))
 
-    def _load(self, source: Any) -> None:
-        weights = read_weights(source)
-        check_weights(weights, self._shapes)
-        chosen = [(name, weights[name]) for name in self._shapes]  # a list, which other processes can be sent
+    def _load(self, source: Any, version: int) -> None:
+        if arrived := isinstance(source, Arrived):
+            if not self._arrived:
+                raise EngineError(f"no weights came for version {version}: the learner is to send them first")
+        else:
+            weights = read_weights(source, version)
+            check_weights(weights, self._shapes)
+            chosen = [(name, weights[name]) for name in self._shapes]  # a list, which other processes can be sent
+        self._arrived = False
         try:
-            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": chosen})
+            if not arrived:
+                self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": chosen})
             self._engine.apply_model(_repack_embeddings)
             # Suspended requests lose their blocks too, and are computed again in the next step.
             if not self._engine.reset_prefix_cache(reset_running_requests=True):
@@ -204,6 +218,21 @@ class VllmEngine(LocalEngine):
         except Exception as error:  # noqa: BLE001 - half-loaded weights: the engine is beyond use, whatever the cause
             self._lose(error)
             raise EngineLostError(f"vLLM could not take the weights: {error!r}; start another engine") from error
+
+    def expect(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise `EngineError` unless these are the shapes of this model's weights, by name."""
+        check_shapes(shapes, self._shapes)
+
+    def transfer(self, method: str, arguments: Mapping[str, Any]) -> None:
+        """A call of vLLM's own weight transfer, which the learner makes; it may wait for the learner's side of it. After
+        `finish_weight_update` the weights are here, and `update_weights` with `Arrived` finishes them with a version."""
+        self._check_alive()
+        try:
+            self._engine.collective_rpc(method, kwargs=dict(arguments))
+        except Exception as error:  # noqa: BLE001 - half-loaded weights, as above
+            self._lose(error)
+            raise EngineLostError(f"vLLM could not take the weights ({method}): {error!r}") from error
+        self._arrived = method == "finish_weight_update"
 
     def _release(self) -> None:
         self._by_name.clear()

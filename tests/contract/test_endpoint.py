@@ -1,5 +1,5 @@
 """A server as an engine: what is refused at the start, and what a failing server does to requests. That it is an engine like
-the others is tested in `test_engines.py`; a real vLLM server, in `tests/integration/test_served.py`."""
+the others is tested in `test_engine_requests.py`; a real vLLM server, in `tests/integration/test_served.py`."""
 
 import asyncio
 import shutil

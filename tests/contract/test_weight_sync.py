@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from apr.config import LearnerConfig
 from apr.engines.base import Completion, Request
 from apr.engines.tiny import TinyEngine
-from apr.errors import EngineError
+from apr.engines.weights import mark_complete
+from apr.errors import CheckpointError, EngineError, ResourceError, TornWeightsError
 from apr.threads.trace import StrandKey, VersionSpan
 from rl.learner import Learner
 from rl.weight_sync import FileSync, TensorSync, WeightSync
@@ -136,7 +137,76 @@ def test_a_folder_is_complete_and_the_only_one(
         change(learner)
 
 
+def cut_short(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def not_arrived(folder: Path) -> None:
+    """As long as it should be, with a page of zeros, as a disk that is shared may show it."""
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-4096] + bytes(4096))
+
+
+@pytest.mark.parametrize(
+    ("tear", "says"),
+    [
+        (cut_short, r"version_000007 does not hold what its complete\.json says.*weight_sync=tensors"),
+        (not_arrived, r"version_000007 does not hold what its complete\.json says"),
+        (lambda folder: (folder / "complete.json").unlink(), r"has no readable complete\.json.*not whole.*--resume"),
+        (lambda folder: (folder / "complete.json").write_text('{"versi'), r"has no readable complete\.json"),
+        (lambda folder: mark_complete(folder, 6), r"'version': 6.* was written, .*'version': 7.* is wanted"),
+    ],
+    ids=["cut short", "not arrived", "no marker", "half a marker", "another version"],
+)
+def test_a_torn_write_is_refused_and_nothing_changes(
+    tear: Callable[[Path], object], says: str, learner: Learner, engine: TinyEngine, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    before = asyncio.run(engine.generate(request()))
+    save = learner.save_weights
+
+    async def torn(folder: Path, version: int) -> None:
+        await save(folder, version)
+        tear(folder)
+        if not (folder / "complete.json").is_file():  # `push` would see that: let it reach the engine
+            await engine.update_weights(folder, version)
+
+    monkeypatch.setattr(learner, "save_weights", torn)
+    with pytest.raises(TornWeightsError, match=says):
+        asyncio.run(FileSync(tmp_path / "weights", keep=False).push(learner, engine, 7))
+    asyncio.run(engine.resume())
+    again = asyncio.run(engine.generate(request()))
+    assert (engine.version, again.ids, again.logprobs) == (0, before.ids, before.logprobs)
+
+
+def test_a_folder_that_is_not_here_is_no_folder_of_this_run(
+    learner: Learner, engine: TinyEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def elsewhere(folder: Path, version: int) -> None:
+        """It wrote on another node's disk."""
+
+    monkeypatch.setattr(learner, "save_weights", elsewhere)
+    with pytest.raises(CheckpointError, match=r"complete\.json is not here.*must be a folder that all nodes"):
+        asyncio.run(FileSync(tmp_path / "weights", keep=False).push(learner, engine, 7))
+    assert engine.version == 0
+
+
 def test_weights_handed_over_are_not_the_learners_own(learner: Learner) -> None:
     handed = asyncio.run(learner.weights())
     change(learner)
     assert not torch.equal(handed["model.norm.weight"], learner.model.model.norm.weight)
+
+
+def test_where_there_is_no_gpu_both_sides_of_a_transfer_between_gpus_say_what_to_set(
+    learner: Learner, make_checkpoint: Callable[..., Path]
+) -> None:
+    from apr.engines.vllm import VllmEngine
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ResourceError, match="weight_sync=tensors or file.*learner_gpus"):
+        asyncio.run(learner.meet("nccl", [], 1))
+    with pytest.raises(ResourceError, match="weight_sync=tensors or file.*engine_gpus"):
+        VllmEngine(make_checkpoint(0), max_context=64, seed=0, transfer="ipc")

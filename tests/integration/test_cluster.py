@@ -21,6 +21,7 @@ from apr.evaluation.run import evaluate
 from apr.presets import check
 from apr.threads.codec import read_traces
 from rl import checkpoint
+from rl.cluster import _placed
 from rl.launch import launch
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -103,6 +104,20 @@ def test_a_run_whose_engines_are_killed_is_the_whole_run(
     assert "was lost" in capfd.readouterr().err
 
 
+def test_a_run_whose_engine_is_killed_while_it_starts_is_the_whole_run(task: Path, whole: Path, tmp_path: Path) -> None:
+    config = rl_config(task, tmp_path / "run", cluster={**LOCAL, "restarts": 1})
+    process = command(config)
+
+    def engines() -> list[int]:
+        return [pid for pid, said in session_members(process.pid).items() if said.startswith("ray::EngineActor")]
+
+    wait_for(process, lambda: bool(engines()))  # it is about to load torch, which takes seconds
+    os.kill(engines()[0], signal.SIGKILL)
+    said = finish(process)
+    assert "an engine died while it started" in said and "starting another" in said
+    assert same_run(config.out, whole)
+
+
 def test_a_run_that_may_restart_nothing_ends_within_seconds_of_a_kill(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +189,16 @@ def test_an_evaluation_on_several_engines_is_that_on_one(
     moments = at_request(monkeypatch, IN_FLIGHT, kill_process)
     assert tokens(config("pool", cluster={**LOCAL, "routing": "spread"})) == alone
     assert moments
+
+
+def test_weights_cannot_go_from_gpu_to_gpu_where_there_is_none(task: Path, tmp_path: Path) -> None:
+    import ray
+
+    gpus = {**LOCAL, "engine_gpus": 1, "learner_gpus": 1}
+    config = rl_config(task, tmp_path, engine={"kind": "vllm"}, cluster=gpus, weight_sync="nccl")
+    ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, logging_level="warning")
+    with pytest.raises(ResourceError, match="this cluster has none: set weight_sync=tensors or file"):
+        asyncio.run(_placed(config, task / "start", resumed=False))
 
 
 def test_a_place_that_is_taken_is_waited_for_then_an_error_says_by_node_what_is_free() -> None:

@@ -254,9 +254,9 @@ def test_other_weights_in_the_engine_are_found_out_before_a_step(
     """The engine drops the update that brings it to the learner's weights, and says nothing."""
     load = TinyEngine._load
 
-    def wrong(engine: TinyEngine, source: dict[str, Any]) -> None:
+    def wrong(engine: TinyEngine, source: dict[str, Any], version: int) -> None:
         name = "model.layers.0.self_attn.q_proj.weight"
-        load(engine, {**source, name: source[name] * 1.05})
+        load(engine, {**source, name: source[name] * 1.05}, version)
 
     monkeypatch.setattr(TinyEngine, "_load", wrong)
     with pytest.raises(ParityError, match="do not hold the same weights"):
@@ -267,7 +267,7 @@ def test_other_weights_in_the_engine_are_found_out_before_a_step(
 def test_a_sync_that_does_nothing_is_found_out_once_the_weights_have_changed(
     spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TinyEngine, "_load", lambda engine, source: None)
+    monkeypatch.setattr(TinyEngine, "_load", lambda engine, source, version: None)
     with pytest.raises(ParityError, match="did not arrive"):
         launch(rl_config(spawning, tmp_path, validate_problems=0, learner={"lr": 2e-3, "threads": 1}), resume=False)
     assert len(metrics(tmp_path)) >= 1

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from apr.engines.base import Completion, Engine, Request
+from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError, ResourceError
 from apr.seeds import SplitMix64
 from apr.threads.limits import Limits
@@ -37,6 +38,12 @@ def demonstration() -> Trace:
     options = SearchOptions(beam=2, child_beam=2, spawn_depth=1)
     log = search(PROBLEM["target"], Node(tuple(PROBLEM["numbers"]), ()), options, SplitMix64(0))
     return encode(log, DIALECT, PROTOCOL, PROBLEM)
+
+
+def tensors_of(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
 
 
 def contexts(trace: Trace) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -137,15 +144,12 @@ def test_sampled_logprobs_are_those_of_a_forward_pass_before_and_after_an_update
     engine: Engine, trained: Path, make_checkpoint: Any, tmp_path: Path, temperature: float
 ) -> None:
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     other = make_checkpoint(1)
     between = tmp_path / "between"  # part of the way from the trained policy to a random one: varied, still spawning
     shutil.copytree(trained, between)
-    mixed = {
-        name: torch.lerp(tensor, load_file(other / "model.safetensors")[name], 0.15)
-        for name, tensor in load_file(trained / "model.safetensors").items()
-    }
+    mixed = {name: torch.lerp(tensor, tensors_of(other)[name], 0.15) for name, tensor in tensors_of(trained).items()}
     save_file(mixed, between / "model.safetensors", metadata={"format": "pt"})
 
     async def update(source: Any, version: int) -> None:
@@ -153,7 +157,11 @@ def test_sampled_logprobs_are_those_of_a_forward_pass_before_and_after_an_update
         await engine.update_weights(source, version)
         await engine.resume()
 
-    for version, (source, folder) in enumerate(((trained, trained), (mixed, between), (other, other)), start=1):
+    written = tmp_path / "written"
+    shutil.copytree(other, written)
+    mark_complete(written, 3)
+    sources = ((tensors_of(trained), trained), (mixed, between), (written, other))
+    for version, (source, folder) in enumerate(sources, start=1):
         asyncio.run(update(source, version))
         traces = roll(engine, temperature, samples=16)
         assert {span.version for trace in traces for strand in trace.strands for span in strand.versions} == {version}
@@ -161,7 +169,7 @@ def test_sampled_logprobs_are_those_of_a_forward_pass_before_and_after_an_update
         assert len(found) > 500
         assert sum(found) / len(found) < 1e-4
         assert max(found) < 1e-2
-    asyncio.run(update(trained, 0))
+    asyncio.run(update(tensors_of(trained), 0))
 
 
 def test_samples_differ_by_seed_and_repeat_by_key(engine: Engine) -> None:
@@ -177,7 +185,7 @@ def test_prefixes_are_shared_and_forgotten_with_their_weights(engine: Engine, tr
         for number in range(3):
             if number == 2:
                 await engine.pause()
-                await engine.update_weights(trained, 0)
+                await engine.update_weights(tensors_of(trained), 0)
                 await engine.resume()
             request = Request(StrandKey(0, "prefix", 0, "r", number), PREFIX, (), 2, 0.0, 0)
             cached.append((await engine.generate(request)).cached)
@@ -240,14 +248,14 @@ def test_when_the_core_dies_no_request_hangs_and_another_engine_can_start(
             await second.generate(requests[0])
         await asyncio.wait_for(second.pause(), 10)
         with pytest.raises(EngineLostError):
-            await second.update_weights(tied, 1)
+            await second.update_weights(tensors_of(tied), 1)
         await second.close()
 
     asyncio.run(play())
 
 
 async def _tied_weights_update(engine: Engine, start: Path, other: Path) -> None:
-    """Embeddings that are the output layer too: both change, from a file and from a full state."""
+    """Embeddings that are the output layer too: both change, from a file's tensors and from a full state."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -259,7 +267,7 @@ async def _tied_weights_update(engine: Engine, start: Path, other: Path) -> None
 
     state = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict()
     assert "lm_head.weight" in state
-    for number, (source, folder) in enumerate(((None, start), (other, other), (state, start))):
+    for number, (source, folder) in enumerate(((None, start), (tensors_of(other), other), (state, start))):
         if source is not None:
             await engine.update_weights(source, number)
         request = Request(StrandKey(0, "tied", 0, "r", number), PREFIX, (), 12, 0.0, 0)

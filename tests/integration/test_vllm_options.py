@@ -60,9 +60,10 @@ def test_two_processes_sample_as_one_and_take_new_weights_and_end(
     async def play() -> None:
         alone = TinyEngine.from_checkpoint(start, max_context=WINDOW)
         assert [one.ids for one in await sample(engine)] == [one.ids for one in await sample(alone)]
-        done = await update_under_way(engine, load_file(other / "model.safetensors"))
+        weights = load_file(other / "model.safetensors")
+        done = await update_under_way(engine, weights)
         assert all([span.version for span in one.versions] == [0, 1] for one in done)
-        await alone.update_weights(other, 1)
+        await alone.update_weights(weights, 1)
         again, expected = await sample(engine), await sample(alone)
         assert [one.ids for one in again] == [one.ids for one in expected]
         assert gap(again, expected) < 1e-4

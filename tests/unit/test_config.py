@@ -17,6 +17,8 @@ from apr.presets import dump, load, preset
 KINDS: dict[str, type[BaseModel]] = {"data": DataConfig, "sft": SftConfig, "rl": RlConfig, "eval": EvalConfig}
 PRESETS = sorted(Path(str(files("configs"))).rglob("*.yaml"))
 TEACHER = "solvers.sos.protocol=serial"
+TRANSFER = ["cluster.address=auto", "cluster.engine_gpus=1", "cluster.learner_gpus=1"]
+SHARED = ["cluster.address=auto", "cluster.engine_gpus=0.5", "cluster.learner_gpus=0.5"]
 
 
 def refusal(kind: type[BaseModel], *overrides: str, paths: Sequence[Path] = ()) -> str:
@@ -103,6 +105,13 @@ def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
         (DataConfig, [TEACHER, "tokenizer=a"], ["others have their own"]),
         (DataConfig, [TEACHER, "control_tokens=[a, b, c, d, e]"], ["control_tokens", "`tokenizer`"]),
         (DataConfig, [TEACHER, "dialect=chat", "tokenizer=a", "control_tokens=[a, b]"], ["control_tokens: ", "5"]),
+        (RlConfig, ["weight_sync=nccl"], ["between processes", "cluster.address", "weight_sync=tensors or file"]),
+        (RlConfig, [*TRANSFER, "weight_sync=nccl", "engine.kind=tiny"], ["engine.kind=vllm"]),
+        (RlConfig, [*TRANSFER, "weight_sync=nccl", "cluster.learner_gpus=0"], ["nccl: 1 or more each"]),
+        (RlConfig, [*TRANSFER, "weight_sync=nccl", "cluster.engine_gpus=0.5"], ["nccl: 1 or more each"]),
+        (RlConfig, [*TRANSFER, "weight_sync=ipc"], ["ipc: 0.5 each"]),
+        (RlConfig, [*SHARED, "weight_sync=ipc", "cluster.ranks=2"], ["one engine and one rank"]),
+        (RlConfig, [*SHARED, "weight_sync=ipc", "engine.tensor_parallel=2"], ["engine.tensor_parallel=1"]),
         (SftConfig, ["lora.rank=8"], ["lora", "set `base`"]),
         (SftConfig, ["base=a"], ["lr (0.002)", "1e-5 to 1e-3"]),
         (QuickstartConfig, ["stages.sftt=[a]"], ["stages.sftt"]),
@@ -111,6 +120,13 @@ def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
 def test_what_cannot_work_is_refused_by_name(kind: type[BaseModel], overrides: list[str], says: list[str]) -> None:
     said = refusal(kind, *overrides)
     assert all(words in said for words in says), said
+
+
+@pytest.mark.parametrize(
+    "overrides", [[*TRANSFER, "weight_sync=nccl", "cluster.engines=4", "cluster.ranks=2"], [*SHARED, "weight_sync=ipc"]]
+)
+def test_weights_may_go_from_gpu_to_gpu(overrides: list[str]) -> None:
+    assert load(RlConfig, [], overrides).weight_sync in ("nccl", "ipc")
 
 
 def test_all_faults_are_told_at_once() -> None:

@@ -12,7 +12,7 @@ from apr.engines import pool as pools
 from apr.engines.base import Completion, Request
 from apr.engines.pool import EnginePool, Routing
 from apr.engines.scripted import ScriptedEngine
-from apr.errors import CheckpointError, EngineError, EngineLostError, ResourceError
+from apr.errors import CheckpointError, EngineError, EngineLostError, ResourceError, TornWeightsError
 from apr.seeds import derive_rng
 from apr.threads.trace import EngineStop, StrandKey
 
@@ -30,7 +30,7 @@ class Mortal(ScriptedEngine):
     def die(self) -> None:
         self._lose(RuntimeError("killed"))
 
-    def _load(self, source: Any) -> None:
+    def _load(self, source: Any, version: int) -> None:
         if isinstance(source, Exception):
             raise source
         self.took.append(source)
@@ -221,14 +221,15 @@ def test_an_engine_in_place_of_another_has_the_current_weights_and_state() -> No
     play(body())
 
 
-def test_weights_that_change_while_an_engine_catches_up_reach_it() -> None:
+@pytest.mark.parametrize("error", [CheckpointError("missing"), TornWeightsError("its marker went first")])
+def test_weights_that_change_while_an_engine_catches_up_reach_it(error: Exception) -> None:
     class Slow(Mortal):
         """Takes weights in several turns; a folder that went meanwhile is missing."""
 
         async def update_weights(self, source: Any, version: int) -> None:
             await turns(5)
             if source == gone:
-                raise CheckpointError("missing")
+                raise error
             await super().update_weights(source, version)
 
     gone = None
@@ -401,6 +402,33 @@ def test_an_engine_that_cannot_be_made_ends_the_start_and_none_is_left() -> None
         with pytest.raises(ResourceError, match="no room for it"):
             await EnginePool.start(make, 3)
         assert len(make.made) == 2 and all(engine._closed for engine in make.made)
+
+    play(body())
+
+
+def test_engines_lost_while_they_start_are_made_again_and_count_as_restarts() -> None:
+    async def body() -> None:
+        make = Maker()
+        make.failures = [EngineLostError("killed"), EngineLostError("killed again")]
+        pool = await EnginePool.start(make, 2, restarts=3)
+        assert sorted(engine.index for engine in make.made) == [0, 1]
+        assert (await pool.metrics())["restarts"] == 2
+        make.failures = [ResourceError("no room for it")]  # in vain, with the last of the three
+        make.made[0].die()
+        await asyncio.gather(*(persist(pool, ask(str(i))) for i in range(4)))
+        assert ((await pool.metrics())["restarts"], (await pool.metrics())["alive"]) == (3, 1)
+        await pool.close()
+
+    play(body())
+
+
+def test_engines_lost_while_they_start_more_often_than_they_may_end_it_and_none_is_left() -> None:
+    async def body() -> None:
+        make = Maker()
+        make.failures = [EngineLostError(f"killed, {time}") for time in range(3)]
+        with pytest.raises(EngineLostError, match="killed, 2"):
+            await EnginePool.start(make, 3, restarts=2)
+        assert all(engine._closed for engine in make.made)
 
     play(body())
 
