@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from apr.errors import DataError, ResourceError, SchemaError
 from apr.threads.trace import (
     SCHEMA,
@@ -35,6 +37,7 @@ from apr.threads.trace import (
 )
 
 FLUSH_CHARACTERS = 1 << 20  # of JSON held back before a flush: large enough to compress, small enough to lose
+COMPRESSION = 2  # a quarter larger than 6, in a third of the time, which evaluations and RL wait for
 MOST = 1 << 63  # of anything counted: more could not be divided
 _CHUNK = 1 << 20
 
@@ -88,12 +91,12 @@ class TraceWriter:
         self._size = _complete_size(path) if path.exists() else 0
         self._file = path.open("ab", buffering=0)
         self._file.truncate(self._size)
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []
         self._held = 0
 
     def append(self, trace: Trace) -> None:
         """Add one trace; it is on disk after the next `flush`, at the latest when the writer closes."""
-        line = json.dumps(to_json(trace), separators=(",", ":"))
+        line = _line(trace)
         self._lines.append(line)
         self._held += len(line)
         if self._held >= FLUSH_CHARACTERS:
@@ -106,8 +109,8 @@ class TraceWriter:
         """
         if not self._lines:
             return
-        text = "\n".join(self._lines) + "\n"
-        member = gzip.compress(text.encode(), compresslevel=6, mtime=0)  # no clock: equal traces, equal files
+        text = b"\n".join([*self._lines, b""])
+        member = gzip.compress(text, COMPRESSION, mtime=0)  # no clock: equal traces, equal files
         rest = memoryview(member)
         try:
             while rest:
@@ -134,6 +137,13 @@ class TraceWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _line(trace: Trace) -> bytes:
+    data = to_json(trace)
+    if all(math.isfinite(sum(strand.logprobs)) for strand in trace.strands if strand.logprobs):
+        return msgspec.json.encode(data)  # ten times as fast, but writes null for a number that is not finite
+    return json.dumps(data, separators=(",", ":")).encode()
 
 
 def read_traces(path: Path, fault: Callable[[DataError], None] | None = None) -> Iterator[Trace]:
