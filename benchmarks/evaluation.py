@@ -2,9 +2,10 @@
 
     python benchmarks/evaluation.py [--problems 1000] [--runs 3] [--memory 1000 10000] [--seqs 64]
 
-Time: `apr eval` on vLLM, from its first request until its summary is written, against the same engine given the same
-requests flat: no threads, no verifier, no files, and as many at once as it takes. Greedy, so both sample the same tokens
-and stop by themselves. Each run compares the two in turn; the cache is emptied before each.
+Time: `apr eval` on vLLM, from its first request until its summary is written, against two measures of the engine's own
+time. In the same run: the seconds spent in vLLM, taking requests and making steps. And flat: the same engine given the same
+requests with no threads, no verifier, no files, as many at once as it takes, which fills its batches to the end. Greedy, so
+both sample the same tokens and stop by themselves. The two ways take turns; the cache is emptied before each.
 
 Memory: the largest resident size of a whole `apr eval` process at each of the numbers of problems.
 """
@@ -63,6 +64,7 @@ class Kept:
 def times(data: Path, out: Path, problems: int, seqs: int, runs: int) -> None:
     """Print seconds of both ways, and their ratio."""
     engine = VllmEngine(CHECKPOINT, max_context=128, seed=0, max_num_seqs=seqs, threads=2)
+    taking = timed(engine)
     ratios, shares, asked = [], [], []
     for run in range(runs + 1):  # the first warms up, and tells what to ask
         seconds: dict[str, float] = {}
@@ -73,22 +75,37 @@ def times(data: Path, out: Path, problems: int, seqs: int, runs: int) -> None:
                 continue
             kept = Kept(engine)
             apr.evaluation.run.build_engine = lambda *_, kept=kept: kept
-            busy = asyncio.run(engine.metrics())["busy_seconds"]
+            busy, taken = asyncio.run(engine.metrics())["busy_seconds"], sum(taking)
             given = [f"data={data}", f"checkpoint={CHECKPOINT}", f"out={out}/{run}", f"problems={problems}"]
             apr.evaluation.run.evaluate(load(EvalConfig, [preset("eval", "tiny_cpu")], [*given, f"in_flight={4 * seqs}"]))
             seconds[way] = time.perf_counter() - kept.first
-            seconds["busy"] = asyncio.run(engine.metrics())["busy_seconds"] - busy
+            seconds["steps"] = asyncio.run(engine.metrics())["busy_seconds"] - busy
+            seconds["taking"] = sum(taking) - taken
             asked, sampled = kept.asked, kept.sampled
         if sampled != flat:
             raise ValueError(f"the flat requests sampled {flat} tokens, the evaluation {sampled}")
         if run:
             ratios.append(seconds["evaluation"] / seconds["flat"])
-            shares.append(seconds["evaluation"] / seconds["busy"])
-            told = f"evaluation {seconds['evaluation']:.1f} s, engine alone {seconds['flat']:.1f} s"
+            shares.append(seconds["evaluation"] / (seconds["steps"] + seconds["taking"]))
+            told = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
             print(f"run {run}: {told}, {sampled} tokens, {len(asked)} strands")
-    for name, values in (("evaluation / flat requests", ratios), ("evaluation / the engine's steps in it", shares)):
+    for name, values in (("evaluation / flat requests", ratios), ("evaluation / time in the engine", shares)):
         print(f"{name:38} {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
     asyncio.run(engine.close())
+
+
+def timed(engine: VllmEngine) -> list[float]:
+    """Has the engine note the seconds that it takes to accept each request."""
+    taking: list[float] = []
+    begin = engine._begin
+
+    def noted(flight: Any) -> None:
+        started = time.perf_counter()
+        begin(flight)
+        taking.append(time.perf_counter() - started)
+
+    engine._begin = noted  # type: ignore[method-assign]
+    return taking
 
 
 async def flatly(engine: VllmEngine, requests: list[Request]) -> tuple[float, int]:
