@@ -118,7 +118,7 @@ def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def manifest() -> dict[str, Any]:
     """Facts that a result depends on: command, versions, git commit, hardware, time."""
     return {
-        "command": " ".join(sys.argv),
+        "command": " ".join(["apr" if Path(sys.argv[0]).name == "cli.py" else Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "python": platform.python_version(),
         "versions": {name: version for name in LIBRARIES if (version := _version(name))},
