@@ -120,6 +120,7 @@ def memory(data: Path, out: Path, counts: list[int]) -> None:
     sizes = []
     for count in counts:
         given = [f"data={data}", f"checkpoint={CHECKPOINT}", f"out={out}/{count}", f"problems={count}", "limits.context=48"]
+        given.append("engine.kv_cache_mib=64")  # small enough that a thousand problems have touched all of it
         code = (
             "import json, resource, subprocess, sys; "
             "command = [sys.executable, '-m', 'apr.cli', 'eval', '--config', 'tiny_cpu', *sys.argv[1:]]; "
