@@ -4,7 +4,7 @@
     summary.md              the same tables as Markdown
     figures/NAME.svg        each figure, and data/NAME.csv the points it was drawn from
     data/NAME.csv           each table, with more columns than it shows
-    data/attempts.csv.gz    every attempt with its costs: all numbers of the report can be worked out again from it
+    data/attempts.csv.gz    every attempt with its costs, from which the evaluations' numbers can be worked out again
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from apr.report.paper import paper_figures
 from apr.report.spelling import spelling
 from apr.report.teachers import Teachers
 from apr.report.viewer import Source, trace_view
-from apr.runs import CONFIG, commit, flat, hardware, manifest, whole_folder
+from apr.runs import CONFIG, flat, manifest, whole_folder
 from apr.threads.trace import Trace
 
 PAGE, SUMMARY, FIGURES, DATA = "report.html", "summary.md", "figures", "data"
@@ -83,7 +83,9 @@ def _report(
     kept = {cost: sorted({one.budgets[cost] for one in main if cost in one.budgets}) for cost in AXES}
     return Report(
         title=title, lead=_lead(main), notices=[*notices(entries), *_left_out(entries, main, shown), *teachers.missing],
-        facts=RunFacts(facts["command"], commit(), time.strftime("%Y-%m-%d"), hardware(), facts["versions"], seconds),
+        facts=RunFacts(
+            facts["command"], facts["commit"], time.strftime("%Y-%m-%d"), facts["hardware"], facts["versions"], seconds
+        ),
         rows=rows, results=tables.results(rows), curves=accuracy_within(shown[:SERIES], kept), comparisons=_comparisons(main),
         paired=tables.paired(entries), temperatures=tables.temperatures(entries), paper=paper_figures(entries),
         prices=tables.prices(entries), other_systems=tables.other_systems(entries), settings=_settings(entries),
@@ -170,10 +172,9 @@ def _comparisons(main: Sequence[Entry]) -> list[tables.Comparison]:
 
 
 def _lead(main: Sequence[Entry]) -> str:
-    accuracy = {one.label: sum(tried.correct for tried in one.attempts) / len(one.attempts) for one in main}
     how = {one.sampling for one in main}
     noted = {one.label: f" ({one.sampling})" if len(how) > 1 else "" for one in main}
-    parts = [f"{one.label} {accuracy[one.label]:.1%}{noted[one.label]}" for one in main]
+    parts = [f"{one.label} {one.summary.accuracy:.1%}{noted[one.label]}" for one in main]
     what = "Greedy accuracy" if how == {"greedy"} else "Accuracy" if len(how) > 1 else f"Accuracy, {how.pop()},"
     if len({(one.problem_set, one.asked) for one in main}) > 1:
         return f"{what}, on problems that are not all the same: {', '.join(parts)}."

@@ -72,7 +72,6 @@ class Chart:
     marks: Sequence[tuple[str, float]] = ()
     categories: Sequence[str] = ()
     legend: bool = True
-    note: str = ""
 
     def csv(self) -> str:
         """Every point: series, source, x, y, the ends of its interval, its label."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from apr.evaluation.metrics import accuracy_by_cost, interval, summarise
+from apr.evaluation.metrics import accuracy_by_cost, interval
 from apr.report.chart import SERIES, Chart, Series
 from apr.report.entries import Entry, RlRun, Row
 
@@ -72,10 +72,9 @@ def budget_charts(entries: Sequence[Entry]) -> list[Chart]:
     for cost, (title, unit) in AXES.items():
         series = []
         for one in entries:
-            summary = summarise(one.label, one.attempts)
-            low, high = summary.interval
-            x = [summary.costs[cost].mean]
-            series.append(Series(one.label, x, [summary.accuracy], "points", one.place, [low], [high]))
+            low, high = one.summary.interval
+            x = [one.summary.costs[cost].mean]
+            series.append(Series(one.label, x, [one.summary.accuracy], "points", one.place, [low], [high]))
         kept = sorted({one.budgets[cost] for one in entries if cost in one.budgets})
         charts.append(
             Chart(

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from apr.errors import DataError
 from apr.evaluation.baselines import majority, pass_at, samples_by_problem
 from apr.evaluation.folder import TRACES, Evaluation, read_evaluation
 from apr.evaluation.metrics import Attempt, Summary, summarise
+from apr.evaluation.systems import Systems, systems
 from apr.presets import load
 from apr.report.teachers import Teacher
 from apr.runs import CONFIG, MANIFEST, recorded
@@ -47,7 +49,17 @@ class Entry:
     def attempts(self) -> list[Attempt]:
         return self.evaluation.attempts
 
-    @property
+    @cached_property
+    def summary(self) -> Summary:
+        """Of all attempts."""
+        return summarise(self.label, self.attempts)
+
+    @cached_property
+    def systems(self) -> Systems:
+        """The measures of other systems, of all attempts."""
+        return systems(self.attempts)
+
+    @cached_property
     def first(self) -> list[Attempt]:
         """The first sample of each problem, as paired tests take it."""
         return [one for one in self.attempts if one.sample == 0]
@@ -223,10 +235,7 @@ def _rl_run(folder: Path) -> RlRun:
 
 def _distinct(runs: list[RlRun]) -> list[RlRun]:
     names = Counter(run.label for run in runs)
-    return [
-        run if names[run.label] == 1 else RlRun(str(run.folder), run.folder, run.config, run.manifest, run.records)
-        for run in runs
-    ]
+    return [run if names[run.label] == 1 else replace(run, label=str(run.folder)) for run in runs]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

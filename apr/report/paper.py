@@ -11,7 +11,6 @@ from typing import Any
 
 from apr.evaluation.baselines import majority, pass_at, samples_by_problem
 from apr.evaluation.metrics import Attempt, Summary, summarise
-from apr.evaluation.systems import systems
 from apr.report import published
 from apr.report.chart import THEIRS, Chart, Series
 from apr.report.entries import Entry
@@ -131,9 +130,8 @@ def _lines(entries: Sequence[Entry], x: Callable[[Summary], float], places: Mapp
         name = f"{group[0].model}, {condition.kind} asked for" if condition else group[0].variant
         if name in {line.name for line in lines}:  # another window, say: its own label tells
             name = group[0].title
-        summaries = [summarise(one.label, one.attempts) for one in group]
         labels = [f"{_degree(one):g}" if condition else f"T={_degree(one):g}" if heats else "" for one in group]
-        points = [_point(one, x(one)) for one in summaries]
+        points = [_point(one.summary, x(one.summary)) for one in group]
         line = _line(name, places[group[0].variant], points, labels)
         lines.append(line if condition else replace(line, kind="points"))
     return lines
@@ -211,10 +209,9 @@ def _bars(pairs: Sequence[tuple[Entry, Entry]], quantity: str) -> Chart:
 
 def _quantity(one: Entry, quantity: str) -> tuple[float, float, float]:
     """The value, and the ends of its interval (of accuracies alone)."""
-    summary = summarise(one.label, one.attempts)
     if quantity == "accuracy":
-        return (summary.accuracy, *summary.interval)
-    value = systems(one.attempts).tokens_per_thread if quantity == "tokens per thread" else summary.costs[quantity].mean
+        return (one.summary.accuracy, *one.summary.interval)
+    value = one.systems.tokens_per_thread if quantity == "tokens per thread" else one.summary.costs[quantity].mean
     return value, value, value
 
 

@@ -9,7 +9,6 @@ from itertools import combinations
 from typing import Any
 
 from apr.evaluation.metrics import COSTS, McNemar, Summary, compare, summarise
-from apr.evaluation.systems import systems
 from apr.report import published
 from apr.report.chart import OURS, THEIRS, Column, Table
 from apr.report.charts import points
@@ -95,7 +94,7 @@ def paired(entries: Sequence[Entry]) -> Table:
 
 
 def temperatures(entries: Sequence[Entry]) -> Table:
-    """Tables 1-3 of the paper: accuracy by model and temperature, first samples, ours above theirs."""
+    """Tables 1-3 of the paper: accuracy by model and temperature, over all samples, ours above theirs."""
     groups: dict[tuple[Any, ...], dict[float, Entry]] = {}
     for one in sorted(entries, key=lambda one: (-one.asked, one.config.samples)):
         if not one.alone:  # where there are several at a temperature, the one of most problems is taken
@@ -111,8 +110,7 @@ def temperatures(entries: Sequence[Entry]) -> Table:
     for name, row in ours.items():
         record: dict[str, Any] = {"model": name, "source": OURS}
         for t in every:
-            s = summarise(name, row[t].attempts) if t in row else None
-            record |= _with_interval(f"T={t:g}", s)
+            record |= _with_interval(f"T={t:g}", row[t].summary if t in row else None)
         records.append(record)
     for name, values in published.TABLES.items():
         known = dict(zip(published.TEMPERATURES, values))
@@ -132,7 +130,7 @@ def temperatures(entries: Sequence[Entry]) -> Table:
 
 def other_systems(entries: Sequence[Entry]) -> Table:
     """Each evaluation by the measures that other systems report."""
-    records = [{"model": one.title, **asdict(systems(one.attempts))} for one in entries]
+    records = [{"model": one.title, **asdict(one.systems)} for one in entries]
     shown = {
         "parallel": "#parallel, concurrency", "acceleration": "acceleration", "dp": "DP", "abn": "ABN", "ppd": "PPD",
         "tps": "TPS", "p_tps": "P-TPS", "tokens_per_thread": "tokens per thread",
@@ -146,13 +144,13 @@ def prices(entries: Sequence[Entry]) -> Table:
     """Seconds and milliseconds a span token, with what they were measured on."""
     records = []
     for one in entries:
-        seconds = summarise(one.label, one.attempts).costs["seconds"]
+        seconds = one.summary.costs["seconds"]
         engine = one.config.engine
         records.append(
             {
                 "model": one.title, "pace": "one at a time" if one.alone else f"up to {one.config.in_flight} at once",
                 "seconds_mean": seconds.mean, "seconds_p50": seconds.p50, "seconds_p90": seconds.p90,
-                "ms_per_span_token": systems(one.attempts).ms_per_span_token, "engine": engine.kind,
+                "ms_per_span_token": one.systems.ms_per_span_token, "engine": engine.kind,
                 "hardware": str(one.evaluation.facts.get("hardware", "unknown")),
             }
         )  # fmt: skip
@@ -172,7 +170,7 @@ def budgets(entries: Sequence[Entry]) -> Table:
     for one in entries:
         kept = [all(tried.costs[cost] <= most for cost, most in one.budgets.items()) for tried in one.attempts]
         good = [replace(tried, correct=within and tried.correct) for within, tried in zip(kept, one.attempts)]
-        s, success = summarise(one.label, one.attempts), summarise(one.label, good)
+        s, success = one.summary, summarise(one.label, good)
         low, high = success.interval
         records.append(
             {

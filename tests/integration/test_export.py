@@ -50,16 +50,6 @@ def rl(checkpoint: Path, tmp_path: Path) -> Path:
     return tmp_path / "rl"
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    (tmp_path / "data.yaml").write_text(
-        "problems: {numbers: 2, low: 1, high: 9, target_low: 2, target_high: 20}\n"
-        "train: 8\nvalidation: 2\ntest: 3\nsolvers: {sos_plus: {protocol: serial}}\n"
-    )
-    assert main(["data", "generate", "--config", str(tmp_path / "data.yaml"), f"out={tmp_path / 'data'}"]) == 0
-    return tmp_path / "data"
-
-
 def evaluate(data: Path, checkpoint: Path, out: Path) -> Path:
     given = [f"data={data}", f"checkpoint={checkpoint}", f"out={out}", "engine.kind=tiny", "protocol=serial"]
     assert main(["eval", *given, "limits.context=60"]) == 0
