@@ -171,6 +171,9 @@ class SftConfig(Strict):
     weight_decay: float = Field(default=0.01, ge=0)
     log_every: int = Field(default=50, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
+    snapshots: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default=[], description="shares of the training after which a checkpoint is kept, to see when it levelled off"
+    )
     activation_checkpointing: bool = False
     threads: int = Field(default=2, ge=1)
     out: Path = Path("runs/sft")
@@ -179,6 +182,8 @@ class SftConfig(Strict):
     def _base(self) -> SftConfig:
         if self.base is None and self.lora is not None:
             raise ValueError("lora adapts a pretrained model: set `base`, or leave it out")
+        if self.snapshots and self.lora is not None:
+            raise ValueError("snapshots would have to merge the adapters of lora, which ends their training: leave out either")
         if self.base is not None and self.lr > 1e-3:
             raise ValueError(
                 f"lr ({self.lr:g}) is for models from scratch and would undo what a base has learned: set 1e-5 to 1e-3"

@@ -25,10 +25,11 @@ from apr.sft.rows import IGNORED, rows
 from apr.tokens.vocabulary import Vocabulary
 
 CHECKPOINT = "checkpoint"
+SNAPSHOTS = "snapshots"
 CARD = "apr_card.json"
 STATE = "trainer_state.json"  # what the trainer writes last
 # In which configurations of the same training may differ; the data's hash speaks for `data`.
-ANYTHING = ("out", "data", "threads", "log_every", "checkpoint_every")
+ANYTHING = ("out", "data", "threads", "log_every", "checkpoint_every", "snapshots")
 
 
 def train(config: SftConfig) -> Path:
@@ -55,17 +56,19 @@ def train(config: SftConfig) -> Path:
         facts = demonstrations_facts(config.data, config.solver)
         vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
         check_base(config.base, vocabulary)
+        card = {
+            "solver": config.solver, "protocol": facts["protocol"], "trained": ["sft"], "data_hash": data_hash,
+            "commit": commit(),
+        }  # fmt: skip
+        if "condition" in facts:
+            card["condition"] = facts["condition"]
+        if config.base is not None:
+            card["base"] = str(config.base)
         trainer = _trainer(config, run, examples, vocabulary)
+        for share in config.snapshots:
+            trainer.add_callback(_snapshot(run / SNAPSHOTS / f"{share:g}", share, vocabulary, card))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         with whole_folder(finished) as folder:
-            card = {
-                "solver": config.solver, "protocol": facts["protocol"], "trained": ["sft"], "data_hash": data_hash,
-                "commit": commit(),
-            }  # fmt: skip
-            if "condition" in facts:
-                card["condition"] = facts["condition"]
-            if config.base is not None:
-                card["base"] = str(config.base)
             save_checkpoint(folder, merged(trainer.model), vocabulary, card)
             (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     return finished
@@ -120,6 +123,19 @@ def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]], vocab
     )  # fmt: skip
     let_head_train(trainer.model)
     return trainer
+
+
+def _snapshot(folder: Path, share: float, vocabulary: Vocabulary, card: dict[str, Any]) -> Any:
+    """A trainer's callback that saves `folder` once `share` of all steps are made."""
+    from transformers import TrainerCallback
+
+    class Snapshot(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
+            if state.global_step == max(1, round(share * state.max_steps)):
+                with whole_folder(folder) as beside:
+                    save_checkpoint(beside, model, vocabulary, {**card, "share": share})
+
+    return Snapshot()
 
 
 def token_batches(lengths: Sequence[int], budget: int, total: int, seed: int) -> list[list[int]]:

@@ -49,7 +49,7 @@ def config(data: Path, out: Path, **more: Any) -> SftConfig:
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(config(data, tmp_path_factory.mktemp("trained") / "run"))
+    return train(config(data, tmp_path_factory.mktemp("trained") / "run", snapshots=[0.5]))
 
 
 def losses(checkpoint: Path) -> dict[int, float]:
@@ -88,6 +88,16 @@ def test_the_checkpoint_says_what_it_is(trained: Path, data: Path) -> None:
     assert card["solver"] == "toy" and card["trained"] == ["sft"]
     assert card["data_hash"] and card["commit"] and card["condition"] == "none"
     assert check_checkpoint(trained) == 64
+
+
+def test_a_snapshot_is_a_checkpoint_of_its_own(trained: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    half = trained.parent / "snapshots" / "0.5"
+    assert check_checkpoint(half) == 64
+    assert read_card(half) == {**read_card(trained), "share": 0.5}
+    ends = [AutoModelForCausalLM.from_pretrained(folder).lm_head.weight for folder in (half, trained)]
+    assert not torch.equal(*ends)
 
 
 def test_a_finished_training_is_not_repeated(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
