@@ -1,174 +1,278 @@
-"""The project's own results on two cores: the report that docs/results.md speaks of.
+"""The study that docs/results.md tells of: does it learn, is it the spawning, and do budgets steer?
 
-    python benchmarks/study.py [ROW ...] [--out runs/study] [--publish] [--list]
+    python benchmarks/study.py [ROW ...] [--out runs/study] [--jobs 2] [--publish] [--list]
 
 A row is a model with its evaluations; without one, all are made. What is done is not done again, and an interrupted row
-goes on where it was. Wall times, by stage, are kept in OUT/stages.json; the report, of all rows that are whole by then, is
-OUT/report. `--publish` puts its summary, figures and data (attempts aside) into docs/results.
+goes on where it was. So small a model gains little from a second thread: `--jobs` stages run at once, on one thread each;
+what is timed runs alone, at the end. OUT holds a log and the facts (command, commit, date, hardware, seconds) of each
+stage, and the report of all that is whole.
+
+`--publish` puts the attempts of each evaluation made and the facts of its row into docs/results, beside what is there of
+other rows, and writes the tables of docs/results.md anew (`benchmarks/findings.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from findings import FACTS, PUBLISHED, publish_attempts, write_page
+
+from apr.runs import commit, hardware
+
 ROOT = Path(__file__).parents[1]
-PRESET = "tiny_cpu"
-SAMPLES = 8
-ALONE = 200  # problems tried one at a time, for seconds
-CHILDREN = (2, 4, 6, 8, 10)
-TEMPERATURES = (0, 0.1, 0.5, 1)
+SEEDS = (0, 1, 2)
+CHILDREN = (2, 4, 6, 8, 10, 12)
+ALONE = 300  # problems tried one at a time, for seconds
+DONE = {"data": "manifest.json", "sft": "checkpoint/model.safetensors", "rl": "final/model.safetensors", "eval": "summary.json"}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command of `apr`, and the file that tells that it is done. `copied`: instead of a command, a folder to copy."""
+    """A call of `apr COMMAND`, whose product is the folder of its name. `timed`: to be run alone."""
 
     name: str
-    product: Path
-    arguments: tuple[str, ...] = ()
-    copied: Path | None = None
+    command: str
+    arguments: tuple[str, ...]
+    timed: bool = False
 
 
 @dataclass(frozen=True)
 class Study:
-    """The stages of each row, below `out`."""
+    """The stages of each row, in folders below `out`, on `threads` each."""
 
     out: Path
+    threads: int
 
-    def data(self, name: str = "data", preset: str = PRESET) -> Stage:
-        folder = self.out / name
-        return Stage(name, folder / "README.md", ("data", "generate", "--config", preset, f"out={folder}"))
+    def done(self, stage: Stage) -> bool:
+        return (self.out / stage.name / DONE[stage.command]).is_file()
 
-    def sft(self, solver: str) -> Stage:
-        """The shipped checkpoint, which `apr sft --config tiny_cpu solver=...` makes."""
-        source = ROOT / "checkpoints" / PRESET / solver
-        return Stage(f"sft_{solver}", self.out / "sft" / solver / "model.safetensors", copied=source)
+    def data(self, name: str = "data", preset: str = "study") -> Stage:
+        return Stage(name, "data", ("generate", "--config", preset, f"out={self.out / name}"))
 
-    def sft_conditioned(self) -> Stage:
-        folder = self.out / "sft_conditioned"
-        given = (f"data={self.out}/data_conditioned", "solver=spawn_join", f"out={folder}")
-        return Stage("sft_conditioned", folder / "checkpoint" / "model.safetensors", ("sft", "--config", PRESET, *given))
+    def sft(self, solver: str, seed: int = 0, *changes: str, data: str = "data") -> Stage:
+        name = f"sft_{solver}{_of(seed)}"
+        own = (f"data={self.out / data}", f"solver={solver}", f"out={self.out / name}")
+        return Stage(name, "sft", ("--config", "study", *own, *_seed(seed), f"threads={self.threads}", *changes))
 
-    def rl(self, name: str, solver: str, *changes: str) -> Stage:
-        folder = self.out / name
-        own = (f"data={self.out}/data", f"checkpoint={self.out}/sft/{solver}", f"out={folder}", *changes)
-        arguments = ("rl", "--config", PRESET, *own)
-        if (folder / "checkpoints").is_dir():
-            arguments = ("rl", "--resume", str(folder))
-        return Stage(name, folder / "final" / "model.safetensors", arguments)
+    def rl(self, name: str, start: Stage, *changes: str, data: str = "data") -> Stage:
+        own = (f"data={self.out / data}", f"checkpoint={self.out / start.name}/checkpoint", f"out={self.out / name}")
+        threads = (f"engine.threads={self.threads}", f"learner.threads={self.threads}")
+        return Stage(name, "rl", ("--config", "study", *own, *threads, *changes))
 
-    def evaluation(self, name: str, checkpoint: str, protocol: str, *changes: str, data: str = "data") -> Stage:
-        folder = self.out / "eval" / name
-        own = (f"data={self.out}/{data}", f"checkpoint={self.out}/{checkpoint}", f"protocol={protocol}", f"out={folder}")
-        return Stage(f"eval_{name}", folder / "summary.json", ("eval", "--config", PRESET, *own, *changes))
+    def eval(self, name: str, checkpoint: str, protocol: str, *changes: str, data: str = "data", alone: bool = False) -> Stage:
+        folder = f"eval/{name}"
+        own = (f"data={self.out / data}", f"checkpoint={self.out / checkpoint}", f"protocol={protocol}")
+        threads = () if alone else (f"engine.threads={self.threads}",)
+        return Stage(
+            folder, "eval", ("--config", "study", *own, f"out={self.out / folder}", *threads, *changes), timed=alone
+        )
 
-    def evaluations(self, name: str, checkpoint: str, protocol: str) -> Iterator[Stage]:
-        """At each temperature, several samples at 1, and one problem at a time."""
-        for temperature in TEMPERATURES:
-            yield self.evaluation(f"{name}_T{temperature:g}", checkpoint, protocol, f"temperature={temperature}")
-        sampled = ("temperature=1", f"samples={SAMPLES}", "problems=500")
-        yield self.evaluation(f"{name}_sampled", checkpoint, protocol, *sampled)
-        yield self.evaluation(f"{name}_alone", checkpoint, protocol, "in_flight=1", f"problems={ALONE}")
+    def main(self, seed: int) -> Iterator[tuple[str, list[Stage]]]:
+        """SFT on either teacher's demonstrations, and equal RL from there: greedily and at T=1; and whether SFT had
+        levelled off."""
+        for solver, protocol in (("spawn_join", "spawn_join"), ("serial", "serial")):
+            sft = self.sft(solver, seed)
+            levels = [
+                self.eval(f"{sft.name}_{share}", f"{sft.name}/{place}", protocol, "split=validation", "problems=1200")
+                for share, place in (("80", "snapshots/0.8"), ("100", "checkpoint"))
+            ]
+            yield sft.name, [self.data(), sft, *self.both(sft.name, f"{sft.name}/checkpoint", protocol), *levels]
+            name = f"rl_{solver}{_of(seed)}"
+            rl = self.rl(name, sft, f"protocol={protocol}", *_seed(seed))
+            yield name, [self.data(), sft, rl, *self.both(name, f"{name}/final", protocol)]
+
+    def both(self, name: str, checkpoint: str, protocol: str) -> list[Stage]:
+        return [self.eval(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}") for t in (0, 1)]
 
     def rows(self) -> dict[str, list[Stage]]:
         """Each with all that it needs; shared stages are made once."""
-        base, serial, start = self.data(), self.sft("sos_plus"), self.sft("spawn_join")
+        main = [dict(self.main(seed)) for seed in SEEDS]
+        rows = main[0]
+        start, children = self.sft("spawn_join"), self.sft("children")
         asked = [
-            self.evaluation(
-                f"conditioned_{n}", "sft_conditioned/checkpoint", "spawn_join", f"condition={{kind: children, value: {n}}}",
-                data="data_conditioned",
-            )
+            self.eval(f"children_{n}", f"{children.name}/checkpoint", "spawn_join", f"condition={{kind: children, value: {n}}}")
             for n in CHILDREN
-        ]  # fmt: skip
-        rows = {
-            "spawn_join": [base, start, *self.evaluations("spawn_join", "sft/spawn_join", "spawn_join")],
-            "rl": [base, start, self.rl("rl", "spawn_join"), *self.evaluations("rl", "rl/final", "spawn_join")],
-            "sos_plus": [base, serial, *self.evaluations("sos_plus", "sft/sos_plus", "serial")],
-            "children": [self.data("data_conditioned", "tiny_cpu_conditioned"), self.sft_conditioned(), *asked],
+        ]
+        rows["children"] = [self.data(), children, *asked]
+        steered = {  # budgets; and a control that can learn nothing
+            "rl_span": ("reward.soft_span={budget: 60, weight: 0.5}",),
+            "rl_context": ("reward.budgets.context=64",),
+            "rl_work": ("reward.soft_work={budget: 150, weight: 0.5}",),
+            "rl_null": ("shuffle_advantages=true",),
         }
-        tuned = {  # equal RL of the serial model; budgets; a control that can learn nothing
-            "rl_serial": ("sos_plus", "serial", "protocol=serial"),
-            "rl_span": ("spawn_join", "spawn_join", "reward.budgets.span_sampled=100"),
-            "rl_context": ("spawn_join", "spawn_join", "reward.budgets.context=64"),
-            "rl_work": ("spawn_join", "spawn_join", "reward.budgets.work=250"),
-            "rl_null": ("spawn_join", "spawn_join", "shuffle_advantages=true"),
-        }
-        for name, (solver, protocol, change) in tuned.items():
-            greedy = self.evaluation(f"{name}_T0", f"{name}/final", protocol)
-            rows[name] = [base, self.sft(solver), self.rl(name, solver, change), greedy]
+        for name, changes in steered.items():
+            evaluations = self.both(name, f"{name}/final", "spawn_join")
+            rows[name] = [self.data(), start, self.rl(name, start, *changes), *evaluations]
+        many = [  # enough to tell a loss of two points
+            self.eval(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000") for name in ("rl_spawn_join", "rl_span")
+        ]
+        rows["span_10000"] = [*rows["rl_spawn_join"], *rows["rl_span"], *many]
+        for seed in main[1:]:
+            rows |= seed
+        models = {f"{stage}_{solver}": solver for solver in ("serial", "spawn_join") for stage in ("sft", "rl")}
+        timed = [
+            self.eval(f"{name}_{how}", f"{name}/{'final' if name[:2] == 'rl' else 'checkpoint'}", solver, *changes, alone=True)
+            for name, solver in models.items()
+            for how, changes in (("alone", ("in_flight=1", f"problems={ALONE}")), ("load", ("in_flight=256", "problems=2000")))
+        ]
+        rows["prices"] = [*(stage for name in models for stage in rows[name][:3] if stage.command != "eval"), *timed]
         return rows
 
 
-def make(stages: list[Stage], out: Path) -> None:
-    """Run what is not done. A stage that fails ends the program with its status."""
-    for stage in stages:
-        if stage.product.is_file():
-            continue
-        print(f"{stage.name}: apr {' '.join(stage.arguments)}" if stage.arguments else stage.name, flush=True)
-        started = time.monotonic()
-        if stage.copied:
-            shutil.copytree(stage.copied, stage.product.parent)
-        elif status := subprocess.run([sys.executable, "-m", "apr.cli", *stage.arguments], cwd=ROOT).returncode:
-            sys.exit(status)
-        path = out / "stages.json"
-        seconds = json.loads(path.read_text()) if path.is_file() else {}
-        seconds[stage.name] = seconds.get(stage.name, 0.0) + time.monotonic() - started
-        path.write_text(json.dumps(seconds, indent=1))
+def _of(seed: int) -> str:
+    return f"_seed{seed}" if seed else ""
+
+
+def _seed(seed: int) -> tuple[str, ...]:
+    return (f"seed={seed}",) if seed else ()
+
+
+class Runner:
+    """Makes the stages of rows, several at a time: always the first that is not done and lacks nothing."""
+
+    def __init__(self, study: Study, rows: list[list[Stage]]) -> None:
+        self.study = study
+        self.path = study.out / FACTS
+        self.facts = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.changed = threading.Condition()
+        self.running: set[str] = set()
+        self.stopped = False
+        self.needs: dict[Stage, list[Stage]] = {}  # in the order in which they are to be made
+        for row in rows:
+            for place, stage in enumerate(row):
+                self.needs.setdefault(stage, [other for other in row[:place] if other.command != "eval"])
+
+    def run(self, jobs: int) -> None:
+        """All, and then what is timed, one by one. Raises `SystemExit` if a stage failed, once the others have ended."""
+        for timed, workers in ((False, jobs), (True, 1)):
+            with ThreadPoolExecutor(workers) as pool:
+                for one in [pool.submit(self.work, timed) for _ in range(workers)]:
+                    one.result()
+
+    def work(self, timed: bool) -> None:
+        while stage := self.next(timed):
+            try:
+                self.make(stage)
+            except BaseException:
+                self.stopped = True
+                raise
+            finally:
+                with self.changed:
+                    self.running.remove(stage.name)
+                    self.changed.notify_all()
+
+    def next(self, timed: bool) -> Stage | None:
+        """The next to make, as soon as there is one; None if there will be none."""
+        with self.changed:
+            while not self.stopped:
+                open_ = [one for one in self.needs if one.timed is timed and not self.study.done(one)]
+                free = (one for one in open_ if one.name not in self.running and all(map(self.study.done, self.needs[one])))
+                if not open_:
+                    return None
+                if stage := next(free, None):
+                    self.running.add(stage.name)
+                    return stage
+                self.changed.wait()
+        return None
+
+    def make(self, stage: Stage) -> None:
+        """Run one, its lines to a log and to the console."""
+        log = self.study.out / "logs" / f"{stage.name.replace('/', '_')}.log"
+        log.parent.mkdir(exist_ok=True)
+        command = " ".join(("apr", stage.command, *stage.arguments))
+        print(f"{stage.name}: {command}", flush=True)
+        begun = stage.command == "rl" and (self.study.out / stage.name / "checkpoints").is_dir()
+        arguments = ("--resume", str(self.study.out / stage.name)) if begun else stage.arguments
+        started, date, source = time.monotonic(), time.strftime("%Y-%m-%d", time.gmtime()), commit()
+        with log.open("a") as kept, subprocess.Popen(
+            [sys.executable, "-m", "apr.cli", stage.command, *arguments], cwd=ROOT, text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            for line in process.stdout:
+                kept.write(line)
+                if line.startswith("step ") or "|" in line:
+                    print(f"{stage.name}: {line.rstrip()}", flush=True)
+        if process.returncode:
+            sys.exit(f"{stage.name} ended with status {process.returncode}: see {log}; the same command goes on")
+        with self.changed:
+            before = self.facts.get(stage.name, {}).get("seconds", 0.0)
+            self.facts[stage.name] = {
+                "command": command, "commit": source, "date": date, "hardware": hardware(),
+                "seconds": round(before + time.monotonic() - started, 1), "threads": self.study.threads,
+            }  # fmt: skip
+            self.path.write_text(json.dumps(self.facts, indent=1))
+
+
+def report(study: Study, rows: dict[str, list[Stage]]) -> None:
+    """Of all evaluations on test problems, and RL runs, that are whole."""
+    stages = {stage.name: stage for row in rows.values() for stage in row if stage.command in ("eval", "rl")}
+    whole = [name for name, stage in stages.items() if study.done(stage) and "split=validation" not in stage.arguments]
+    runs = [str(study.out / name) for name in sorted(whole, key=_order)]
+    command = ["report", *runs, "--out", str(study.out / "report"), "--title", "Results on two cores"]
+    if status := subprocess.run([sys.executable, "-m", "apr.cli", *command], cwd=ROOT).returncode:
+        sys.exit(status)
 
 
 def _order(name: str) -> tuple[int, str]:
     """Serial first, then spawned, then what RL made of either: each is compared with the one before it."""
-    first = ("eval_sos_plus", "eval_rl_serial", "eval_spawn_join", "eval_rl", "eval_")
+    first = ("eval/sft_serial", "eval/rl_serial", "eval/sft_spawn", "eval/rl_spawn", "eval/")
     return next((place for place, start in enumerate(first) if name.startswith(start)), len(first)), name
 
 
-def report(study: Study, rows: dict[str, list[Stage]], publish: bool) -> None:
-    """Of all that is whole."""
-    whole = {
-        stage.name: stage.product.parent if stage.name.startswith("eval_") else study.out / stage.name
-        for stages in rows.values()
-        for stage in stages
-        if stage.name.startswith(("eval_", "rl")) and stage.product.is_file()
-    }
-    runs = [str(whole[name]) for name in sorted(whole, key=_order)]
-    target = study.out / "report"
-    given = [*runs, "--out", str(target), "--title", "Results on two cores"]
-    command = [sys.executable, "-m", "apr.cli", "report", *given]
-    if status := subprocess.run(command, cwd=ROOT).returncode:
-        sys.exit(status)
-    if publish:
-        published = ROOT / "docs" / "results"
-        shutil.rmtree(published, ignore_errors=True)
-        shutil.copytree(target, published, ignore=shutil.ignore_patterns("report.html", "attempts.csv.gz"))
+def publish(study: Study, rows: dict[str, list[Stage]]) -> None:
+    """Attempts and facts of what is whole into docs/results, the report's summary with its figures beside them."""
+    facts = json.loads((PUBLISHED / FACTS).read_text()) if (PUBLISHED / FACTS).is_file() else {}
+    known = json.loads((study.out / FACTS).read_text())
+    for stage in {stage.name: stage for row in rows.values() for stage in row}.values():
+        if study.done(stage) and stage.name in known and facts.get(stage.name) != known[stage.name]:
+            facts[stage.name] = known[stage.name]
+            if stage.command == "eval":
+                publish_attempts(study.out / stage.name)
+    PUBLISHED.mkdir(exist_ok=True)
+    (PUBLISHED / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+    for name in ("figures", "data", "summary.md"):
+        source, target = study.out / "report" / name, PUBLISHED / name
+        if source.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("attempts.csv.gz"))
+        else:
+            shutil.copy(source, target)
+    write_page()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
-    parser.add_argument("--publish", action="store_true", help="write docs/results anew")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="rows made at once; default: one a core")
+    parser.add_argument("--publish", action="store_true", help="write what is whole into docs/results")
     parser.add_argument("--list", action="store_true", help="name the rows, and what of them is done")
     given = parser.parse_args()
-    study = Study(given.out)
+    study = Study(given.out, threads=1 if given.jobs > 1 else len(os.sched_getaffinity(0)))
     rows = study.rows()
     if unknown := [name for name in given.rows if name not in rows]:
         parser.error(f"no row {', '.join(unknown)}; there are {', '.join(rows)}")
     if given.list:
         for name, stages in rows.items():
-            print(f"{name:12} {sum(stage.product.is_file() for stage in stages)} of {len(stages)} stages done")
+            print(f"{name:22} {sum(map(study.done, stages))} of {len(stages)} stages done")
         return
     given.out.mkdir(parents=True, exist_ok=True)
-    for name in given.rows or rows:
-        make(rows[name], given.out)
-    report(study, rows, given.publish)
+    Runner(study, [rows[name] for name in given.rows or rows]).run(given.jobs)
+    report(study, rows)
+    if given.publish:
+        publish(study, rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,259 @@
+"""What the study found: its tests, worked out from the attempts in docs/results, into the tables of docs/results.md.
+
+    python benchmarks/findings.py
+
+Needs no run: `docs/results/attempts` has what counts of every attempt, one file for each evaluation. A test between two models
+is the exact McNemar test on the problems that both tried; an interval of a difference is the adjusted Wald one for
+paired proportions (Agresti and Min 2005), as in the report. Rows that are not there yet are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from functools import cache
+from math import sqrt
+from pathlib import Path
+from typing import NamedTuple
+
+from apr.evaluation.folder import read_evaluation
+from apr.evaluation.metrics import McNemar, interval, mcnemar
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "docs" / "results"
+PAGE = ROOT / "docs" / "results.md"
+FACTS = "stages.json"
+BEGIN, END = "<!-- written by benchmarks/findings.py -->\n", "<!-- end -->\n"
+SEEDS = {"": 0, "_seed1": 1, "_seed2": 2}
+WINDOWS = (64, 96, 128, 400)  # contexts at which the students are compared; no attempt may exceed the last
+ONE_SIDED = 1.6448536269514722  # the normal distribution's 95% point
+
+
+class Tried(NamedTuple):
+    """One attempt; costs in tokens, `seconds` of wall clock."""
+
+    correct: bool
+    stop: str
+    context: int
+    work: int
+    span_sampled: int
+    threads: int
+    seconds: float
+
+
+Attempts = dict[str, Tried]
+
+
+def publish_attempts(folder: Path) -> None:
+    """The attempts of an evaluation's folder as a small table, `docs/results/attempts/NAME.csv.gz`."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("problem", *Tried._fields))
+    for one in read_evaluation(folder).attempts:
+        costs = (int(one.costs[name]) for name in ("context", "work", "span_sampled", "threads"))
+        table.writerow((one.problem, int(one.correct), one.stop.value, *costs, f"{one.costs['seconds']:.3f}"))
+    target = PUBLISHED / "attempts" / f"{folder.name}.csv.gz"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+@cache
+def attempts(name: str) -> Attempts | None:
+    """By problem, in the order in which they were drawn; None if that evaluation is not there."""
+    path = PUBLISHED / "attempts" / f"{name}.csv.gz"
+    if not path.is_file():
+        return None
+    rows = csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode()))
+    next(rows)
+    return {
+        problem: Tried(correct == "1", stop, int(context), int(work), int(span), int(threads), float(seconds))
+        for problem, correct, stop, context, work, span, threads, seconds in rows
+    }
+
+
+def compared(a: Attempts, b: Attempts, holds: Callable[[Tried], bool] = lambda one: one.correct) -> McNemar:
+    """The two models on the problems that both tried; `holds` says what counts as solved."""
+    shared = [problem for problem in a if problem in b]
+    return mcnemar([holds(a[problem]) for problem in shared], [holds(b[problem]) for problem in shared])
+
+
+def worst_loss(test: McNemar) -> float:
+    """The lower end of the one-sided 95% interval of a's accuracy less b's, by the adjusted Wald method."""
+    n, apart, alone = test.n + 2, test.only_a - test.only_b, test.only_a + test.only_b + 1
+    return apart / n - ONE_SIDED * sqrt(alone - apart**2 / n) / n
+
+
+def within(context: int) -> Callable[[Tried], bool]:
+    return lambda one: one.correct and one.context <= context
+
+
+def mean(tried: Attempts, cost: str, over: Attempts | None = None) -> float:
+    """Of the problems that `over` tried as well."""
+    return statistics.fmean(getattr(one, cost) for problem, one in tried.items() if over is None or problem in over)
+
+
+def rate(tried: Attempts, holds: Callable[[Tried], bool] = lambda one: one.correct) -> str:
+    solved = sum(map(holds, tried.values()))
+    low, high = interval(solved, len(tried))
+    return f"{100 * solved / len(tried):.1f}% ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def signed(test: McNemar) -> str:
+    low, high = test.gain_interval
+    return f"{100 * test.gain:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def p(test: McNemar) -> str:
+    return f"{test.p_value:.1g}" if test.p_value < 0.01 else f"{test.p_value:.2f}"
+
+
+Row = tuple[str, ...]
+
+
+def models() -> Iterator[Row]:
+    """Every evaluation on test problems: accuracy and mean costs."""
+    for path in sorted((PUBLISHED / "attempts").glob("*.csv.gz")):
+        name = path.name.removesuffix(".csv.gz")
+        if name.endswith(("_80", "_100", "_alone", "_load")):
+            continue
+        tried = attempts(name)
+        assert tried is not None
+        costs = (f"{mean(tried, cost):,.0f}" for cost in ("context", "work", "span_sampled"))
+        yield name, f"{len(tried):,}", rate(tried), *costs, f"{mean(tried, 'threads'):.1f}", rate(tried, within(128))
+
+
+def levelled() -> Iterator[Row]:
+    """Whether SFT went on until validation gained less than half a point over its last fifth."""
+    for solver in ("serial", "spawn_join", "children", "one_level", "two_levels"):
+        for ending in SEEDS:
+            name = f"sft_{solver}{ending}"
+            before, after = attempts(f"{name}_80"), attempts(f"{name}_100")
+            if before and after:
+                test = compared(after, before)
+                yield name, rate(before), rate(after), signed(test), "yes" if test.gain < 0.005 else "**no**"
+
+
+def spawning() -> Iterator[Row]:
+    """Spawn/join against serial, both taught the same searches, by how much context an attempt may take."""
+    for stage in ("sft", "rl"):
+        for temperature in (0, 1):
+            for ending, seed in SEEDS.items():
+                spawned = attempts(f"{stage}_spawn_join{ending}_T{temperature}")
+                serial = attempts(f"{stage}_serial{ending}_T{temperature}")
+                if spawned and serial:
+                    tests = [compared(spawned, serial, within(context)) for context in WINDOWS]
+                    longer = mean(spawned, "span_sampled") / mean(serial, "span_sampled")
+                    dearer = mean(spawned, "work") / mean(serial, "work")
+                    yield (
+                        stage.upper(), str(temperature), str(seed),
+                        *(f"{signed(test)}, {test.only_a}:{test.only_b}, p = {p(test)}" for test in tests),
+                        f"{longer:.2f}", f"{dearer:.2f}",
+                    )  # fmt: skip
+
+
+def gains() -> Iterator[Row]:
+    """What RL adds to the SFT model it began from."""
+    pairs = [(f"rl_{s}{e}", f"sft_{s}{e}") for s in ("serial", "spawn_join", "one_level", "two_levels") for e in SEEDS]
+    for name, start in [*pairs, ("rl_null", "sft_spawn_join")]:
+        for temperature in (0, 1):
+            after, before = attempts(f"{name}_T{temperature}"), attempts(f"{start}_T{temperature}")
+            if after and before:
+                test = compared(after, before)
+                costs = (f"{mean(before, c):.0f} to {mean(after, c):.0f}" for c in ("context", "work", "span_sampled"))
+                yield name, str(temperature), signed(test), f"{test.only_a}:{test.only_b}", p(test), *costs
+
+
+def forced() -> Iterator[Row]:
+    """SFT with the number of children asked for in the prompt, against RL, greedily."""
+    rl = attempts("rl_spawn_join_T0")
+    for n in (2, 4, 6, 8, 10, 12):
+        asked = attempts(f"children_{n}")
+        if asked and rl:
+            test = compared(rl, asked)
+            costs = (f"{mean(asked, c):.0f}" for c in ("context", "work", "span_sampled"))
+            yield str(n), rate(asked), signed(test), f"{test.only_a}:{test.only_b}", p(test), *costs
+
+
+def budgets() -> Iterator[Row]:
+    """RL under a budget against RL without one, from one SFT model, greedily; on 10,000 problems where both tried them."""
+    for name, cost, budget in (("rl_span", "span_sampled", 60), ("rl_context", "context", 64), ("rl_work", "work", 150)):
+        for ending in ("_10000", "_T0"):
+            under, free = attempts(name + ending), attempts("rl_spawn_join" + ending)
+            if under and free:
+                test = compared(under, free)
+                spent, saved = mean(under, cost, free), 1 - mean(under, cost, free) / mean(free, cost, under)
+                kept = [one.stop in ("answered", "no_answer") and getattr(one, cost) <= budget for one in under.values()]
+                yield (
+                    name, f"{cost} {budget}", f"{test.n:,}", f"{spent:.0f} ({-100 * saved:+.1f}%)", signed(test),
+                    f"{100 * worst_loss(test):+.1f}", f"{100 * statistics.fmean(kept):.1f}%",
+                )  # fmt: skip
+                break
+
+
+def prices() -> Iterator[Row]:
+    """Seconds a problem, alone and under load, greedily, timed with nothing else on the machine."""
+    for name in ("sft_serial", "rl_serial", "sft_spawn_join", "rl_spawn_join"):
+        alone, load = attempts(f"{name}_alone"), attempts(f"{name}_load")
+        if alone and load:
+            seconds, span, work = (mean(alone, cost) for cost in ("seconds", "span_sampled", "work"))
+            rates = (f"{1000 * seconds / span:.2f}", f"{1000 * mean(load, 'seconds') / mean(load, 'span_sampled'):.1f}")
+            yield name, f"{seconds:.3f}", f"{mean(load, 'seconds'):.2f}", f"{span:.0f}", f"{work:.0f}", *rates
+
+
+def stages() -> Iterator[Row]:
+    """Where each number comes from."""
+    path = PUBLISHED / FACTS
+    for name, facts in sorted(json.loads(path.read_text()).items()) if path.is_file() else ():
+        minutes = f"{facts['seconds'] / 60:.1f}"
+        yield name, f"`{facts['command']}`", facts["commit"], facts["date"], minutes, str(facts["threads"])
+
+
+TABLES: dict[str, tuple[Callable[[], Iterator[Row]], Row]] = {
+    "Models": (
+        models, ("evaluation", "problems", "accuracy", "context", "work", "span_sampled", "threads", "within context 128"),
+    ),
+    "Had SFT levelled off?": (levelled, ("model", "at 80%", "at its end", "gain, points", "below 0.5")),
+    "Is it the spawning?": (
+        spawning,
+        ("stage", "T", "seed", *(f"gain within context {context}" for context in WINDOWS), "span_sampled", "work"),
+    ),
+    "What does RL add?": (gains, ("model", "T", "gain, points", "alone", "p", "context", "work", "span_sampled")),
+    "Is RL more than width enforced?": (
+        forced, ("children asked for", "accuracy", "RL's gain over it", "alone", "p", "context", "work", "span_sampled"),
+    ),
+    "Do budgets steer?": (
+        budgets, ("model", "budget", "problems", "mean cost", "accuracy against none", "not below (95%)", "ended within it"),
+    ),
+    "Prices": (
+        prices, ("model", "seconds alone", "under load", "span_sampled", "work", "ms a span token, alone", "under load"),
+    ),
+    "Stages": (stages, ("stage", "command", "commit", "date", "minutes", "threads")),
+}  # fmt: skip
+
+
+def tables() -> str:
+    """All tables that have a row, as Markdown, each under what it says."""
+    parts = []
+    for title, (rows, head) in TABLES.items():
+        if found := list(rows()):
+            lines = ["| " + " | ".join(cells) + " |" for cells in (head, ("---",) * len(head), *found)]
+            parts.append(f"### {title}\n\n{rows.__doc__}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def write_page() -> None:
+    """Put the tables into docs/results.md, between its two marks. Raises `ValueError` if they are not there."""
+    text = PAGE.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{PAGE} lacks the marks {BEGIN.strip()} and {END.strip()}, between which the tables go")
+    PAGE.write_text(f"{before}{BEGIN}\n{tables()}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    write_page()
