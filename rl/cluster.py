@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from rl.ranks import RemoteLearner, start_learner
 
 @dataclass
 class Cluster:
-    """A run's actors, until `ray.shutdown`."""
+    """A run's actors, until `ray.shutdown`. `lost`: learners that died while the run started."""
 
     config: RlConfig
     engine: EnginePool
     learner: RemoteLearner
     place: PlacementGroup  # of the learner's ranks
+    lost: int = 0
 
     async def new_learner(self, start_from: Path, resumed: bool) -> RemoteLearner:
         """Another learner in the place of the one that was lost, elsewhere if its node is gone."""
@@ -69,11 +71,28 @@ async def _placed(config: RlConfig, start_from: Path, resumed: bool) -> Cluster:
         found = checkpoint.latest(config.out)
         return found[0] if found else start_from
 
-    engines, learner = await asyncio.gather(
+    engines, (learner, place, lost) = await asyncio.gather(
         start_pool(config.engine, c, newest, config.limits.context, config.seed, transfer),
-        _learner(config, start_from, resumed, place),
+        _first_learner(config, start_from, resumed, place),
     )
-    return Cluster(config, engines, learner, place)
+    return Cluster(config, engines, learner, place, lost)
+
+
+async def _first_learner(
+    config: RlConfig, start_from: Path, resumed: bool, place: PlacementGroup
+) -> tuple[RemoteLearner, PlacementGroup, int]:
+    """The learner, where it is, and how many died before it while they started: as many as may be restarted, at most."""
+    lost = 0
+    while True:
+        try:
+            return await _learner(config, start_from, resumed, place), place, lost
+        except LearnerLostError as error:
+            lost += 1
+            if lost > config.cluster.restarts:
+                raise
+            print(f"{error}: restart {lost} of {config.cluster.restarts}", file=sys.stderr, flush=True)
+        remove_placement_group(place)
+        place = await _learners_place(config)
 
 
 async def _learners_place(config: RlConfig) -> PlacementGroup:

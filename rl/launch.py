@@ -75,9 +75,9 @@ def launch(config: RlConfig, resume: bool) -> Path:
         env = Countdown(CountdownSpec(), dialect)
         protocol = protocol_by_name(config.protocol, dialect)
         sync = weight_sync(config, run)
-        with placed(config, start_from, found is not None) as (engine, learner, new_learner):
+        with placed(config, start_from, found is not None) as (engine, learner, new_learner, lost):
             parts = Parts(env, protocol, engine, learner, sync, Monitors([]), train, validation)
-            reached = asyncio.run(_drive(config, parts, run, start, new_learner))
+            reached = asyncio.run(_drive(config, parts, run, start, new_learner, lost))
         newest = checkpoint.folder_of(run, reached)
         if reached == config.steps:
             return _finished(run, newest, config)
@@ -111,20 +111,23 @@ def _finished(run: Path, newest: Path, config: RlConfig) -> Path:
     return final
 
 
-async def _drive(config: RlConfig, parts: Parts, run: Path, start: int, new_learner: NewLearner) -> int:
-    """The loop, begun again from the newest checkpoint with a new learner if one is lost, so often as it may be."""
-    lost = 0
+async def _drive(
+    config: RlConfig, parts: Parts, run: Path, start: int, new_learner: NewLearner, lost: int
+) -> int:
+    """The loop, begun again from the newest checkpoint with a new learner if one is lost, so often as it may be.
+    `lost`: those that died while the run started."""
     found: tuple[Path, int] | None = None
+    replace = False
     try:
         with _stop_at_signal() as stopping:
             while True:
                 parts.monitor = open_monitors(config, run, start)
                 try:
-                    if lost:
+                    if replace:
                         parts.learner = await new_learner(found[0] if found else config.checkpoint, found is not None)
                     return await loop.run(config, parts, run, start, stopping)
                 except LearnerLostError as error:
-                    lost += 1
+                    lost, replace = lost + 1, True
                     if lost > config.cluster.restarts:
                         raise
                     found = checkpoint.latest(run)
@@ -159,15 +162,16 @@ def _stop_at_signal() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[Engine, LearnerApi, NewLearner]]:
-    """Engine and learner in this process, or as Ray actors that end with the block; and what replaces a lost learner."""
+def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[Engine, LearnerApi, NewLearner, int]]:
+    """Engine and learner in this process, or as Ray actors that end with the block; what replaces a lost learner; and how
+    many learners were lost already, while they started."""
     if config.cluster.address == "none":
         engine = build_engine(config.engine, start_from, config.limits.context, config.seed)
 
         async def new_learner(start_from: Path, resumed: bool) -> Learner:
             return Learner(start_from, config.learner, config.temperature, config.dialect, resumed, config.checkpoint)
 
-        yield engine, asyncio.run(new_learner(start_from, resumed)), new_learner
+        yield engine, asyncio.run(new_learner(start_from, resumed)), new_learner, 0
         return
     import ray
 
@@ -175,6 +179,6 @@ def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[
 
     cluster = start(config, start_from, resumed)
     try:
-        yield cluster.engine, cluster.learner, cluster.new_learner
+        yield cluster.engine, cluster.learner, cluster.new_learner, cluster.lost
     finally:
         ray.shutdown()

@@ -71,7 +71,7 @@ class RemoteLearner:
     async def weights(self) -> Any:
         """A reference to the weights in Ray's object store, from where engines read them."""
         first, *others = [actor.call.remote("weights") for actor in self.actors]
-        await self._wait("weights", [first, *others])
+        await self.wait("weights", [first, *others])
         return first
 
     async def save_weights(self, folder: Path, version: int) -> None:
@@ -92,9 +92,10 @@ class RemoteLearner:
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         """The first rank's reply, once all have replied."""
-        return (await self._wait(method, [actor.call.remote(method, *arguments) for actor in self.actors]))[0]
+        return (await self.wait(method, [actor.call.remote(method, *arguments) for actor in self.actors]))[0]
 
-    async def _wait(self, what: str, references: Sequence[Any]) -> list[Any]:
+    async def wait(self, what: str, references: Sequence[Any]) -> list[Any]:
+        """All replies, in order; `what` was called."""
         calls = [asyncio.ensure_future(_reply(reference)) for reference in references]
         try:
             done, pending = await asyncio.wait(calls, timeout=self._timeout, return_when=asyncio.FIRST_EXCEPTION)
@@ -139,13 +140,15 @@ async def start_learner(
 ) -> RemoteLearner:
     """Start a rank in an actor with each of `options`, and wait until all are ready.
 
-    Raises what a rank raises when it is made, and `TimeoutError` after `cluster.timeout` seconds.
+    Raises what a rank raises when it is made, `LearnerLostError` if one dies meanwhile, and `TimeoutError` after
+    `cluster.timeout` seconds.
     """
     actors = [ray.remote(RankActor).options(**option).remote() for option in options]
+    learner = RemoteLearner(actors, config.cluster.reply_timeout)
     try:
         async with asyncio.timeout(config.cluster.timeout):
             together = len(actors) > 1 or config.learner.parallel != "plain"
-            address = await actors[0].address.remote() if together else ""
+            address = (await learner.wait("address", [actors[0].address.remote()]))[0] if together else ""
             arguments = {
                 "checkpoint": start_from.resolve(), "config": config.learner, "temperature": config.temperature,
                 "dialect": config.dialect, "resumed": resumed, "origin": config.checkpoint.resolve(),
@@ -154,11 +157,8 @@ async def start_learner(
                 actor.start.remote(Rank(index, len(actors)), address, config.cluster.reply_timeout, **arguments)
                 for index, actor in enumerate(actors)
             ]
-            await asyncio.gather(*map(_reply, started))
-    except BaseException as error:
-        for actor in actors:
-            ray.kill(actor)
-        if isinstance(error, RayTaskError):
-            raise cause_of(error) from error
+            await learner.wait("start", started)
+    except BaseException:
+        learner.kill()
         raise
-    return RemoteLearner(actors, config.cluster.reply_timeout)
+    return learner

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from processes import command, finish, left_behind, recorded, same_run, session_members, wait_for
+from safetensors.torch import load_file
 from toys import SPAWNING, make_task, rl_config, undocumented
 
-from apr.config import EvalConfig
+from apr.config import EvalConfig, RlConfig
 from apr.engines.pool import EnginePool
 from apr.errors import EngineLostError, ResourceError
 from apr.evaluation.folder import TRACES
@@ -104,18 +106,33 @@ def test_a_run_whose_engines_are_killed_is_the_whole_run(
     assert "was lost" in capfd.readouterr().err
 
 
-def test_a_run_whose_engine_is_killed_while_it_starts_is_the_whole_run(task: Path, whole: Path, tmp_path: Path) -> None:
-    config = rl_config(task, tmp_path / "run", cluster={**LOCAL, "restarts": 1})
+def killed_while_it_starts(config: RlConfig, actor: str) -> str:
+    """What a run says whose first such actor is killed as soon as it is there: it will load torch for seconds."""
     process = command(config)
 
-    def engines() -> list[int]:
-        return [pid for pid, said in session_members(process.pid).items() if said.startswith("ray::EngineActor")]
+    def actors() -> list[int]:
+        return [pid for pid, said in session_members(process.pid).items() if said.startswith(f"ray::{actor}")]
 
-    wait_for(process, lambda: bool(engines()))  # it is about to load torch, which takes seconds
-    os.kill(engines()[0], signal.SIGKILL)
-    said = finish(process)
+    wait_for(process, lambda: bool(actors()))
+    os.kill(actors()[0], signal.SIGKILL)
+    return finish(process)
+
+
+def test_a_run_whose_engine_is_killed_while_it_starts_is_the_whole_run(task: Path, whole: Path, tmp_path: Path) -> None:
+    config = rl_config(task, tmp_path / "run", cluster={**LOCAL, "restarts": 1})
+    said = killed_while_it_starts(config, "EngineActor")
     assert "an engine died while it started" in said and "starting another" in said
     assert same_run(config.out, whole)
+
+
+def test_a_run_goes_on_when_a_rank_is_killed_while_it_starts(task: Path, whole: Path, tmp_path: Path) -> None:
+    config = rl_config(task, tmp_path / "run", cluster={**LOCAL, "ranks": 2, "restarts": 1})
+    said = killed_while_it_starts(config, "RankActor")
+    assert "a rank of the learner died" in said and "restart 1 of 1" in said
+    assert recorded(config.out) == recorded(whole)
+    mine, theirs = (load_file(run / "final" / "model.safetensors") for run in (config.out, whole))
+    for name, weight in mine.items():  # sums over two ranks round otherwise than those over one
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=1e-5)
 
 
 def test_a_run_that_may_restart_nothing_ends_within_seconds_of_a_kill(
