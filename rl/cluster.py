@@ -18,6 +18,7 @@ from apr.engines.pool import EnginePool
 from apr.errors import LearnerLostError, ResourceError
 from rl import checkpoint
 from rl.ranks import RemoteLearner, start_learner
+from rl.weight_sync import TRANSFERS
 
 
 @dataclass
@@ -30,13 +31,17 @@ class Cluster:
     place: PlacementGroup  # of the learner's ranks
     lost: int = 0
 
-    async def new_learner(self, start_from: Path, resumed: bool) -> RemoteLearner:
-        """Another learner in the place of the one that was lost, elsewhere if its node is gone."""
+    async def replace(self, start_from: Path, resumed: bool) -> tuple[EnginePool, RemoteLearner]:
+        """What there is after a loss: another learner, elsewhere if its node is gone; and other engines too where their
+        weights came by vLLM's own transfer, of whose group no one knows who is still in it."""
         self.learner.kill()
         remove_placement_group(self.place)
+        if self.config.weight_sync in TRANSFERS:
+            await self.engine.close()
+            self.engine = await _engines(self.config, start_from)
         self.place = await _learners_place(self.config)
         self.learner = await _learner(self.config, start_from, resumed, self.place)
-        return self.learner
+        return self.engine, self.learner
 
 
 def start(config: RlConfig, start_from: Path, resumed: bool) -> Cluster:
@@ -55,27 +60,29 @@ def start(config: RlConfig, start_from: Path, resumed: bool) -> Cluster:
 
 async def _placed(config: RlConfig, start_from: Path, resumed: bool) -> Cluster:
     c = config.cluster
-    transfer = config.weight_sync if config.weight_sync in ("nccl", "ipc") else None
-    if transfer and not ray.cluster_resources().get("GPU"):
+    if config.weight_sync in TRANSFERS and not ray.cluster_resources().get("GPU"):
         raise ResourceError(
-            f"weight_sync={transfer} sends from GPU to GPU, and this cluster has none: set weight_sync=tensors or file, or "
-            "add a node with a GPU"
+            f"weight_sync={config.weight_sync} sends from GPU to GPU, and this cluster has none: set weight_sync=tensors or "
+            "file, or add a node with a GPU"
         )
     rank = bundle(c.learner_cpus, c.learner_gpus)
     refuse_impossible([rank] * c.ranks + [bundle(c.engine_cpus, c.engine_gpus)] * c.engines)
     # The learner's place first: engines, which may be anywhere, could take all that is left on the one node that fits.
     place = await _learners_place(config)
+    engines, (learner, place, lost) = await asyncio.gather(
+        _engines(config, start_from), _first_learner(config, start_from, resumed, place)
+    )
+    return Cluster(config, engines, learner, place, lost)
 
+
+async def _engines(config: RlConfig, start_from: Path) -> EnginePool:
     def newest() -> Path:
         """Where an engine made now begins from; the checkpoint that the run began with may be gone by then."""
         found = checkpoint.latest(config.out)
         return found[0] if found else start_from
 
-    engines, (learner, place, lost) = await asyncio.gather(
-        start_pool(config.engine, c, newest, config.limits.context, config.seed, transfer),
-        _first_learner(config, start_from, resumed, place),
-    )
-    return Cluster(config, engines, learner, place, lost)
+    transfer = config.weight_sync if config.weight_sync in TRANSFERS else None
+    return await start_pool(config.engine, config.cluster, newest, config.limits.context, config.seed, transfer)
 
 
 async def _first_learner(

@@ -17,7 +17,7 @@ from apr.data.store import problems_hash, read_problems
 from apr.dialects import dialect_of
 from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
-from apr.errors import LearnerLostError, RunDirectoryError
+from apr.errors import EngineLostError, LearnerLostError, RunDirectoryError
 from apr.presets import load
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
@@ -30,7 +30,7 @@ from rl.learner import ADAPTER_FILE, Learner, LearnerApi
 from rl.monitor import Monitors, open_monitors
 from rl.parallel import OPTIMIZER_FILE, ZERO_FOLDER
 from rl.parts import Parts
-from rl.weight_sync import FileSync, TensorSync, WeightSync
+from rl.weight_sync import TRANSFERS, FileSync, TensorSync, WeightSync
 
 # What may change when a run goes on: where and how it runs, how long, what is watched and kept; and the learning rate.
 MAY_DIFFER = (
@@ -40,7 +40,8 @@ MAY_DIFFER = (
 )  # fmt: skip
 LEARNER_MAY_DIFFER = ("lr", "threads", "row_tokens", "tokens_per_pass", "activation_checkpointing")
 WHILE_RUNNING = (OPTIMIZER_FILE, ZERO_FOLDER, STATE_FILE, ADAPTER_FILE)  # in a checkpoint that a run goes on from
-NewLearner = Callable[[Path, bool], Awaitable[LearnerApi]]  # from a checkpoint, with its optimiser's state or without
+# Engine and learner after a loss: from a checkpoint, with the optimiser's state or without.
+Replace = Callable[[Path, bool], Awaitable[tuple[Engine, LearnerApi]]]
 
 
 def launch(config: RlConfig, resume: bool) -> Path:
@@ -75,9 +76,9 @@ def launch(config: RlConfig, resume: bool) -> Path:
         env = Countdown(CountdownSpec(), dialect)
         protocol = protocol_by_name(config.protocol, dialect)
         sync = weight_sync(config, run)
-        with placed(config, start_from, found is not None) as (engine, learner, new_learner, lost):
+        with placed(config, start_from, found is not None) as (engine, learner, replace, lost):
             parts = Parts(env, protocol, engine, learner, sync, Monitors([]), train, validation)
-            reached = asyncio.run(_drive(config, parts, run, start, new_learner, lost))
+            reached = asyncio.run(_drive(config, parts, run, start, replace, lost))
         newest = checkpoint.folder_of(run, reached)
         if reached == config.steps:
             return _finished(run, newest, config)
@@ -111,23 +112,24 @@ def _finished(run: Path, newest: Path, config: RlConfig) -> Path:
     return final
 
 
-async def _drive(
-    config: RlConfig, parts: Parts, run: Path, start: int, new_learner: NewLearner, lost: int
-) -> int:
-    """The loop, begun again from the newest checkpoint with a new learner if one is lost, so often as it may be.
-    `lost`: those that died while the run started."""
+async def _drive(config: RlConfig, parts: Parts, run: Path, start: int, replace: Replace, lost: int) -> int:
+    """The loop, begun again from the newest checkpoint if the learner is lost, so often as it may be. Engines are their
+    pool's affair, but for those whose weights came by vLLM's own transfer, which only another start can send again.
+    `lost`: learners that died while the run started."""
+    losses = (LearnerLostError, EngineLostError) if config.weight_sync in TRANSFERS else (LearnerLostError,)
     found: tuple[Path, int] | None = None
-    replace = False
+    again = False
     try:
         with _stop_at_signal() as stopping:
             while True:
                 parts.monitor = open_monitors(config, run, start)
                 try:
-                    if replace:
-                        parts.learner = await new_learner(found[0] if found else config.checkpoint, found is not None)
+                    if again:
+                        begin_with = found[0] if found else config.checkpoint
+                        parts.engine, parts.learner = await replace(begin_with, found is not None)
                     return await loop.run(config, parts, run, start, stopping)
-                except LearnerLostError as error:
-                    lost, replace = lost + 1, True
+                except losses as error:
+                    lost, again = lost + 1, True
                     if lost > config.cluster.restarts:
                         raise
                     found = checkpoint.latest(run)
@@ -162,16 +164,18 @@ def _stop_at_signal() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[Engine, LearnerApi, NewLearner, int]]:
-    """Engine and learner in this process, or as Ray actors that end with the block; what replaces a lost learner; and how
+def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[Engine, LearnerApi, Replace, int]]:
+    """Engine and learner in this process, or as Ray actors that end with the block; what replaces them after a loss; and how
     many learners were lost already, while they started."""
     if config.cluster.address == "none":
         engine = build_engine(config.engine, start_from, config.limits.context, config.seed)
 
-        async def new_learner(start_from: Path, resumed: bool) -> Learner:
-            return Learner(start_from, config.learner, config.temperature, config.dialect, resumed, config.checkpoint)
+        async def replace(start_from: Path, resumed: bool) -> tuple[Engine, Learner]:
+            return engine, Learner(
+                start_from, config.learner, config.temperature, config.dialect, resumed, config.checkpoint
+            )
 
-        yield engine, asyncio.run(new_learner(start_from, resumed)), new_learner, 0
+        yield *asyncio.run(replace(start_from, resumed)), replace, 0
         return
     import ray
 
@@ -179,6 +183,6 @@ def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[
 
     cluster = start(config, start_from, resumed)
     try:
-        yield cluster.engine, cluster.learner, cluster.new_learner, cluster.lost
+        yield cluster.engine, cluster.learner, cluster.replace, cluster.lost
     finally:
         ray.shutdown()

@@ -14,6 +14,8 @@ from apr.engines.weights import MARKER
 from apr.errors import CheckpointError
 from rl.learner import LearnerApi
 
+TRANSFERS = ("nccl", "ipc")  # the ways of `rl.weight_transfer`: from GPU to GPU
+
 
 class WeightSync(typing.Protocol):
     async def push(self, learner: LearnerApi, engine: Engine, version: int) -> float:

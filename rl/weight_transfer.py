@@ -10,7 +10,8 @@
     resume                                                resume
 
 The weights of now are on the learner's GPU alone, so that an engine made later could not be brought to them: with these two
-no engine is made again. Those that are left go on; when none is, the run ends, and `apr rl --resume` goes on.
+the pool makes no engine again. Those that are left go on; when none is, or one dies in the midst of a transfer, engines and
+learner start again from the newest checkpoint.
 
 Neither way has run on a GPU yet. What a CPU can show is tested: the order of calls, what is declared and sent, ranks, refusals.
 """

@@ -12,19 +12,22 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import torch
 
-from apr.config import LearnerConfig, LoraConfig
+from apr.config import LearnerConfig, LoraConfig, RlConfig
 from apr.engines.base import Completion, Engine, Request
 from apr.engines.cluster import EngineActor
 from apr.engines.pool import EnginePool
 from apr.engines.weights import Arrived
 from apr.errors import EngineError, EngineLostError
+from apr.presets import check
 from apr.threads.trace import StrandKey, VersionSpan
-from rl import weight_transfer
+from rl import launch, weight_transfer
 from rl.learner import Learner
+from rl.parts import Parts
 from rl.weight_transfer import Client, Source, TransferSync, distinct
 
 PROMPT = (1, *range(20, 70))
@@ -215,3 +218,39 @@ def test_what_is_declared_is_what_is_sent_and_each_tensor_once() -> None:
     for _ in range(2):  # it is iterated anew for each sync
         sent = list(NCCLTrainerWeightTransferEngine._checked_iter(source, source.metadata()))
         assert [name for name, _ in sent] == ["embed", "norm"]
+
+
+def drive(weight_sync: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, int]]:
+    """The engine, the learner and the first step of each start of a loop that loses its engines at first."""
+    starts = []
+
+    async def run(config: Any, parts: Parts, folder: Path, start: int, stopping: Any) -> int:
+        starts.append((parts.engine, parts.learner, start))
+        if len(starts) == 1:
+            raise EngineLostError("gone")
+        return 7
+
+    async def replace(start_from: Path, resumed: bool) -> Any:
+        assert (start_from.name, resumed) == ("step", True)
+        return AsyncMock(), "another learner"
+
+    gpus = {"address": "local", "engine_gpus": 1, "learner_gpus": 1}
+    config = check(RlConfig, {"weight_sync": weight_sync, "cluster": gpus, "tensorboard": False, "out": tmp_path}, "")
+    monkeypatch.setattr(launch.loop, "run", run)
+    monkeypatch.setattr(launch.checkpoint, "latest", lambda out: (tmp_path / "step", 3))
+    nothing: Any = None
+    parts = Parts(nothing, nothing, AsyncMock(), nothing, nothing, nothing, [], [])
+    assert asyncio.run(launch._drive(config, parts, tmp_path, 0, replace, 0)) == 7
+    return starts
+
+
+def test_when_engines_are_lost_to_a_transfer_all_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = drive("nccl", tmp_path, monkeypatch)
+    assert (first[2], second[1:]) == (0, ("another learner", 3)) and first[0] is not second[0]
+
+
+def test_engines_that_their_pool_replaces_end_the_run_when_no_restart_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EngineLostError, match="gone"):
+        drive("tensors", tmp_path, monkeypatch)
