@@ -83,17 +83,39 @@ class Study:
         levelled off."""
         for solver, protocol in (("spawn_join", "spawn_join"), ("serial", "serial")):
             sft = self.sft(solver, seed)
-            levels = [
-                self.eval(f"{sft.name}_{share}", f"{sft.name}/{place}", protocol, "split=validation", "problems=1200")
-                for share, place in (("80", "snapshots/0.8"), ("100", "checkpoint"))
-            ]
-            yield sft.name, [self.data(), sft, *self.both(sft.name, f"{sft.name}/checkpoint", protocol), *levels]
+            tried = self.both(sft.name, f"{sft.name}/checkpoint", protocol)
+            yield sft.name, [self.data(), sft, *tried, *self.levels(sft, protocol)]
             name = f"rl_{solver}{_of(seed)}"
             rl = self.rl(name, sft, f"protocol={protocol}", *_seed(seed))
             yield name, [self.data(), sft, rl, *self.both(name, f"{name}/final", protocol)]
 
-    def both(self, name: str, checkpoint: str, protocol: str) -> list[Stage]:
-        return [self.eval(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}") for t in (0, 1)]
+    def both(self, name: str, checkpoint: str, protocol: str, *changes: str, data: str = "data") -> list[Stage]:
+        return [
+            self.eval(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}", *changes, data=data) for t in (0, 1)
+        ]
+
+    def levels(self, sft: Stage, protocol: str, *changes: str, data: str = "data") -> list[Stage]:
+        """Validation after four fifths of SFT, and at its end."""
+        own = ("split=validation", "problems=1200", *changes)
+        return [
+            self.eval(f"{sft.name}_{share}", f"{sft.name}/{place}", protocol, *own, data=data)
+            for share, place in (("80", "snapshots/0.8"), ("100", "checkpoint"))
+        ]
+
+    def nested(self) -> Iterator[tuple[str, list[Stage]]]:
+        """One level of spawns and two, by teachers of equal work. Attempts are three times as dear as elsewhere: fewer of
+        them in RL, and more tokens of SFT."""
+        data = self.data("data_nested", "study_nested")
+        limits, sized = "limits={context: 300, threads: 64, depth: 2}", ("problems_per_step=12", "steps=80")
+        for solver in ("one_level", "two_levels"):
+            sft = self.sft(solver, 0, "model.window=300", "tokens=12000000", data=data.name)
+            rl = self.rl(f"rl_{solver}", sft, limits, *sized, data=data.name)
+            fewer = (limits, "problems=2000")
+            tried = [
+                *self.both(sft.name, f"{sft.name}/checkpoint", "spawn_join", *fewer, data=data.name),
+                *self.both(rl.name, f"{rl.name}/final", "spawn_join", *fewer, data=data.name),
+            ]
+            yield rl.name, [data, sft, rl, *tried, *self.levels(sft, "spawn_join", limits, data=data.name)]
 
     def rows(self) -> dict[str, list[Stage]]:
         """Each with all that it needs; shared stages are made once."""
@@ -118,6 +140,7 @@ class Study:
             self.eval(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000") for name in ("rl_spawn_join", "rl_span")
         ]
         rows["span_10000"] = [*rows["rl_spawn_join"], *rows["rl_span"], *many]
+        rows |= dict(self.nested())
         for seed in main[1:]:
             rows |= seed
         models = {f"{stage}_{solver}": solver for solver in ("serial", "spawn_join") for stage in ("sft", "rl")}
@@ -266,7 +289,7 @@ def main() -> None:
         parser.error(f"no row {', '.join(unknown)}; there are {', '.join(rows)}")
     if given.list:
         for name, stages in rows.items():
-            print(f"{name:22} {sum(map(study.done, stages))} of {len(stages)} stages done")
+            print(f"{name:22} {sum(map(study.done, set(stages)))} of {len(set(stages))} stages done")
         return
     given.out.mkdir(parents=True, exist_ok=True)
     Runner(study, [rows[name] for name in given.rows or rows]).run(given.jobs)
