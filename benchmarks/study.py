@@ -103,12 +103,12 @@ class Study:
         ]
 
     def nested(self) -> Iterator[tuple[str, list[Stage]]]:
-        """One level of spawns and two, by teachers of equal work. Attempts are three times as dear as elsewhere: fewer of
-        them in RL, and more tokens of SFT."""
+        """One level of spawns and two, by teachers of equal work. Attempts are three times as dear as elsewhere:
+        RL has fewer of them."""
         data = self.data("data_nested", "study_nested")
         limits, sized = "limits={context: 300, threads: 64, depth: 2}", ("problems_per_step=12", "steps=80")
         for solver in ("one_level", "two_levels"):
-            sft = self.sft(solver, 0, "model.window=300", "tokens=12000000", data=data.name)
+            sft = self.sft(solver, 0, "model.window=300", data=data.name)
             rl = self.rl(f"rl_{solver}", sft, limits, *sized, data=data.name)
             fewer = (limits, "problems=2000")
             tried = [
