@@ -1,0 +1,96 @@
+"""The study's runner and its tests: what is made, in which order, beside what; and what is concluded from attempts."""
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from solver_evaluations import evaluation, make_data
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+import findings  # noqa: E402 (found by the line above)
+import study  # noqa: E402
+from findings import Tried, compared, within, worst_loss  # noqa: E402
+from study import Runner, Stage, Study  # noqa: E402
+
+
+class Made(Runner):
+    """Stages that only leave their product; `failing` does not. `a` and `b` wait for each other."""
+
+    def __init__(self, out: Path, rows: list[list[Stage]], failing: str = "") -> None:
+        super().__init__(Study(out, threads=1), rows)
+        self.failing = failing
+        self.begun: list[tuple[str, frozenset[str]]] = []  # each with what was running beside it
+        self.guard, self.both = threading.Lock(), threading.Barrier(2, timeout=60)
+
+    def make(self, stage: Stage) -> None:
+        with self.guard:
+            self.begun.append((stage.name, frozenset(self.running - {stage.name})))
+        if stage.name in ("a", "b"):
+            self.both.wait()
+        if stage.name == self.failing:
+            raise SystemExit("no")
+        product = self.study.out / stage.name / study.DONE[stage.command]
+        product.parent.mkdir(parents=True)
+        product.touch()
+
+
+DATA, A, B = Stage("data", "data", ()), Stage("a", "sft", ()), Stage("b", "sft", ())
+TRIED, TIMED = Stage("eval/a", "eval", ()), Stage("eval/a_alone", "eval", (), timed=True)
+ROWS = [[DATA, A, TRIED, TIMED], [DATA, B], [DATA, A, Stage("c", "rl", ())]]
+
+
+def test_stages_run_beside_each_other_once_what_they_need_is_there(tmp_path: Path) -> None:
+    runner = Made(tmp_path, ROWS)
+    runner.run(jobs=2)
+    beside = dict(runner.begun)
+    assert len(beside) == len(runner.begun) == 6  # each once, whatever rows it is in
+    assert [name for name, _ in runner.begun][0] == "data" and beside["data"] == frozenset()
+    assert runner.begun[-1] == ("eval/a_alone", frozenset())
+    again = Made(tmp_path, ROWS)
+    again.run(jobs=2)
+    assert again.begun == []
+
+
+def test_a_stage_that_fails_ends_the_study_and_what_runs_beside_it_ends_well(tmp_path: Path) -> None:
+    runner = Made(tmp_path, ROWS, failing="a")
+    with pytest.raises(SystemExit, match="no"):
+        runner.run(jobs=2)
+    assert {name for name, _ in runner.begun} == {"data", "a", "b"} and (tmp_path / "b").is_dir()
+
+
+def tried(correct: bool, context: int = 50) -> Tried:
+    return Tried(correct, "answered", context, 100, 60, 3, 1.0)
+
+
+def test_models_are_compared_on_the_problems_that_both_tried() -> None:
+    a = {"1": tried(True), "2": tried(True, 200), "3": tried(False), "only a": tried(True)}
+    b = {"3": tried(True), "2": tried(False), "1": tried(False), "only b": tried(True)}
+    assert (compared(a, b).n, compared(a, b).only_a, compared(a, b).only_b) == (3, 2, 1)
+    assert (compared(a, b, within(128)).only_a, compared(a, b, within(128)).only_b) == (1, 1)
+
+
+def test_the_one_sided_bound_is_inside_the_two_sided_interval() -> None:
+    a = {str(i): tried(i % 10 != 0) for i in range(2000)}
+    b = {str(i): tried(i % 9 != 0) for i in range(2000)}
+    test = compared(a, b)
+    assert test.gain_interval[0] < worst_loss(test) < test.gain
+    # By hand: 177 and 200 solved by one alone of 2000, and a half added to each of four outcomes.
+    assert (test.only_a, test.only_b) == (200, 177)
+    assert worst_loss(test) == pytest.approx((23 - 1.6448536 * (378 - 23**2 / 2002) ** 0.5) / 2002)
+
+
+def test_attempts_are_published_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "PUBLISHED", tmp_path / "published")
+    folder = evaluation(tmp_path / "model_T0", make_data(tmp_path / "data"), "spawn_join", [0])
+    findings.publish_attempts(folder)
+    findings.attempts.cache_clear()
+    read = findings.attempts("model_T0")
+    whole = {one.problem: one for one in findings.read_evaluation(folder).attempts}
+    assert read and list(read) == list(whole)
+    for problem, one in read.items():
+        of, stop = whole[problem].costs, whole[problem].stop.value
+        costs = (of["context"], of["work"], of["span_sampled"], of["threads"], pytest.approx(of["seconds"], abs=1e-3))
+        assert one == (whole[problem].correct, stop, *costs)
+    assert findings.attempts("other") is None
