@@ -218,7 +218,7 @@ class Runner:
         begun = stage.command == "rl" and (self.study.out / stage.name / "checkpoints").is_dir()
         arguments = ("--resume", str(self.study.out / stage.name)) if begun else stage.arguments
         started, date, source = time.monotonic(), time.strftime("%Y-%m-%d", time.gmtime()), commit()
-        with log.open("a") as kept, subprocess.Popen(
+        with log.open("a", buffering=1) as kept, subprocess.Popen(
             [sys.executable, "-m", "apr.cli", stage.command, *arguments], cwd=ROOT, text=True, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process:  # fmt: skip
