@@ -19,12 +19,11 @@ from apr.merge import WEIGHTS, adapter_facts, is_adapter, merge, model_folder
 from apr.model_card import ASKED, CARD, model_card
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.provenance import Result, check_same, read_results, stages
-from apr.runs import disk_error, file_hash, whole_folder
+from apr.runs import disk_error, file_hash, models_in, whole_folder
 from apr.sft.train import CARD as APR_CARD
-from apr.sft.train import CHECKPOINT, read_card, save_checkpoint
+from apr.sft.train import read_card, save_checkpoint
 from apr.tokens.dialect import Dialect
 
-FINAL = "final"  # of an RL run
 LICENSE = r"[A-Za-z0-9.+-]+"
 Dtype = Literal["float32", "bfloat16"]
 EXAMPLE: dict[str, Any] = {"numbers": [3, 5, 8], "target": 23}
@@ -75,8 +74,7 @@ def _located(checkpoint: Path) -> Path:
     """The checkpoint itself: `checkpoint`, or the one of the run that it is the folder of."""
     if (checkpoint / WEIGHTS).is_file() or is_adapter(checkpoint):
         return checkpoint
-    steps = sorted((checkpoint / "checkpoints").glob("step_*"), reverse=True)
-    for folder in (checkpoint / FINAL, checkpoint / CHECKPOINT, *steps):
+    for folder in models_in(checkpoint):
         if (folder / WEIGHTS).is_file():
             return folder
     raise CheckpointError(

@@ -207,6 +207,11 @@ def disk_error(path: Path, error: Exception) -> Exception:
     return error
 
 
+def models_in(run: Path) -> list[Path]:
+    """Where the model of an SFT or RL run may be, the best first: what it ended with, then what it saved on its way."""
+    return [run / "final", run / "checkpoint", *sorted((run / "checkpoints").glob("step_*"), reverse=True)]
+
+
 def file_hash(path: Path) -> str:
     """Identifies a file's content. Raises `DataError` if it is not there."""
     if not path.is_file():

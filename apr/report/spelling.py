@@ -12,7 +12,7 @@ from apr.errors import DataError
 from apr.evaluation.folder import read_facts
 from apr.presets import load
 from apr.report.viewer import Text
-from apr.runs import CONFIG, MANIFEST
+from apr.runs import CONFIG, MANIFEST, models_in
 from apr.tokens.vocabulary import TOKENIZER_FILE
 
 SPELT: dict[str, type] = {"dialect": str, "vocabulary": str}
@@ -33,7 +33,9 @@ def spelling(folder: Path) -> Text:
     if kind == "rl":
         start = load(RlConfig, [folder / CONFIG])
         facts = read_facts(folder, {}, "the run must be made again")
-        return _spelt(folder, facts, _checkpoint(folder) or start.checkpoint, start.dialect)
+        # The run's own, newest first: their tokenizer is that of the checkpoint that the run began from.
+        saved = (place for place in models_in(folder) if (place / TOKENIZER_FILE).is_file())
+        return _spelt(folder, facts, next(saved, start.checkpoint), start.dialect)
     raise DataError(
         f"{folder} is the folder of an `apr {kind}`, which has no traces of a model: name that of an evaluation or of an "
         "RL run"
@@ -67,9 +69,3 @@ def _spelt(folder: Path, facts: dict[str, Any], checkpoint: Path, dialect: str |
             "run again"
         )
     return found.vocabulary.text
-
-
-def _checkpoint(run: Path) -> Path | None:
-    """A checkpoint of the RL run itself, newest first: its tokenizer is that of the checkpoint that the run began from."""
-    folders = [run / "final", *sorted((run / "checkpoints").glob("step_*"), reverse=True)]
-    return next((folder for folder in folders if (folder / TOKENIZER_FILE).is_file()), None)

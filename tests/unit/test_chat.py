@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from chat_tokenizers import CHATML, RESERVED, TOKENIZERS, smol_like
 from fakes import FREE, replays, run, timeless
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_compact import NODES, NUMBER, NUMBERS, STEPS
 
@@ -89,11 +89,14 @@ def test_events_and_messages_read_back(name: str, node: Node, step: Step, target
 @each
 @FEWER
 @given(NUMBER, NODES)
+@example(4, Node((0,), ()))
 def test_a_number_is_the_same_tokens_wherever_it_stands(name: str, number: int, node: Node) -> None:
     dialect = MADE[name]
     alone = dialect.words.continued(str(number))
     [*_, ids] = dialect.spell(SearchLog(number, node, (Visited(node), Queued(node)), (Step(number, "+", 0, number),)))
     text = dialect.words.text(ids)
+    for control in dialect.words.names:  # some have a digit in them
+        text = text.replace(control, " ")
     found = len(re.findall(rf"(?<![0-9]){number}(?![0-9])", text))
     assert found >= 4
     places = [i for i in range(len(ids)) if ids[i : i + len(alone)] == alone]

@@ -1,0 +1,35 @@
+"""What can be configured: one typed class for each command. `apr.presets` fills them from YAML files and overrides.
+
+Unknown keys, wrong types and impossible combinations are refused with the key's name. There are no aliases.
+"""
+
+from apr.config.base import DialectName, ProtocolName, Strict, Temperature
+from apr.config.data import DataConfig, Rejection, SolverConfig
+from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
+from apr.config.evaluation import EvalConfig
+from apr.config.quickstart import QuickstartConfig
+from apr.config.rl import Bonus, LearnerConfig, RewardConfig, RlConfig, SoftBudget
+from apr.config.sft import LoraConfig, ModelConfig, SftConfig
+
+__all__ = [
+    "Bonus",
+    "ClusterConfig",
+    "ConditionConfig",
+    "DataConfig",
+    "DialectName",
+    "EngineConfig",
+    "EvalConfig",
+    "LearnerConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "ProtocolName",
+    "QuickstartConfig",
+    "Rejection",
+    "RewardConfig",
+    "RlConfig",
+    "SftConfig",
+    "SoftBudget",
+    "SolverConfig",
+    "Strict",
+    "Temperature",
+]

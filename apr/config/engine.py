@@ -1,0 +1,75 @@
+"""What samples, where it runs, and what prompts ask of it: for evaluation and RL."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from apr.config.base import Strict
+
+
+class EngineConfig(Strict):
+    """The sampling engine. `kv_cache_mib` bounds its cache. Of kind `endpoint` (a server, for evaluation) only `url`, `model`,
+    `timeout` and `max_num_seqs` count."""
+
+    kind: Literal["vllm", "tiny", "endpoint"] = "vllm"
+    url: str | None = Field(default=None, description="of kind endpoint: http://HOST:PORT, where `vllm serve` listens")
+    model: str | None = Field(default=None, description="of kind endpoint: its name there; if not given, the only one")
+    timeout: float = Field(default=600.0, gt=0, description="of kind endpoint: seconds without a token before one is lost")
+    kv_cache_mib: int = Field(default=512, ge=1)
+    max_num_seqs: int = Field(default=256, ge=1, description="requests served at once; more wait")
+    block_size: int = Field(default=32, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1, description="devices that one copy of the model is divided among")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _endpoint(self) -> EngineConfig:
+        if self.kind == "endpoint" and self.url is None:
+            raise ValueError(
+                "engine.kind=endpoint needs engine.url, the address of the server: set it, such as "
+                "engine.url=http://localhost:8000"
+            )
+        if self.kind != "endpoint" and (self.url is not None or self.model is not None):
+            raise ValueError(
+                "engine.url and engine.model are of a server, and only engine.kind=endpoint asks one: set "
+                "engine.kind=endpoint as well, or leave them out"
+            )
+        if self.url is not None and not re.fullmatch(r"https?://[^/\s]+", self.url):
+            raise ValueError(f"engine.url ({self.url}) must be http://HOST:PORT, without a path such as /v1")
+        return self
+
+
+class ConditionConfig(Strict):
+    """What prompts ask for: `children` per spawn, or a `context` within so many tokens. Only models that were trained on
+    conditioned demonstrations heed it."""
+
+    kind: Literal["context", "children"]
+    value: int = Field(ge=0)
+
+
+class ClusterConfig(Strict):
+    """Where RL and evaluation run: `none` is one process without Ray; `local` starts a Ray; else the address of one, or
+    `auto`. CPUs and GPUs are those of each engine and of each rank of the learner."""
+
+    address: str = "none"
+    engines: int = Field(default=1, ge=1, description="copies of the model that sample")
+    engine_cpus: float = Field(default=1, ge=0)
+    engine_gpus: float = Field(default=0, ge=0)
+    ranks: int = Field(default=1, ge=1, description="processes that share the learner's work")
+    learner_cpus: float = Field(default=1, ge=0)
+    learner_gpus: float = Field(default=0, ge=0)
+    routing: Literal["trace", "spread"] = Field(
+        default="trace", description="trace: a trace's strands go to one engine; spread: children to the least busy one"
+    )
+    restarts: int = Field(default=10, ge=0, description="of lost engines and learners in a run, before it ends")
+    timeout: float = Field(default=300.0, gt=0, description="seconds to wait for actors to start")
+    reply_timeout: float = Field(default=1800.0, gt=0, description="seconds to wait for the reply of one that runs")
+
+    @model_validator(mode="after")
+    def _together(self) -> ClusterConfig:
+        if self.engines > 1 and self.address == "none":
+            raise ValueError("several engines run on Ray only: set cluster.address (local starts one), or cluster.engines=1")
+        return self

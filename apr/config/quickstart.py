@@ -1,0 +1,22 @@
+"""`apr quickstart`: the whole path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from apr.config.base import Strict
+
+
+class QuickstartConfig(Strict):
+    """The whole path in one command, each stage with its preset."""
+
+    seed: int = 0
+    preset: str = "tiny_cpu"
+    start: Literal["data", "sft"] = Field(default="data", description="`sft` begins with the shipped SFT checkpoints")
+    sampled_problems: int = Field(default=250, ge=1, description="problems for cons@n and pass@n")
+    samples: int = Field(default=4, ge=2)
+    stages: dict[Literal["data", "sft", "rl", "eval"], list[str]] = Field(default={}, description="overrides by stage")
+    out: Path = Path("runs/quickstart")

@@ -1,0 +1,159 @@
+"""`apr rl`: the loop, its reward and its learner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from apr.config.base import DialectName, ProtocolName, Strict, Temperature
+from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
+from apr.config.sft import LoraConfig
+from apr.threads.limits import Budgets, Limits
+
+
+class SoftBudget(Strict):
+    """A penalty on successes: `weight` times the relative excess over `budget`, at most `weight`."""
+
+    budget: int = Field(ge=1)
+    weight: float = Field(gt=0, le=1)
+
+
+class Bonus(Strict):
+    """A success earns `weight` times min(1, measure / `cap`)."""
+
+    cap: float = Field(gt=0)
+    weight: float = Field(gt=0)
+
+
+class RewardConfig(Strict):
+    """Success = correct and within the hard budgets; soft terms only separate successes."""
+
+    budgets: Budgets = Budgets()
+    soft_context: SoftBudget | None = None
+    soft_span: SoftBudget | None = None
+    soft_work: SoftBudget | None = None
+    acceleration: Bonus | None = Field(
+        default=None, description="1 - span_sampled / work_sampled; ThreadWeaver (arXiv 2512.07843): cap 0.2, weight 0.1"
+    )
+    concurrency: Bonus | None = Field(
+        default=None, description="threads active on average; AsyncThink (arXiv 2510.26658): cap is tau times its pool"
+    )
+
+    @model_validator(mode="after")
+    def _success_pays(self) -> RewardConfig:
+        soft = {name: getattr(self, name) for name in ("soft_context", "soft_span", "soft_work")}
+        weights = {f"{name}.weight": term.weight for name, term in soft.items() if term is not None}
+        if sum(weights.values()) >= 1:
+            raise ValueError(
+                f"the sum of {', '.join(weights)} is {sum(weights.values()):g}; it must be less than 1, or a success over "
+                "its soft budgets is worth no more than a failure: lower them"
+            )
+        return self
+
+
+class LearnerConfig(Strict):
+    """The optimiser's side of RL. `row_tokens` and `tokens_per_pass` shape the forward passes; they change no result."""
+
+    lr: float = Field(default=2e-4, gt=0)
+    lr_schedule: Literal["constant", "linear"] = Field(default="constant", description="linear: down to 0 at the end")
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    inner_steps: int = Field(default=1, ge=1, description="optimiser steps on each batch of traces")
+    surrogate: Literal["clip", "cispo"] = "clip"
+    ratio: Literal["token", "strand"] = Field(default="token", description="strand: GSPO's, mean over a strand's tokens")
+    clip_low: float = Field(default=0.2, gt=0, le=1)
+    clip_high: float = Field(default=0.2, gt=0)
+    importance_cap: float = Field(default=2.0, ge=1)
+    kl_weight: float = Field(default=0.0, ge=0, description="of the k3 KL divergence to the checkpoint RL began from")
+    parallel: Literal["plain", "zero1", "zero2", "zero3"] = Field(default="plain", description="DeepSpeed ZeRO stages")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the compute; weights stay float32")
+    lora: LoraConfig | None = None
+    activation_checkpointing: bool = False
+    row_tokens: int = Field(default=256, ge=16, description="of a packed row; longer samples get rows of their own")
+    tokens_per_pass: int = Field(default=8192, ge=64)
+    threads: int = Field(default=2, ge=1)
+
+
+class RlConfig(Strict):
+    """GRPO over spawned threads."""
+
+    seed: int = 0
+    data: Path = Path("runs/data")
+    checkpoint: Path = Path("runs/sft/checkpoint")
+    protocol: ProtocolName = "spawn_join"
+    dialect: DialectName | None = Field(default=None, description="if the checkpoint does not say")
+    steps: int = Field(default=30, ge=1)
+    problems_per_step: int = Field(default=32, ge=1)
+    group_size: int = Field(default=8, ge=2, description="traces of one problem; 1 gives no advantage")
+    temperature: Temperature = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, ge=1, le=1, description="fixed: below 1 the sampler's logprobs are not its own")
+    condition: ConditionConfig | None = None
+    limits: Limits = Limits()
+    reward: RewardConfig = RewardConfig()
+    weighting: Literal["token", "strand", "trace", "constant"] = "token"
+    divide_by_deviation: bool = False
+    shuffle_advantages: bool = Field(default=False, description="null control: nothing can be learned")
+    learner: LearnerConfig = LearnerConfig()
+    engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    weight_sync: Literal["tensors", "file", "nccl", "ipc"] = Field(
+        default="tensors", description="nccl, ipc: from GPU to GPU by vLLM's own weight transfer; see docs/cluster.md"
+    )
+    staleness: int = Field(default=0, ge=0, description="updates that rollouts may lag behind; 0: none is made meanwhile")
+    on_update: Literal["finish", "recompute"] = Field(
+        default="finish", description="strands in flight end before an update, or go on after it with their KV recomputed"
+    )
+    in_flight: int = Field(default=64, ge=1)
+    validate_every: int = Field(default=10, ge=1)
+    validate_problems: int = Field(default=100, ge=0)
+    checkpoint_every: int = Field(default=5, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    parity_mean: float = Field(default=1e-4, gt=0, description="largest mean |logprob gap| allowed before an update")
+    parity_max: float = Field(default=1e-2, gt=0)
+    max_silent_steps: int = Field(default=10, ge=1, description="steps in a row without signal before the run stops")
+    max_lost_share: float = Field(default=0.05, ge=0, le=1, description="of a step's traces lost with their engine")
+    traces_per_step: int = Field(default=8, ge=0, description="sampled traces kept for the viewer")
+    tensorboard: bool = True
+    wandb: str | None = Field(default=None, description="a Weights & Biases project to log to as well")
+    out: Path = Path("runs/rl")
+
+    @model_validator(mode="after")
+    def _joint(self) -> RlConfig:
+        if self.engine.kind == "endpoint":
+            raise ValueError(
+                "engine.kind=endpoint cannot take new weights, which RL sends at each step: they belong to the server. Set "
+                "engine.kind=vllm; an endpoint is for `apr eval`"
+            )
+        if self.limits.seconds is not None:
+            raise ValueError("limits.seconds may not enter RL (results would depend on the machine): leave it out")
+        budget = self.reward.budgets.context
+        if budget is not None and budget > self.limits.context:
+            raise ValueError(f"reward.budgets.context ({budget}) exceeds limits.context ({self.limits.context})")
+        if self.protocol == "spawn_join" and self.limits.depth < 1:
+            raise ValueError("protocol spawn_join needs limits.depth of at least 1")
+        if (self.learner.parallel != "plain" or self.cluster.ranks > 1) and self.cluster.address == "none":
+            raise ValueError(
+                "cluster.ranks above 1 and learner.parallel need Ray: set cluster.address=local, or a cluster's address"
+            )
+        if self.learner.lora and self.learner.parallel == "zero3":
+            raise ValueError("learner.lora leaves too little to divide for zero3: set learner.parallel to zero2 or less")
+        return self
+
+    @model_validator(mode="after")
+    def _transfer(self) -> RlConfig:
+        """What vLLM's own weight transfer needs to be where."""
+        c, way = self.cluster, self.weight_sync
+        places = {
+            "nccl": min(c.engine_gpus, c.learner_gpus) >= 1,
+            "ipc": min(c.engine_gpus, c.learner_gpus) > 0 and c.engine_gpus + c.learner_gpus <= 1
+            and (c.engines, c.ranks, self.engine.tensor_parallel) == (1, 1, 1),
+        }  # fmt: skip
+        if way in places and not (places[way] and self.engine.kind == "vllm" and c.address != "none"):
+            raise ValueError(
+                f"weight_sync={way} is vLLM's own, from GPU to GPU between processes: set engine.kind=vllm, cluster.address, "
+                "cluster.engine_gpus and learner_gpus (nccl: 1 or more each; ipc: 0.5 each, for one engine and one rank that "
+                "share a GPU, with engine.tensor_parallel=1), or set weight_sync=tensors or file"
+            )
+        return self

@@ -1,0 +1,75 @@
+"""`apr sft`: the model, its teacher, how long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from apr.config.base import Strict
+
+
+class ModelConfig(Strict):
+    """A Llama-architecture model trained from scratch. `window`: tokens in one context."""
+
+    layers: int = Field(default=4, ge=1)
+    hidden: int = Field(default=128, ge=8)
+    heads: int = Field(default=4, ge=1)
+    intermediate: int = Field(default=512, ge=8)
+    window: int = Field(default=160, ge=16)
+
+    @model_validator(mode="after")
+    def _heads(self) -> ModelConfig:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters (arXiv 2106.09685) on the projections inside the layers; all other weights are frozen."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, le=0, description="fixed: the loss needs the sampler's own distribution")
+
+
+class SftConfig(Strict):
+    """Supervised fine-tuning of one model, new or pretrained, on one teacher's demonstrations."""
+
+    seed: int = 0
+    data: Path = Path("runs/data")
+    solver: str = "spawn_join"
+    base: Path | None = Field(
+        default=None, description="the pretrained model to start from: its folder or GGUF file, or PACKAGE:FILE"
+    )
+    model: ModelConfig = Field(default=ModelConfig(), description="from scratch; with a base only its window counts")
+    lora: LoraConfig | None = Field(default=None, description="of a base: train these alone, and merge them at the end")
+    only_solved: bool = Field(default=False, description="leave out demonstrations without a solution")
+    overlong: Literal["head", "drop"] = Field(default="head", description="rows beyond the window: keep head, or drop")
+    tokens: int = Field(default=6_000_000, ge=1, description="to train on; rows are gone through as often as it takes")
+    batch_tokens: int = Field(default=2048, ge=64, description="padded tokens in a batch of rows of similar length")
+    lr: float = Field(default=2e-3, gt=0, description="of AdamW: embeddings, norms, the output layer; all of a base")
+    muon_lr: float = Field(default=2e-2, gt=0, description="of Muon: the matrices inside the layers; unused with a base")
+    warmup_steps: int = Field(default=50, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    log_every: int = Field(default=50, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    snapshots: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default=[], description="shares of the training after which a checkpoint is kept, to see when it levelled off"
+    )
+    activation_checkpointing: bool = False
+    threads: int = Field(default=2, ge=1)
+    out: Path = Path("runs/sft")
+
+    @model_validator(mode="after")
+    def _base(self) -> SftConfig:
+        if self.base is None and self.lora is not None:
+            raise ValueError("lora adapts a pretrained model: set `base`, or leave it out")
+        if self.snapshots and self.lora is not None:
+            raise ValueError("snapshots would have to merge the adapters of lora, which ends their training: leave out either")
+        if self.base is not None and self.lr > 1e-3:
+            raise ValueError(
+                f"lr ({self.lr:g}) is for models from scratch and would undo what a base has learned: set 1e-5 to 1e-3"
+            )
+        return self
