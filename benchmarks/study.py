@@ -121,16 +121,11 @@ class Study:
         """Each with all that it needs; shared stages are made once."""
         main = [dict(self.main(seed)) for seed in SEEDS]
         rows = main[0]
-        start, children = self.sft("spawn_join"), self.sft("children")
-        asked = [
-            self.eval(f"children_{n}", f"{children.name}/checkpoint", "spawn_join", f"condition={{kind: children, value: {n}}}")
-            for n in CHILDREN
-        ]
-        rows["children"] = [self.data(), children, *asked]
+        start = self.sft("spawn_join")
         steered = {  # budgets; and a control that can learn nothing
-            "rl_span": ("reward.soft_span={budget: 60, weight: 0.5}",),
-            "rl_context": ("reward.budgets.context=64",),
-            "rl_work": ("reward.soft_work={budget: 150, weight: 0.5}",),
+            "rl_span": ("reward.soft_span={budget: 60, weight: 0.25}",),
+            "rl_context": ("reward.budgets.context=64", "reward.soft_context={budget: 48, weight: 0.2}"),
+            "rl_work": ("reward.soft_work={budget: 150, weight: 0.25}",),
             "rl_null": ("shuffle_advantages=true",),
         }
         for name, changes in steered.items():
@@ -140,6 +135,12 @@ class Study:
             self.eval(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000") for name in ("rl_spawn_join", "rl_span")
         ]
         rows["span_10000"] = [*rows["rl_spawn_join"], *rows["rl_span"], *many]
+        children = self.sft("children")
+        asked = [
+            self.eval(f"children_{n}", f"{children.name}/checkpoint", "spawn_join", f"condition={{kind: children, value: {n}}}")
+            for n in CHILDREN
+        ]
+        rows["children"] = [self.data(), children, *asked]
         rows |= dict(self.nested())
         for seed in main[1:]:
             rows |= seed
