@@ -240,11 +240,18 @@ class Runner:
 
 
 def report(study: Study, rows: dict[str, list[Stage]]) -> None:
-    """Of all evaluations on test problems, and RL runs, that are whole."""
-    stages = {stage.name: stage for row in rows.values() for stage in row if stage.command in ("eval", "rl")}
-    whole = [name for name, stage in stages.items() if study.done(stage) and "split=validation" not in stage.arguments]
-    runs = [str(study.out / name) for name in sorted(whole, key=_order)]
-    command = ["report", *runs, "--out", str(study.out / "report"), "--title", "Results on two cores"]
+    """Of the first seed's greedy evaluations and RL runs that are whole, without those on other problems or more of them."""
+    stages = {stage.name: stage for row in rows.values() for stage in row}
+    told = [
+        name
+        for name, stage in stages.items()
+        if study.done(stage)
+        and "seed" not in name
+        and "level" not in name
+        and (stage.command == "rl" or name.startswith("eval/children") or name.endswith(("_T0", "_alone", "_load")))
+    ]
+    runs = [str(study.out / name) for name in sorted(told, key=_order)]
+    command = ["report", *runs, "--out", str(study.out / "report"), "--title", "The study on two cores"]
     if status := subprocess.run([sys.executable, "-m", "apr.cli", *command], cwd=ROOT).returncode:
         sys.exit(status)
 

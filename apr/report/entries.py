@@ -218,7 +218,15 @@ def _budgets(one: Evaluation) -> dict[str, int]:
 
 
 def _under(one: Evaluation) -> str:
-    return "".join(f", {name} ≤ {value}" for name, value in _budgets(one).items())
+    """Its hard budgets, and what RL's reward made dear beyond a soft one."""
+    reward = one.card.get("reward", {})
+    hard = [f", {name} ≤ {value}" for name, value in _budgets(one).items()]
+    soft = [
+        f", {name.removeprefix('soft_')} dear beyond {term['budget']}"
+        for name in ("soft_context", "soft_span", "soft_work")
+        if isinstance(term := reward.get(name), dict) and "budget" in term
+    ]
+    return "".join([*hard, *soft])
 
 
 def _condition(one: Evaluation) -> str:

@@ -220,6 +220,9 @@ def test_evaluations_of_the_same_kind_go_by_what_tells_them_apart(place: Place) 
         place.evaluation(name, checkpoint=place.folder / name.removeprefix("e_")) for name in ("e_tuned", "e_again")
     ]
     assert "SoS+ RL 0.0%, SoS+ RL, work ≤ 90 0.0%" in lead(place.report(*folders))
+    place.checkpoint("soft", trained=["sft", "rl"], reward={"soft_span": {"budget": 60, "weight": 0.25}})
+    soft = place.evaluation("soft", checkpoint=place.folder / "soft")
+    assert "SoS+ RL 0.0%, SoS+ RL, span dear beyond 60 0.0%" in lead(place.report(folders[0], soft))
     hot = place.evaluation("hot", checkpoint=place.folder / "tuned", temperature=0.5)
     page = place.report(folders[0], hot)
     assert "SoS+ RL, T=0 0.0%" in lead(page) and "SoS+ RL, T=0.5" in page
