@@ -127,14 +127,21 @@ def models() -> Iterator[Row]:
 
 
 def levelled() -> Iterator[Row]:
-    """Whether SFT went on until validation gained less than half a point over its last fifth."""
+    """Whether SFT went on for long enough: validation after four fifths of it and at its end, greedily; and test problems after
+    a training of half as many tokens, whose learning rate came to zero as well, and after the whole one."""
     for solver in ("serial", "spawn_join", "children", "one_level", "two_levels"):
         for ending in SEEDS:
             name = f"sft_{solver}{ending}"
-            before, after = attempts(f"{name}_80"), attempts(f"{name}_100")
-            if before and after:
-                test = compared(after, before)
-                yield name, rate(before), rate(after), signed(test), "yes" if test.gain < 0.005 else "**no**"
+            pairs = [
+                ("validation, from 80% of it", f"{name}_80", f"{name}_100"),
+                *((f"test, T={t}, from half", f"{name}_half_T{t}", f"{name}_T{t}") for t in (0, 1)),
+            ]
+            for what, earlier, later in pairs:
+                before, after = attempts(earlier), attempts(later)
+                if before and after:
+                    test = compared(after, before)
+                    told = "yes" if test.gain < 0.005 else "**no**"
+                    yield name, what, rate(before), rate(after), signed(test), f"{test.only_a}:{test.only_b}", p(test), told
 
 
 def spawning() -> Iterator[Row]:
@@ -216,7 +223,9 @@ TABLES: dict[str, tuple[Callable[[], Iterator[Row]], Row]] = {
     "Models": (
         models, ("evaluation", "problems", "accuracy", "context", "work", "span_sampled", "threads", "within context 128"),
     ),
-    "Had SFT levelled off?": (levelled, ("model", "at 80%", "at its end", "gain, points", "below 0.5")),
+    "Had SFT levelled off?": (
+        levelled, ("model", "on", "before", "at its end", "gain, points", "alone", "p", "gain below 0.5"),
+    ),
     "Is it the spawning?": (
         spawning,
         ("stage", "T", "seed", *(f"gain within context {context}" for context in WINDOWS), "span_sampled", "work"),

@@ -60,8 +60,8 @@ class Study:
     def data(self, name: str = "data", preset: str = "study") -> Stage:
         return Stage(name, "data", ("generate", "--config", preset, f"out={self.out / name}"))
 
-    def sft(self, solver: str, seed: int = 0, *changes: str, data: str = "data") -> Stage:
-        name = f"sft_{solver}{_of(seed)}"
+    def sft(self, solver: str, seed: int = 0, *changes: str, data: str = "data", name: str = "") -> Stage:
+        name = name or f"sft_{solver}{_of(seed)}"
         own = (f"data={self.out / data}", f"solver={solver}", f"out={self.out / name}")
         return Stage(name, "sft", ("--config", "study", *own, *_seed(seed), f"threads={self.threads}", *changes))
 
@@ -134,6 +134,9 @@ class Study:
         many = [  # enough to tell a loss of two points
             self.eval(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000") for name in ("rl_spawn_join", "rl_span")
         ]
+        for solver, protocol in (("spawn_join", "spawn_join"), ("serial", "serial")):  # had SFT levelled off by then?
+            half = self.sft(solver, 0, "tokens=8000000", "snapshots=[]", name=f"sft_{solver}_half")
+            rows[half.name] = [self.data(), half, *self.both(half.name, f"{half.name}/checkpoint", protocol)]
         rows["span_10000"] = [*rows["rl_spawn_join"], *rows["rl_span"], *many]
         children = self.sft("children")
         asked = [
