@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from apr.config import RlConfig
@@ -118,5 +117,3 @@ async def _learner(config: RlConfig, start_from: Path, resumed: bool, place: Pla
         raise ResourceError(
             f"the learner did not start within cluster.timeout={c.timeout:g} s: raise it if it needs longer"
         ) from error
-    except RayError as error:
-        raise LearnerLostError(f"the learner died while it started, perhaps for lack of memory: {error}") from error
