@@ -222,38 +222,44 @@ class Runner:
         begun = stage.command == "rl" and (self.study.out / stage.name / "checkpoints").is_dir()
         arguments = ("--resume", str(self.study.out / stage.name)) if begun else stage.arguments
         started, date, source = time.monotonic(), time.strftime("%Y-%m-%d", time.gmtime()), commit()
-        with log.open("a", buffering=1) as kept, subprocess.Popen(
-            [sys.executable, "-m", "apr.cli", stage.command, *arguments], cwd=ROOT, text=True, errors="replace",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ) as process:  # fmt: skip
-            assert process.stdout is not None
-            for line in process.stdout:
-                kept.write(line)
-                if line.startswith("step ") or "|" in line:
-                    print(f"{stage.name}: {line.rstrip()}", flush=True)
+        try:
+            with log.open("a", buffering=1) as kept, subprocess.Popen(
+                [sys.executable, "-m", "apr.cli", stage.command, *arguments], cwd=ROOT, text=True, errors="replace",
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            ) as process:  # fmt: skip
+                assert process.stdout is not None
+                for line in process.stdout:
+                    kept.write(line)
+                    if "|" in line:
+                        print(f"{stage.name}: {line.rstrip()}", flush=True)
+        finally:  # what was interrupted took its time as well
+            with self.changed:
+                before = self.facts.get(stage.name, {}).get("seconds", 0.0)
+                self.facts[stage.name] = {
+                    "command": command, "commit": source, "date": date, "hardware": hardware(),
+                    "seconds": round(before + time.monotonic() - started, 1), "threads": self.study.threads,
+                }  # fmt: skip
+                self.path.write_text(json.dumps(self.facts, indent=1))
         if process.returncode:
             sys.exit(f"{stage.name} ended with status {process.returncode}: see {log}; the same command goes on")
-        with self.changed:
-            before = self.facts.get(stage.name, {}).get("seconds", 0.0)
-            self.facts[stage.name] = {
-                "command": command, "commit": source, "date": date, "hardware": hardware(),
-                "seconds": round(before + time.monotonic() - started, 1), "threads": self.study.threads,
-            }  # fmt: skip
-            self.path.write_text(json.dumps(self.facts, indent=1))
 
 
-def report(study: Study, rows: dict[str, list[Stage]]) -> None:
-    """Of the first seed's greedy evaluations and RL runs that are whole, without those on other problems or more of them."""
+def told(rows: dict[str, list[Stage]]) -> list[Stage]:
+    """What the report is of: the first seed's greedy evaluations and RL runs, without those on other problems or more."""
     stages = {stage.name: stage for row in rows.values() for stage in row}
-    told = [
-        name
+    return [
+        stage
         for name, stage in stages.items()
-        if study.done(stage)
-        and "seed" not in name
+        if "seed" not in name
         and "level" not in name
         and (stage.command == "rl" or name.startswith("eval/children") or name.endswith(("_T0", "_alone", "_load")))
     ]
-    runs = [str(study.out / name) for name in sorted(told, key=_order)]
+
+
+def report(study: Study, rows: dict[str, list[Stage]]) -> None:
+    """Of all that is whole."""
+    whole = sorted((stage.name for stage in told(rows) if study.done(stage)), key=_order)
+    runs = [str(study.out / name) for name in whole]
     command = ["report", *runs, "--out", str(study.out / "report"), "--title", "The study on two cores"]
     if status := subprocess.run([sys.executable, "-m", "apr.cli", *command], cwd=ROOT).returncode:
         sys.exit(status)
@@ -276,6 +282,10 @@ def publish(study: Study, rows: dict[str, list[Stage]]) -> None:
                 publish_attempts(study.out / stage.name)
     PUBLISHED.mkdir(exist_ok=True)
     (PUBLISHED / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+    write_page()
+    if absent := [stage.name for stage in told(rows) if stage.name in facts and not study.done(stage)]:
+        print(f"the published report stays: {study.out} lacks what it tells of {', '.join(absent)}")
+        return
     for name in ("figures", "data", "summary.md"):
         source, target = study.out / "report" / name, PUBLISHED / name
         if source.is_dir():
@@ -283,7 +293,6 @@ def publish(study: Study, rows: dict[str, list[Stage]]) -> None:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("attempts.csv.gz"))
         else:
             shutil.copy(source, target)
-    write_page()
 
 
 def main() -> None:
