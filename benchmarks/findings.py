@@ -27,7 +27,7 @@ from apr.evaluation.metrics import McNemar, interval, mcnemar
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
-FACTS = "stages.json"
+FACTS = "facts.json"
 BEGIN, END = "<!-- written by benchmarks/findings.py -->\n", "<!-- end -->\n"
 SEEDS = {"": 0, "_seed1": 1, "_seed2": 2}
 WINDOWS = (64, 96, 128, 400)  # contexts at which the students are compared; no attempt may exceed the last
@@ -167,7 +167,8 @@ def spawning() -> Iterator[Row]:
 def gains() -> Iterator[Row]:
     """What RL adds to the SFT model it began from."""
     pairs = [(f"rl_{s}{e}", f"sft_{s}{e}") for s in ("serial", "spawn_join", "one_level", "two_levels") for e in SEEDS]
-    for name, start in [*pairs, ("rl_null", "sft_spawn_join")]:
+    pairs += [(name, "sft_spawn_join") for name in ("rl_span", "rl_context", "rl_work", "rl_null")]
+    for name, start in pairs:
         for temperature in (0, 1):
             after, before = attempts(f"{name}_T{temperature}"), attempts(f"{start}_T{temperature}")
             if after and before:
@@ -217,11 +218,11 @@ def prices() -> Iterator[Row]:
 
 
 def stages() -> Iterator[Row]:
-    """Where each number comes from."""
+    """Where each number comes from; minutes are of stages side by side, one a core, and some beside other programs."""
     path = PUBLISHED / FACTS
     for name, facts in sorted(json.loads(path.read_text()).items()) if path.is_file() else ():
         minutes = f"{facts['seconds'] / 60:.1f}"
-        yield name, f"`{facts['command']}`", facts["commit"], facts["date"], minutes, str(facts["threads"])
+        yield name, f"`{facts['command']}`", facts["commit"], facts["started"][:10], minutes, facts["hardware"]
 
 
 TABLES: dict[str, tuple[Callable[[], Iterator[Row]], Row]] = {
@@ -247,7 +248,7 @@ TABLES: dict[str, tuple[Callable[[], Iterator[Row]], Row]] = {
     "Prices": (
         prices, ("model", "seconds alone", "under load", "span_sampled", "work", "ms a span token, alone", "under load"),
     ),
-    "Stages": (stages, ("stage", "command", "commit", "date", "minutes", "threads")),
+    "Stages": (stages, ("stage", "command", "commit", "date", "minutes", "hardware")),
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from findings import FACTS, PUBLISHED, publish_attempts, write_page
 
-from apr.runs import commit, hardware
+from apr.runs import MANIFEST
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
@@ -221,7 +221,7 @@ class Runner:
         print(f"{stage.name}: {command}", flush=True)
         begun = stage.command == "rl" and (self.study.out / stage.name / "checkpoints").is_dir()
         arguments = ("--resume", str(self.study.out / stage.name)) if begun else stage.arguments
-        started, date, source = time.monotonic(), time.strftime("%Y-%m-%d", time.gmtime()), commit()
+        started = time.monotonic()
         try:
             with log.open("a", buffering=1) as kept, subprocess.Popen(
                 [sys.executable, "-m", "apr.cli", stage.command, *arguments], cwd=ROOT, text=True, errors="replace",
@@ -234,25 +234,30 @@ class Runner:
                         print(f"{stage.name}: {line.rstrip()}", flush=True)
         finally:  # what was interrupted took its time as well
             with self.changed:
-                before = self.facts.get(stage.name, {}).get("seconds", 0.0)
-                self.facts[stage.name] = {
-                    "command": command, "commit": source, "date": date, "hardware": hardware(),
-                    "seconds": round(before + time.monotonic() - started, 1), "threads": self.study.threads,
-                }  # fmt: skip
+                seconds = self.facts.get(stage.name, {}).get("seconds", 0.0) + time.monotonic() - started
+                made = {"command": command, "seconds": round(seconds, 1)}
+                self.facts[stage.name] = made | made_with(self.study.out / stage.name)
                 self.path.write_text(json.dumps(self.facts, indent=1))
         if process.returncode:
             sys.exit(f"{stage.name} ended with status {process.returncode}: see {log}; the same command goes on")
 
 
+def made_with(folder: Path) -> dict[str, str]:
+    """What a run's manifest tells of its making; nothing if it never began."""
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: manifest[name] for name in ("commit", "hardware", "started") if name in manifest}
+
+
 def told(rows: dict[str, list[Stage]]) -> list[Stage]:
-    """What the report is of: the first seed's greedy evaluations and RL runs, without those on other problems or more."""
+    """What the report is of: the first seed's greedy evaluations, also one at a time, and RL runs; not those on other
+    problems, of half a training or of widths asked for, which would crowd its figures."""
     stages = {stage.name: stage for row in rows.values() for stage in row}
     return [
         stage
         for name, stage in stages.items()
-        if "seed" not in name
-        and "level" not in name
-        and (stage.command == "rl" or name.startswith("eval/children") or name.endswith(("_T0", "_alone", "_load")))
+        if not any(word in name for word in ("seed", "level", "half"))
+        and (stage.command == "rl" or name.endswith(("_T0", "_alone")))
     ]
 
 
@@ -260,6 +265,8 @@ def report(study: Study, rows: dict[str, list[Stage]]) -> None:
     """Of all that is whole."""
     whole = sorted((stage.name for stage in told(rows) if study.done(stage)), key=_order)
     runs = [str(study.out / name) for name in whole]
+    seconds = {name: one["seconds"] for name, one in json.loads((study.out / FACTS).read_text()).items()}
+    (study.out / "stages.json").write_text(json.dumps(seconds, indent=1))  # where a report looks for wall times
     command = ["report", *runs, "--out", str(study.out / "report"), "--title", "The study on two cores"]
     if status := subprocess.run([sys.executable, "-m", "apr.cli", *command], cwd=ROOT).returncode:
         sys.exit(status)

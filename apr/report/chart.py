@@ -54,6 +54,8 @@ class Series:
     source: str = OURS
     dash: int | None = None
 
+CROWD = 4  # series whose legend fits between the curves; that of more goes below
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -88,8 +90,9 @@ class Chart:
         return _for_page(_drawn(self), self.title, self.name)
 
     def file(self) -> str:
-        """A file of its own: the light palette on white."""
-        text = self.svg().replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
+        """A file of its own: the light palette on white, and a legend, since there is no page beside it."""
+        text = replace(self, legend=True).svg()
+        text = text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
         text = re.sub(r"var\((--\w+)\)", lambda found: _light()[found[1]], text).replace("currentColor", _light()["--ink"])
         return text.replace(">", f'><rect width="100%" height="100%" fill="{_light()["--paper"]}"/>', 1)
 
@@ -156,7 +159,11 @@ def _drawn(chart: Chart) -> str:
             axes.annotate(word, (value, 0.98), (3, 0), top, "offset points", color=_MUTED, fontsize=8, va="top")
         _scales(axes, chart)
         if chart.legend and (len(chart.series) > 1 or any(one.kind in ("line", "points") for one in chart.series)):
-            axes.legend(loc="upper center" if chart.categories else "best", ncols=2 if chart.categories else 1)
+            if len(chart.series) > CROWD:
+                figure.set_figheight(2.9 + 0.17 * len(chart.series))
+                figure.legend(loc="outside lower left")
+            else:
+                axes.legend(loc="upper center" if chart.categories else "best", ncols=2 if chart.categories else 1)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
