@@ -17,7 +17,6 @@ import statistics
 from collections.abc import Callable, Iterator
 from functools import cache
 from inspect import cleandoc
-from math import sqrt
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,8 +84,7 @@ def compared(a: Attempts, b: Attempts, holds: Callable[[Tried], bool] = lambda o
 
 def worst_loss(test: McNemar) -> float:
     """The lower end of the one-sided 95% interval of a's accuracy less b's, by the adjusted Wald method."""
-    n, apart, alone = test.n + 2, test.only_a - test.only_b, test.only_a + test.only_b + 1
-    return apart / n - ONE_SIDED * sqrt(alone - apart**2 / n) / n
+    return test.gain_bounds(ONE_SIDED)[0]
 
 
 def within(context: int) -> Callable[[Tried], bool]:

@@ -70,7 +70,9 @@ class Study:
         threads = (f"engine.threads={self.threads}", f"learner.threads={self.threads}")
         return Stage(name, "rl", ("--config", "study", *own, *threads, *changes))
 
-    def eval(self, name: str, checkpoint: str, protocol: str, *changes: str, data: str = "data", alone: bool = False) -> Stage:
+    def evaluation(
+        self, name: str, checkpoint: str, protocol: str, *changes: str, data: str = "data", alone: bool = False
+    ) -> Stage:
         folder = f"eval/{name}"
         own = (f"data={self.out / data}", f"checkpoint={self.out / checkpoint}", f"protocol={protocol}")
         threads = () if alone else (f"engine.threads={self.threads}",)
@@ -91,14 +93,14 @@ class Study:
 
     def both(self, name: str, checkpoint: str, protocol: str, *changes: str, data: str = "data") -> list[Stage]:
         return [
-            self.eval(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}", *changes, data=data) for t in (0, 1)
+            self.evaluation(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}", *changes, data=data) for t in (0, 1)
         ]
 
     def levels(self, sft: Stage, protocol: str, *changes: str, data: str = "data") -> list[Stage]:
         """Validation after four fifths of SFT, and at its end."""
         own = ("split=validation", "problems=1200", *changes)
         return [
-            self.eval(f"{sft.name}_{share}", f"{sft.name}/{place}", protocol, *own, data=data)
+            self.evaluation(f"{sft.name}_{share}", f"{sft.name}/{place}", protocol, *own, data=data)
             for share, place in (("80", "snapshots/0.8"), ("100", "checkpoint"))
         ]
 
@@ -132,7 +134,8 @@ class Study:
             evaluations = self.both(name, f"{name}/final", "spawn_join")
             rows[name] = [self.data(), start, self.rl(name, start, *changes), *evaluations]
         many = [  # enough to tell a loss of two points
-            self.eval(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000") for name in ("rl_spawn_join", "rl_span")
+            self.evaluation(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000")
+            for name in ("rl_spawn_join", "rl_span")
         ]
         for solver, protocol in (("spawn_join", "spawn_join"), ("serial", "serial")):  # had SFT levelled off by then?
             half = self.sft(solver, 0, "tokens=8000000", "snapshots=[]", name=f"sft_{solver}_half")
@@ -140,8 +143,9 @@ class Study:
         rows["span_10000"] = [*rows["rl_spawn_join"], *rows["rl_span"], *many]
         children = self.sft("children")
         asked = [
-            self.eval(f"children_{n}", f"{children.name}/checkpoint", "spawn_join", f"condition={{kind: children, value: {n}}}")
+            self.evaluation(f"children_{n}", f"{children.name}/checkpoint", "spawn_join", condition)
             for n in CHILDREN
+            for condition in [f"condition={{kind: children, value: {n}}}"]
         ]
         rows["children"] = [self.data(), children, *asked]
         rows |= dict(self.nested())
@@ -149,8 +153,9 @@ class Study:
             rows |= seed
         models = {f"{stage}_{solver}": solver for solver in ("serial", "spawn_join") for stage in ("sft", "rl")}
         timed = [
-            self.eval(f"{name}_{how}", f"{name}/{'final' if name[:2] == 'rl' else 'checkpoint'}", solver, *changes, alone=True)
+            self.evaluation(f"{name}_{how}", f"{name}/{place}", solver, *changes, alone=True)
             for name, solver in models.items()
+            for place in ["final" if name.startswith("rl") else "checkpoint"]
             for how, changes in (("alone", ("in_flight=1", f"problems={ALONE}")), ("load", ("in_flight=256", "problems=2000")))
         ]
         rows["prices"] = [*(stage for name in models for stage in rows[name][:3] if stage.command != "eval"), *timed]

@@ -117,8 +117,12 @@ class McNemar:
     @property
     def gain_interval(self) -> tuple[float, float]:
         """The adjusted Wald interval of the gain, 95% (Agresti and Min 2005, `Wald+2`)."""
+        return self.gain_bounds(Z)
+
+    def gain_bounds(self, z: float) -> tuple[float, float]:
+        """The same, reaching `z` standard deviations to either side."""
         n, apart, alone = self.n + 2, self.only_a - self.only_b, self.only_a + self.only_b + 1
-        reach = Z * math.sqrt(alone - apart**2 / n) / n
+        reach = z * math.sqrt(alone - apart**2 / n) / n
         return apart / n - reach, apart / n + reach
 
 

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
 SERIES = 8  # colours in the palette
+CROWD = 4  # series whose legend fits between the curves; that of more goes below
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (8, 2))  # in line widths
 MARKERS = "osD^vPX*"
 ASSETS = Path(__file__).parent / "assets"
@@ -53,8 +54,6 @@ class Series:
     labels: Sequence[str] = ()
     source: str = OURS
     dash: int | None = None
-
-CROWD = 4  # series whose legend fits between the curves; that of more goes below
 
 
 @dataclass(frozen=True)
