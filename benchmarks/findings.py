@@ -28,8 +28,11 @@ PUBLISHED = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 FACTS = "facts.json"
 BEGIN, END = "<!-- written by benchmarks/findings.py -->\n", "<!-- end -->\n"
+STEERED = ("rl_span", "rl_context", "rl_work", "rl_null", "rl_free", "rl_free_span", "rl_free_context")
 SEEDS = {"": 0, "_seed1": 1, "_seed2": 2}
 WINDOWS = (64, 96, 128, 400)  # contexts at which the students are compared; no attempt may exceed the last
+NESTED_WINDOWS = (96, 160, 300)  # the same, for one level of spawns and two
+STUDENT = {2: 12.706, 3: 4.303}  # the 97.5% point of Student's distribution, by the number of seeds
 OWN_END = ("answered", "no_answer")  # how an attempt stops that no limit cut and no error spoilt
 ONE_SIDED = 1.6448536269514722  # the normal distribution's 95% point
 
@@ -165,7 +168,7 @@ def spawning() -> Iterator[Row]:
 def gains() -> Iterator[Row]:
     """What RL adds to the SFT model it began from."""
     pairs = [(f"rl_{s}{e}", f"sft_{s}{e}") for s in ("serial", "spawn_join", "one_level", "two_levels") for e in SEEDS]
-    pairs += [(name, "sft_spawn_join") for name in ("rl_span", "rl_context", "rl_work", "rl_null")]
+    pairs += [(name, "sft_spawn_join") for name in STEERED]
     for name, start in pairs:
         for temperature in (0, 1):
             after, before = attempts(f"{name}_T{temperature}"), attempts(f"{start}_T{temperature}")
@@ -173,6 +176,42 @@ def gains() -> Iterator[Row]:
                 test = compared(after, before)
                 costs = (f"{mean(before, c):.0f} to {mean(after, c):.0f}" for c in ("context", "work", "span_sampled"))
                 yield name, str(temperature), signed(test), f"{test.only_a}:{test.only_b}", p(test), *costs
+
+
+def over_seeds() -> Iterator[Row]:
+    """The gains above as means over the seeds of SFT and RL, with Student's 95% interval between seeds, which holds for further
+    seeds on these problems; the exact tests hold for further problems with these seeds."""
+    told = [
+        (f"spawn/join over serial, {stage.upper()}, within {context}", f"{stage}_spawn_join", f"{stage}_serial", context)
+        for stage in ("sft", "rl")
+        for context in WINDOWS
+    ]
+    told += [(f"RL over SFT, {solver}", f"rl_{solver}", f"sft_{solver}", WINDOWS[-1]) for solver in ("serial", "spawn_join")]
+    for what, one, other, context in told:
+        for temperature in (0, 1):
+            pairs = [(attempts(f"{one}{e}_T{temperature}"), attempts(f"{other}{e}_T{temperature}")) for e in SEEDS]
+            gains = [100 * compared(a, b, within(context)).gain for a, b in pairs if a and b]
+            if len(gains) > 1:
+                half = STUDENT[len(gains)] * statistics.stdev(gains) / len(gains) ** 0.5
+                centre = statistics.fmean(gains)
+                each = ", ".join(f"{gain:+.1f}" for gain in gains)
+                yield what, str(temperature), each, f"{centre:+.1f} ({centre - half:+.1f} to {centre + half:+.1f})"
+
+
+def nesting() -> Iterator[Row]:
+    """Two levels of spawns against one on four numbers, taught by teachers of equal work, by how much context an attempt may
+    take; costs are two levels' over one level's."""
+    for stage in ("sft", "rl"):
+        for temperature in (0, 1):
+            two, one = attempts(f"{stage}_two_levels_T{temperature}"), attempts(f"{stage}_one_level_T{temperature}")
+            if two and one:
+                tests = [compared(two, one, within(context)) for context in NESTED_WINDOWS]
+                ratios = (mean(two, cost) / mean(one, cost) for cost in ("context", "span_sampled", "work"))
+                yield (
+                    stage.upper(), str(temperature), rate(one), rate(two),
+                    *(f"{signed(test)}, {test.only_a}:{test.only_b}, p = {p(test)}" for test in tests),
+                    *(f"{ratio:.2f}" for ratio in ratios),
+                )  # fmt: skip
 
 
 def forced() -> Iterator[Row]:
@@ -188,19 +227,22 @@ def forced() -> Iterator[Row]:
 
 def budgets() -> Iterator[Row]:
     """RL with a cost made dear (soft) or bounded (hard) against RL without, from one SFT model, greedily; on 10,000 problems
-    where both tried them. Correct within a budget: of RL without, how much of it was within that budget anyway."""
-    rows = (("rl_span", "span_sampled", None), ("rl_context", "context", 64), ("rl_work", "work", None))
-    for name, cost, hard in rows:
+    where both tried them. No KL term holds `rl_free...` to the SFT model. Correct within a budget: of RL without one, how
+    much of it was within that budget anyway."""
+    held = (("rl_span", "span_sampled", None), ("rl_context", "context", 64), ("rl_work", "work", None))
+    freer = (("rl_free_span", "span_sampled", None), ("rl_free_context", "context", 64))
+    for name, cost, hard, reference in [*((*row, "rl_spawn_join") for row in held), *((*row, "rl_free") for row in freer)]:
         for ending in ("_10000", "_T0"):
-            under, free = attempts(name + ending), attempts("rl_spawn_join" + ending)
+            under, free = attempts(name + ending), attempts(reference + ending)
             if under and free:
                 test = compared(under, free)
                 spent, saved = mean(under, cost, free), 1 - mean(under, cost, free) / mean(free, cost, under)
                 kept = [one.stop in OWN_END and one.context <= (hard or 0) for one in under.values()]
                 told = (f"{100 * statistics.fmean(kept):.1f}%", *(rate(one, within(hard or 0)) for one in (under, free)))
                 yield (
-                    name, f"{cost}, {'hard' if hard else 'soft'}", f"{test.n:,}", f"{spent:.0f} ({-100 * saved:+.1f}%)",
-                    signed(test), f"{100 * worst_loss(test):+.1f}", *(told if hard else ("",) * 3),
+                    name, reference, f"{cost}, {'hard' if hard else 'soft'}", f"{test.n:,}",
+                    f"{spent:.0f} ({-100 * saved:+.1f}%)", signed(test), f"{100 * worst_loss(test):+.1f}",
+                    *(told if hard else ("",) * 3),
                 )  # fmt: skip
                 break
 
@@ -235,12 +277,18 @@ TABLES: dict[str, tuple[Callable[[], Iterator[Row]], Row]] = {
         ("stage", "T", "seed", *(f"gain within context {context}" for context in WINDOWS), "span_sampled", "work"),
     ),
     "What does RL add?": (gains, ("model", "T", "gain, points", "alone", "p", "context", "work", "span_sampled")),
+    "Over the seeds": (over_seeds, ("gain, points", "T", "by seed", "mean")),
     "Is RL more than width enforced?": (
         forced, ("children asked for", "accuracy", "RL's gain over it", "alone", "p", "context", "work", "span_sampled"),
     ),
+    "Does nesting pay?": (
+        nesting,
+        ("stage", "T", "one level", "two levels", *(f"gain within context {context}" for context in NESTED_WINDOWS),
+         "context", "span_sampled", "work"),
+    ),
     "Do budgets steer?": (
         budgets,
-        ("model", "budget", "problems", "mean cost", "accuracy against none", "not below (95%)", "ended within it",
+        ("model", "against", "budget", "problems", "mean cost", "accuracy", "not below (95%)", "ended within it",
          "correct within it", "without it"),
     ),
     "Prices": (

@@ -33,6 +33,7 @@ from apr.runs import MANIFEST
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
 CHILDREN = (2, 4, 6, 8, 10, 12)
+FREE = "learner.kl_weight=0"
 ALONE = 300  # problems tried one at a time, for seconds
 DONE = {"data": "manifest.json", "sft": "checkpoint/model.safetensors", "rl": "final/model.safetensors", "eval": "summary.json"}
 
@@ -129,18 +130,22 @@ class Study:
             "rl_context": ("reward.budgets.context=64", "reward.soft_context={budget: 48, weight: 0.2}"),
             "rl_work": ("reward.soft_work={budget: 150, weight: 0.25}",),
             "rl_null": ("shuffle_advantages=true",),
+            # Not held to the SFT model, a dearer span.
+            "rl_free": (FREE,),
+            "rl_free_span": (FREE, "reward.soft_span={budget: 60, weight: 0.5}"),
+            "rl_free_context": (FREE, "reward.budgets.context=64", "reward.soft_context={budget: 48, weight: 0.2}"),
         }
         for name, changes in steered.items():
             evaluations = self.both(name, f"{name}/final", "spawn_join")
             rows[name] = [self.data(), start, self.rl(name, start, *changes), *evaluations]
         many = [  # enough to tell a loss of two points
             self.evaluation(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000")
-            for name in ("rl_spawn_join", "rl_span")
+            for name in ("rl_spawn_join", "rl_span", "rl_free", "rl_free_span")
         ]
         for solver, protocol in (("spawn_join", "spawn_join"), ("serial", "serial")):  # had SFT levelled off by then?
             half = self.sft(solver, 0, "tokens=8000000", "snapshots=[]", name=f"sft_{solver}_half")
             rows[half.name] = [self.data(), half, *self.both(half.name, f"{half.name}/checkpoint", protocol)]
-        rows["span_10000"] = [*rows["rl_spawn_join"], *rows["rl_span"], *many]
+        rows["span_10000"] = [*(stage for one in many for stage in rows[one.name[5:-6]]), *many]
         children = self.sft("children")
         asked = [
             self.evaluation(f"children_{n}", f"{children.name}/checkpoint", "spawn_join", condition)
