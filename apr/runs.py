@@ -37,6 +37,17 @@ def run_directory(path: Path, config: BaseModel, **facts: Any) -> Iterator[Path]
 
     Raises `RunDirectoryError` if it is in use, cannot be written, or holds a run of another kind.
     """
+    with locked(path):
+        kind = _kind(config)
+        check_kind(path, kind)
+        write_text(path / CONFIG, dump(config))
+        write_text(path / MANIFEST, json.dumps({"kind": kind, **manifest(), **facts}, indent=1, default=str))
+        yield path
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the folder `path`, made if it is not there. Raises `RunDirectoryError` if it is in use or cannot be written."""
     if path.exists() and not path.is_dir():
         raise RunDirectoryError(f"{path} is a file, not a run directory: give another `out`")
     try:
@@ -58,11 +69,7 @@ def run_directory(path: Path, config: BaseModel, **facts: Any) -> Iterator[Path]
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
-        kind = _kind(config)
-        check_kind(path, kind)
-        write_text(path / CONFIG, dump(config))
-        write_text(path / MANIFEST, json.dumps({"kind": kind, **manifest(), **facts}, indent=1, default=str))
-        yield path
+        yield
 
 
 def check_kind(path: Path, kind: str) -> None:

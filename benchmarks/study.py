@@ -28,7 +28,8 @@ from pathlib import Path
 
 from findings import FACTS, PUBLISHED, publish_attempts, write_page
 
-from apr.runs import MANIFEST
+from apr.errors import AprError
+from apr.runs import MANIFEST, locked
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
@@ -195,23 +196,33 @@ class Runner:
                 self.needs.setdefault(stage, [other for other in row[:place] if other.command != "eval"])
 
     def run(self, jobs: int) -> None:
-        """All, and then what is timed, one by one. Raises `SystemExit` if a stage failed, once the others have ended."""
+        """All, and then what is timed, one by one. Raises `SystemExit` if a stage failed, `KeyboardInterrupt` if interrupted,
+        once the others have ended; no further one begins."""
         for timed, workers in ((False, jobs), (True, 1)):
             with ThreadPoolExecutor(workers) as pool:
-                for one in [pool.submit(self.work, timed) for _ in range(workers)]:
-                    one.result()
+                try:
+                    for one in [pool.submit(self.work, timed) for _ in range(workers)]:
+                        one.result()
+                except BaseException:
+                    self.stop()
+                    raise
 
     def work(self, timed: bool) -> None:
         while stage := self.next(timed):
             try:
                 self.make(stage)
             except BaseException:
-                self.stopped = True
+                self.stop()
                 raise
             finally:
                 with self.changed:
                     self.running.remove(stage.name)
                     self.changed.notify_all()
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
 
     def next(self, timed: bool) -> Stage | None:
         """The next to make, as soon as there is one; None if there will be none."""
@@ -332,11 +343,16 @@ def main() -> None:
         for name, stages in rows.items():
             print(f"{name:22} {sum(map(study.done, set(stages)))} of {len(set(stages))} stages done")
         return
-    given.out.mkdir(parents=True, exist_ok=True)
-    Runner(study, [rows[name] for name in given.rows or rows]).run(given.jobs)
-    report(study, rows)
-    if given.publish:
-        publish(study, rows)
+    try:
+        with locked(given.out):  # facts are written by one
+            Runner(study, [rows[name] for name in given.rows or rows]).run(given.jobs)
+            report(study, rows)
+            if given.publish:
+                publish(study, rows)
+    except AprError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """The study's runner and its tests: what is made, in which order, beside what; and what is concluded from attempts."""
 
+import os
+import signal
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 from solver_evaluations import evaluation, make_data
+
+from apr.runs import locked
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -58,6 +62,32 @@ def test_a_stage_that_fails_ends_the_study_and_what_runs_beside_it_ends_well(tmp
     with pytest.raises(SystemExit, match="no"):
         runner.run(jobs=2)
     assert {name for name, _ in runner.begun} == {"data", "a", "b"} and (tmp_path / "b").is_dir()
+
+
+class Interrupted(Made):
+    """Control-C during the first stage."""
+
+    def make(self, stage: Stage) -> None:
+        super().make(stage)
+        os.kill(os.getpid(), signal.SIGINT)
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.stopped, timeout=60)
+
+
+def test_once_interrupted_no_further_stage_begins(tmp_path: Path) -> None:
+    runner = Interrupted(tmp_path, ROWS)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(jobs=2)
+    assert [name for name, _ in runner.begun] == ["data"]
+
+
+def test_one_study_at_a_time_writes_its_facts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["study.py", "--out", str(tmp_path)])
+    with locked(tmp_path), pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == 2 and "is in use by process" in capsys.readouterr().err
 
 
 def tried(correct: bool, context: int = 50) -> Tried:
