@@ -28,9 +28,11 @@ PUBLISHED = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 FACTS = "facts.json"
 BEGIN, END = "<!-- written by benchmarks/findings.py -->\n", "<!-- end -->\n"
-STEERED = ("rl_span", "rl_context", "rl_work", "rl_null", "rl_free", "rl_free_span", "rl_free_context")
+STEERED = ("rl_span", "rl_context", "rl_work", "rl_null", "rl_free_span", "rl_free_context", "rl_eager", "rl_eager_span",
+           "rl_eager_context")  # fmt: skip
 SEEDS = {"": 0, "_seed1": 1, "_seed2": 2}
 WINDOWS = (64, 96, 128, 400)  # contexts at which the students are compared; no attempt may exceed the last
+JUDGED = 64  # the context budget
 NESTED_WINDOWS = (96, 160, 300)  # the same, for one level of spawns and two
 STUDENT = {2: 12.706, 3: 4.303}  # the 97.5% point of Student's distribution, by the number of seeds
 OWN_END = ("answered", "no_answer")  # how an attempt stops that no limit cut and no error spoilt
@@ -225,26 +227,39 @@ def forced() -> Iterator[Row]:
             yield str(n), rate(asked), signed(test), f"{test.only_a}:{test.only_b}", p(test), *costs
 
 
-def budgets() -> Iterator[Row]:
-    """RL with a cost made dear (soft) or bounded (hard) against RL without, from one SFT model, greedily; on 10,000 problems
-    where both tried them. No KL term holds `rl_free...` to the SFT model. Correct within a budget: of RL without one, how
-    much of it was within that budget anyway."""
-    held = (("rl_span", "span_sampled", None), ("rl_context", "context", 64), ("rl_work", "work", None))
-    freer = (("rl_free_span", "span_sampled", None), ("rl_free_context", "context", 64))
-    for name, cost, hard, reference in [*((*row, "rl_spawn_join") for row in held), *((*row, "rl_free") for row in freer)]:
+def priced() -> Iterator[Row]:
+    """RL with a cost made dear against equally many steps of RL without, from one SFT model, greedily; on 10,000 problems where
+    both tried them. `free` and `eager` runs are held to the SFT model by no KL term; `eager` ones, `rl_eager` too, take longer
+    steps, which shrink to nothing."""
+    pairs = (
+        ("rl_span", "rl_spawn_join", "span_sampled"),
+        ("rl_free_span", "rl_spawn_join", "span_sampled"),
+        ("rl_eager_span", "rl_spawn_join", "span_sampled"),
+        ("rl_eager_span", "rl_eager", "span_sampled"),
+        ("rl_work", "rl_spawn_join", "work"),
+    )
+    for name, reference, cost in pairs:
         for ending in ("_10000", "_T0"):
             under, free = attempts(name + ending), attempts(reference + ending)
             if under and free:
                 test = compared(under, free)
-                spent, saved = mean(under, cost, free), 1 - mean(under, cost, free) / mean(free, cost, under)
-                kept = [one.stop in OWN_END and one.context <= (hard or 0) for one in under.values()]
-                told = (f"{100 * statistics.fmean(kept):.1f}%", *(rate(one, within(hard or 0)) for one in (under, free)))
-                yield (
-                    name, reference, f"{cost}, {'hard' if hard else 'soft'}", f"{test.n:,}",
-                    f"{spent:.0f} ({-100 * saved:+.1f}%)", signed(test), f"{100 * worst_loss(test):+.1f}",
-                    *(told if hard else ("",) * 3),
-                )  # fmt: skip
+                spent, before = mean(under, cost, free), mean(free, cost, under)
+                saved = f"{before:.0f} to {spent:.0f} ({100 * (spent / before - 1):+.1f}%)"
+                yield name, reference, f"{test.n:,}", cost, saved, signed(test), f"{100 * worst_loss(test):+.1f}"
                 break
+
+
+def bounded() -> Iterator[Row]:
+    """RL under a hard budget of context, and without one: how many attempts end by themselves within 64 tokens, and are correct
+    there; and what that costs where there is room."""
+    budgets = {"rl_spawn_join": "none", "rl_context": "64", "rl_free_context": "64", "rl_eager_context": "54"}
+    for name, budget in budgets.items():
+        for temperature in (0, 1):
+            tried, free = attempts(f"{name}_T{temperature}"), attempts(f"rl_spawn_join_T{temperature}")
+            if tried and free:
+                ended = rate(tried, lambda one: one.stop in OWN_END and one.context <= JUDGED)
+                lost = "" if tried is free else signed(compared(tried, free))
+                yield name, budget, str(temperature), ended, rate(tried, within(JUDGED)), rate(tried), lost
 
 
 def prices() -> Iterator[Row]:
@@ -286,10 +301,12 @@ TABLES: dict[str, tuple[Callable[[], Iterator[Row]], Row]] = {
         ("stage", "T", "one level", "two levels", *(f"gain within context {context}" for context in NESTED_WINDOWS),
          "context", "span_sampled", "work"),
     ),
-    "Do budgets steer?": (
-        budgets,
-        ("model", "against", "budget", "problems", "mean cost", "accuracy", "not below (95%)", "ended within it",
-         "correct within it", "without it"),
+    "Does a price steer?": (
+        priced, ("model", "against", "problems", "cost", "mean cost", "accuracy", "not below (95%)"),
+    ),
+    "Does a budget bind?": (
+        bounded,
+        ("model", "trained within", "T", "ended within 64", "correct within 64", "correct", "against none"),
     ),
     "Prices": (
         prices, ("model", "seconds alone", "under load", "span_sampled", "work", "ms a span token, alone", "under load"),

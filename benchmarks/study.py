@@ -133,7 +133,6 @@ class Study:
             "rl_work": ("reward.soft_work={budget: 150, weight: 0.25}",),
             "rl_null": ("shuffle_advantages=true",),
             # Not held to the SFT model; and then with longer steps, which shrink to nothing.
-            "rl_free": (FREE,),
             "rl_free_span": (FREE, "reward.soft_span={budget: 60, weight: 0.5}"),
             "rl_free_context": (FREE, "reward.budgets.context=64", "reward.soft_context={budget: 48, weight: 0.2}"),
             "rl_eager": EAGER,
