@@ -1,9 +1,11 @@
 """The study's runner and its tests: what is made, in which order, beside what; and what is concluded from attempts."""
 
+import gzip
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,47 @@ def test_attempts_are_published_and_read_again(tmp_path: Path, monkeypatch: pyte
         costs = (of["context"], of["work"], of["span_sampled"], of["threads"], pytest.approx(of["seconds"], abs=1e-3))
         assert one == (whole[problem].correct, stop, *costs)
     assert findings.attempts("other") is None
+
+
+def published(folder: Path, name: str, solved: int, context: int = 50, stop: str = "answered") -> None:
+    """Ten attempts at the problems 0 to 9, of which the first `solved` are correct."""
+    path = folder / "attempts" / f"{name}.csv.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [f"{i},{int(i < solved)},{stop},{context},100,{context + 10},3,1.0" for i in range(10)]
+    path.write_bytes(gzip.compress("\n".join((",".join(("problem", *Tried._fields)), *rows)).encode()))
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(findings, "PUBLISHED", tmp_path)
+    findings.attempts.cache_clear()
+    yield tmp_path
+    findings.attempts.cache_clear()
+
+
+def test_gains_are_averaged_over_the_seeds_that_are_there(results: Path) -> None:
+    for ending, spawned, serial in (("", 8, 6), ("_seed2", 7, 6)):
+        published(results, f"sft_spawn_join{ending}_T0", spawned)
+        published(results, f"sft_serial{ending}_T0", serial)
+    published(results, "sft_serial_seed1_T0", 6)  # the other is not there yet
+    rows = {(what, t): rest for what, t, *rest in findings.over_seeds()}
+    # By hand: mean 15, deviation 7.071, divided by root 2 is 5; Student's point for one degree of freedom is 12.706.
+    assert rows["spawn/join over serial, SFT, within 400", "0"] == ["+20.0, +10.0", "+15.0 (-48.5 to +78.5)"]
+    assert {t for _, t in rows} == {"0"} and len(rows) == len(findings.WINDOWS)
+
+
+def test_an_attempt_that_a_limit_cut_did_not_end_within_its_budget(results: Path) -> None:
+    published(results, "rl_spawn_join_T0", 9, context=100)
+    published(results, "rl_context_T0", 8, context=64)
+    published(results, "rl_free_context_T0", 8, context=64, stop="context")
+    shares = {name: (ended.split("%")[0], correct.split("%")[0]) for name, _, _, ended, correct, *_ in findings.bounded()}
+    assert shares == {"rl_spawn_join": ("0.0", "0.0"), "rl_context": ("100.0", "80.0"), "rl_free_context": ("0.0", "80.0")}
+
+
+def test_a_price_is_weighed_against_the_run_without_it(results: Path) -> None:
+    published(results, "rl_spawn_join_T0", 9, context=90)
+    published(results, "rl_span_T0", 8, context=70)
+    published(results, "rl_eager_span_T0", 5)
+    rows = {row[0]: row for row in findings.priced()}
+    assert rows["rl_span"][1:5] == ("rl_spawn_join", "10", "span_sampled", "100 to 80 (-20.0%)")
+    assert rows["rl_span"][5].startswith("-10.0 ") and rows["rl_eager_span"][1] == "rl_spawn_join"
