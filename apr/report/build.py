@@ -72,8 +72,9 @@ def _check_out(out: Path) -> None:
 def _report(
     entries: Sequence[Entry], runs: Sequence[RlRun], teachers: Teachers, title: str, seconds: dict[str, float]
 ) -> Report:
-    entries = placed(entries, _main(entries))
-    main = _main(entries)
+    entries = placed(entries, _plain(entries))
+    plain = _plain(entries)
+    main = plain[:MAIN]
     rows = [row for one in entries for row in rows_of(one, _teacher(one, teachers))]
     facts = manifest()
     drawn = {one.label for one in main}
@@ -90,7 +91,7 @@ def _report(
         paired=tables.paired(entries), temperatures=tables.temperatures(entries), paper=paper_figures(entries),
         prices=tables.prices(entries), other_systems=tables.other_systems(entries), settings=_settings(entries),
         in_force=tables.in_force(entries), runs=_runs(runs),
-        budgets=(tables.budgets(entries), budget_charts(main)) if any(one.budgets for one in entries) else None,
+        budgets=(tables.budgets(entries), budget_charts(plain)) if any(one.budgets for one in entries) else None,
         view=trace_view(_sources(main)),
     )  # fmt: skip
 
@@ -99,12 +100,12 @@ def _teacher(one: Entry, teachers: Teachers) -> Any:
     return teachers.of(one.evaluation, one.label) if one.config.samples == 1 else None
 
 
-def _main(entries: Sequence[Entry]) -> list[Entry]:
+def _plain(entries: Sequence[Entry]) -> list[Entry]:
     """The evaluations that stand for their models: one sample a problem, several problems at once, at the lowest temperature,
     nothing asked for in the prompt, or else the most; the nearest to that where a model has no such evaluation."""
     models = [(one.variant.partition(",")[0], one.evaluation.facts.get("checkpoint_hash")) for one in entries]
     plainest = {model: min(_plainness(one) for own, one in zip(models, entries) if own == model) for model in models}
-    return [one for model, one in zip(models, entries) if _plainness(one) == plainest[model]][:MAIN]
+    return [one for model, one in zip(models, entries) if _plainness(one) == plainest[model]]
 
 
 def _plainness(one: Entry) -> tuple[Any, ...]:
@@ -117,7 +118,7 @@ def _left_out(entries: Sequence[Entry], main: Sequence[Entry], shown: Sequence[R
     said = []
     models = len({one.evaluation.facts.get("checkpoint_hash") for one in entries})
     if len(main) == MAIN < models:
-        said.append(f"Cards, traces and budget charts are of the first {MAIN} of {models} models; tables have all.")
+        said.append(f"Cards and traces are of the first {MAIN} of {models} models; tables have all.")
     if len(shown) > SERIES:
         said.append(f"Curves are of the first {SERIES} of {len(shown)} rows; tables have all.")
     return said
@@ -154,7 +155,7 @@ def notices(entries: Sequence[Entry]) -> list[str]:
             f"Evaluated on fewer problems than others: {fewer}. Paired tests are made on those that both tried; other "
             "differences may be ones of problems."
         )
-    if len({one.config.temperature for one in _main(entries)}) > 1:
+    if len({one.config.temperature for one in _plain(entries)}) > 1:
         said.append("Not all models were evaluated at one temperature: those that were not are not compared.")
     first = entries[0]
     for one in entries[1:]:

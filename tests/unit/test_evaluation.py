@@ -278,9 +278,12 @@ def test_other_temperatures_are_told_and_not_compared(place: Place) -> None:
 def test_many_evaluations_say_what_is_not_drawn(place: Place) -> None:
     for number in range(10):
         place.checkpoint(f"m{number}", solver=f"s{number}")
-    many = [place.evaluation(f"e{number}", checkpoint=place.folder / f"m{number}") for number in range(10)]
+    budgets = {"context": 64}
+    many = [place.evaluation(f"e{n}", checkpoint=place.folder / f"m{n}", budgets=budgets) for n in range(10)]
     said = notices(place.report(*many))
-    assert "Cards, traces and budget charts are of the first 8 of 10 models; tables have all." in said
+    points = (place.out / "data" / "budgets_context.csv").read_text().splitlines()[1:]
+    assert len({point.partition(",")[0] for point in points}) == len(points) == 10
+    assert "Cards and traces are of the first 8 of 10 models; tables have all." in said
 
 
 def test_sampled_attempts_are_not_called_greedy(place: Place) -> None:
