@@ -32,6 +32,7 @@ STEERED = ("rl_span", "rl_context", "rl_work", "rl_null", "rl_free_span", "rl_fr
            "rl_eager_context")  # fmt: skip
 SEEDS = {"": 0, "_seed1": 1, "_seed2": 2}
 WINDOWS = (64, 96, 128, 400)  # contexts at which the students are compared; no attempt may exceed the last
+WIDTHS = ((0, 3), (4, 5), (6, 7), (8, 15))  # children, by which attempts are counted
 JUDGED = 64  # the context budget
 NESTED_WINDOWS = (96, 160, 300)  # the same, for one level of spawns and two
 STUDENT = {2: 12.706, 3: 4.303}  # the 97.5% point of Student's distribution, by the number of seeds
@@ -262,6 +263,19 @@ def bounded() -> Iterator[Row]:
                 yield name, budget, str(temperature), ended, rate(tried, within(JUDGED)), rate(tried), lost
 
 
+def widths() -> Iterator[Row]:
+    """How many children a parent asks for, greedily: the share of attempts, and how many of those are correct."""
+    for name in ("sft_spawn_join", "rl_spawn_join", "rl_eager", "rl_eager_span", "rl_free_span", "rl_context"):
+        tried = attempts(f"{name}_T0")
+        if tried:
+            groups = [[one for one in tried.values() if low < one.threads <= high + 1] for low, high in WIDTHS]
+            told = (
+                f"{100 * len(group) / len(tried):.0f}%, {100 * statistics.fmean(one.correct for one in group):.0f}%" if group else "-"
+                for group in groups
+            )
+            yield name, f"{mean(tried, 'threads') - 1:.1f}", *told
+
+
 def prices() -> Iterator[Row]:
     """Seconds a problem, alone and under load, greedily, timed with nothing else on the machine."""
     for name in ("sft_serial", "rl_serial", "sft_spawn_join", "rl_spawn_join"):
@@ -308,6 +322,7 @@ TABLES: dict[str, tuple[Callable[[], Iterator[Row]], Row]] = {
         bounded,
         ("model", "trained within", "T", "ended within 64", "correct within 64", "correct", "against none"),
     ),
+    "How wide?": (widths, ("model", "children", *(f"{low}-{high}" for low, high in WIDTHS))),
     "Prices": (
         prices, ("model", "seconds alone", "under load", "span_sampled", "work", "ms a span token, alone", "under load"),
     ),
