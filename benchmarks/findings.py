@@ -268,11 +268,10 @@ def widths() -> Iterator[Row]:
     for name in ("sft_spawn_join", "rl_spawn_join", "rl_eager", "rl_eager_span", "rl_free_span", "rl_context"):
         tried = attempts(f"{name}_T0")
         if tried:
-            groups = [[one for one in tried.values() if low < one.threads <= high + 1] for low, high in WIDTHS]
-            told = (
-                f"{100 * len(group) / len(tried):.0f}%, {100 * statistics.fmean(one.correct for one in group):.0f}%" if group else "-"
-                for group in groups
-            )
+            told = []
+            for low, high in WIDTHS:
+                group = [one.correct for one in tried.values() if low < one.threads <= high + 1]
+                told.append(f"{100 * len(group) / len(tried):.0f}%, {100 * statistics.fmean(group):.0f}%" if group else "none")
             yield name, f"{mean(tried, 'threads') - 1:.1f}", *told
 
 
