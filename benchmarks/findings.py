@@ -218,14 +218,15 @@ def nesting() -> Iterator[Row]:
 
 
 def forced() -> Iterator[Row]:
-    """SFT with the number of children asked for in the prompt, against RL, greedily."""
-    rl = attempts("rl_spawn_join_T0")
+    """SFT with the number of children asked for in the prompt, against models that choose it themselves, greedily."""
+    chosen = [attempts(f"{name}_T0") for name in ("sft_spawn_join", "rl_spawn_join")]
     for n in (2, 4, 6, 8, 10, 12):
         asked = attempts(f"children_{n}")
-        if asked and rl:
-            test = compared(rl, asked)
+        if asked and all(chosen):
+            tests = [compared(one, asked) for one in chosen if one]
             costs = (f"{mean(asked, c):.0f}" for c in ("context", "work", "span_sampled"))
-            yield str(n), rate(asked), signed(test), f"{test.only_a}:{test.only_b}", p(test), *costs
+            gains = (f"{signed(test)}, {test.only_a}:{test.only_b}, p = {p(test)}" for test in tests)
+            yield str(n), f"{mean(asked, 'threads') - 1:.1f}", rate(asked), *gains, *costs
 
 
 def priced() -> Iterator[Row]:
@@ -307,7 +308,8 @@ TABLES: dict[str, tuple[Callable[[], Iterator[Row]], Row]] = {
     "What does RL add?": (gains, ("model", "T", "gain, points", "alone", "p", "context", "work", "span_sampled")),
     "Over the seeds": (over_seeds, ("gain, points", "T", "by seed", "mean")),
     "Is RL more than width enforced?": (
-        forced, ("children asked for", "accuracy", "RL's gain over it", "alone", "p", "context", "work", "span_sampled"),
+        forced,
+        ("asked for", "children", "accuracy", "SFT's gain over it", "RL's gain over it", "context", "work", "span_sampled"),
     ),
     "Does nesting pay?": (
         nesting,
