@@ -29,7 +29,7 @@ PAGE = ROOT / "docs" / "results.md"
 FACTS = "facts.json"
 BEGIN, END = "<!-- written by benchmarks/findings.py -->\n", "<!-- end -->\n"
 STEERED = ("rl_span", "rl_context", "rl_work", "rl_null", "rl_free_span", "rl_free_context", "rl_eager", "rl_eager_span",
-           "rl_eager_context")  # fmt: skip
+           "rl_eager_context", "rl_loose", "rl_loose_span")  # fmt: skip
 SEEDS = {"": 0, "_seed1": 1, "_seed2": 2}
 WINDOWS = (64, 96, 128, 400)  # contexts at which the students are compared; no attempt may exceed the last
 WIDTHS = ((0, 3), (4, 5), (6, 7), (8, 15))  # children, by which attempts are counted
@@ -231,13 +231,15 @@ def forced() -> Iterator[Row]:
 
 def priced() -> Iterator[Row]:
     """RL with a cost made dear against equally many steps of RL without, from one SFT model, greedily; on 10,000 problems where
-    both tried them. `free` and `eager` runs are held to the SFT model by no KL term; `eager` ones, `rl_eager` too, take longer
-    steps, which shrink to nothing."""
+    both tried them. `free` and `eager` runs are held to the SFT model by no KL term, `loose` ones by a fifth of its weight
+    elsewhere; `eager` and `loose` ones take longer steps, which shrink to nothing."""
     pairs = (
         ("rl_span", "rl_spawn_join", "span_sampled"),
         ("rl_free_span", "rl_spawn_join", "span_sampled"),
         ("rl_eager_span", "rl_spawn_join", "span_sampled"),
         ("rl_eager_span", "rl_eager", "span_sampled"),
+        ("rl_loose_span", "rl_spawn_join", "span_sampled"),
+        ("rl_loose_span", "rl_loose", "span_sampled"),
         ("rl_work", "rl_spawn_join", "work"),
     )
     for name, reference, cost in pairs:

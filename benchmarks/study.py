@@ -35,7 +35,9 @@ ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
 CHILDREN = (2, 4, 6, 8, 10, 12)
 FREE = "learner.kl_weight=0"
-EAGER = (FREE, "learner.lr=1.0e-3", "learner.lr_schedule=linear")
+LOOSE = "learner.kl_weight=0.02"
+LONGER = ("learner.lr=1.0e-3", "learner.lr_schedule=linear")
+EAGER = (FREE, *LONGER)
 ALONE = 300  # problems tried one at a time, for seconds
 DONE = {"data": "manifest.json", "sft": "checkpoint/model.safetensors", "rl": "final/model.safetensors", "eval": "summary.json"}
 
@@ -132,19 +134,21 @@ class Study:
             "rl_context": ("reward.budgets.context=64", "reward.soft_context={budget: 48, weight: 0.2}"),
             "rl_work": ("reward.soft_work={budget: 150, weight: 0.25}",),
             "rl_null": ("shuffle_advantages=true",),
-            # Not held to the SFT model; and then with longer steps, which shrink to nothing.
+            # Not held to the SFT model; then with longer steps, which shrink to nothing; and with these, loosely held.
             "rl_free_span": (FREE, "reward.soft_span={budget: 60, weight: 0.5}"),
             "rl_free_context": (FREE, "reward.budgets.context=64", "reward.soft_context={budget: 48, weight: 0.2}"),
             "rl_eager": EAGER,
             "rl_eager_span": (*EAGER, "reward.soft_span={budget: 60, weight: 0.3}"),
             "rl_eager_context": (*EAGER, "reward.budgets.context=54", "reward.soft_context={budget: 44, weight: 0.2}"),
+            "rl_loose_span": (LOOSE, *LONGER, "reward.soft_span={budget: 60, weight: 0.4}"),
+            "rl_loose": (LOOSE, *LONGER),
         }
         for name, changes in steered.items():
             evaluations = self.both(name, f"{name}/final", "spawn_join")
             rows[name] = [self.data(), start, self.rl(name, start, *changes), *evaluations]
         many = [  # enough to tell a loss of two points
             self.evaluation(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000")
-            for name in ("rl_spawn_join", "rl_span", "rl_eager", "rl_eager_span")
+            for name in ("rl_spawn_join", "rl_span", "rl_eager", "rl_eager_span", "rl_loose", "rl_loose_span")
         ]
         for solver, protocol in (("spawn_join", "spawn_join"), ("serial", "serial")):  # had SFT levelled off by then?
             half = self.sft(solver, 0, "tokens=8000000", "snapshots=[]", name=f"sft_{solver}_half")
