@@ -338,6 +338,8 @@ def main() -> None:
     parser.add_argument("--publish", action="store_true", help="write what is whole into docs/results")
     parser.add_argument("--list", action="store_true", help="name the rows, and what of them is done")
     given = parser.parse_args()
+    if given.jobs < 1:
+        parser.error(f"--jobs {given.jobs}: at least one")
     study = Study(given.out, threads=1 if given.jobs > 1 else len(os.sched_getaffinity(0)))
     rows = study.rows()
     if unknown := [name for name in given.rows if name not in rows]:
