@@ -1,8 +1,6 @@
 """The study's runner and its tests: what is made, in which order, beside what; and what is concluded from attempts."""
 
 import gzip
-import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -64,27 +62,6 @@ def test_a_stage_that_fails_ends_the_study_and_what_runs_beside_it_ends_well(tmp
     with pytest.raises(SystemExit, match="no"):
         runner.run(jobs=2)
     assert {name for name, _ in runner.begun} == {"data", "a", "b"} and (tmp_path / "b").is_dir()
-
-
-class Interrupted(Made):
-    """Control-C during the first stage."""
-
-    def make(self, stage: Stage) -> None:
-        super().make(stage)
-        os.kill(os.getpid(), signal.SIGINT)
-        with self.changed:
-            assert self.changed.wait_for(lambda: self.stopped, timeout=60)
-
-
-def test_once_interrupted_no_further_stage_begins(tmp_path: Path) -> None:
-    runner = Interrupted(tmp_path, ROWS)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background is born to ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            runner.run(jobs=2)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert [name for name, _ in runner.begun] == ["data"]
 
 
 def test_one_study_at_a_time_writes_its_facts(
