@@ -30,8 +30,9 @@ FACTS = "facts.json"
 BEGIN, END = "<!-- written by benchmarks/findings.py -->\n", "<!-- end -->\n"
 STEERED = ("rl_span", "rl_context", "rl_work", "rl_null", "rl_free_span", "rl_free_context", "rl_eager", "rl_eager_span",
            "rl_eager_context", "rl_loose", "rl_loose_span")  # fmt: skip
-SEEDS = {"": 0, "_seed1": 1, "_seed2": 2}
+SEEDS = {0: "", 1: "_seed1", 2: "_seed2"}  # what the names of a seed's models end in
 WINDOWS = (64, 96, 128, 400)  # contexts at which the students are compared; no attempt may exceed the last
+CHILDREN = (2, 4, 6, 8, 10, 12)  # asked for in the prompt
 WIDTHS = ((0, 3), (4, 5), (6, 7), (8, 15))  # children, by which attempts are counted
 JUDGED = 64  # the context budget
 NESTED_WINDOWS = (96, 240, 300)  # the same, for one level of spawns and two
@@ -117,6 +118,10 @@ def p(test: McNemar) -> str:
     return f"{test.p_value:.1g}" if test.p_value < 0.01 else f"{test.p_value:.2f}"
 
 
+def whole(test: McNemar) -> str:
+    return f"{signed(test)}, {test.only_a}:{test.only_b}, p = {p(test)}"
+
+
 Row = tuple[str, ...]
 
 
@@ -136,7 +141,7 @@ def levelled() -> Iterator[Row]:
     """Whether SFT went on for long enough: validation after four fifths of it and at its end, greedily; and test problems after
     a training of half as many tokens, whose learning rate came to zero as well, and after the whole one."""
     for solver in ("serial", "spawn_join", "children", "one_level", "two_levels"):
-        for ending in SEEDS:
+        for ending in SEEDS.values():
             name = f"sft_{solver}{ending}"
             pairs = [
                 ("validation, from 80% of it", f"{name}_80", f"{name}_100"),
@@ -154,7 +159,7 @@ def spawning() -> Iterator[Row]:
     """Spawn/join against serial, both taught the same searches, by how much context an attempt may take."""
     for stage in ("sft", "rl"):
         for temperature in (0, 1):
-            for ending, seed in SEEDS.items():
+            for seed, ending in SEEDS.items():
                 spawned = attempts(f"{stage}_spawn_join{ending}_T{temperature}")
                 serial = attempts(f"{stage}_serial{ending}_T{temperature}")
                 if spawned and serial:
@@ -163,14 +168,14 @@ def spawning() -> Iterator[Row]:
                     dearer = mean(spawned, "work") / mean(serial, "work")
                     yield (
                         stage.upper(), str(temperature), str(seed),
-                        *(f"{signed(test)}, {test.only_a}:{test.only_b}, p = {p(test)}" for test in tests),
+                        *map(whole, tests),
                         f"{longer:.2f}", f"{dearer:.2f}",
                     )  # fmt: skip
 
 
 def gains() -> Iterator[Row]:
     """What RL adds to the SFT model it began from."""
-    pairs = [(f"rl_{s}{e}", f"sft_{s}{e}") for s in ("serial", "spawn_join", "one_level", "two_levels") for e in SEEDS]
+    pairs = [(f"rl_{s}{e}", f"sft_{s}{e}") for s in ("serial", "spawn_join", "one_level", "two_levels") for e in SEEDS.values()]
     pairs += [(name, "sft_spawn_join") for name in STEERED]
     for name, start in pairs:
         for temperature in (0, 1):
@@ -192,7 +197,7 @@ def over_seeds() -> Iterator[Row]:
     told += [(f"RL over SFT, {solver}", f"rl_{solver}", f"sft_{solver}", WINDOWS[-1]) for solver in ("serial", "spawn_join")]
     for what, one, other, context in told:
         for temperature in (0, 1):
-            pairs = [(attempts(f"{one}{e}_T{temperature}"), attempts(f"{other}{e}_T{temperature}")) for e in SEEDS]
+            pairs = [(attempts(f"{one}{e}_T{temperature}"), attempts(f"{other}{e}_T{temperature}")) for e in SEEDS.values()]
             gains = [100 * compared(a, b, within(context)).gain for a, b in pairs if a and b]
             if len(gains) > 1:
                 half = STUDENT[len(gains)] * statistics.stdev(gains) / len(gains) ** 0.5
@@ -212,7 +217,7 @@ def nesting() -> Iterator[Row]:
                 ratios = (mean(two, cost) / mean(one, cost) for cost in ("context", "span_sampled", "work"))
                 yield (
                     stage.upper(), str(temperature), rate(one), rate(two),
-                    *(f"{signed(test)}, {test.only_a}:{test.only_b}, p = {p(test)}" for test in tests),
+                    *map(whole, tests),
                     *(f"{ratio:.2f}" for ratio in ratios),
                 )  # fmt: skip
 
@@ -220,12 +225,11 @@ def nesting() -> Iterator[Row]:
 def forced() -> Iterator[Row]:
     """SFT with the number of children asked for in the prompt, against models that choose it themselves, greedily."""
     chosen = [attempts(f"{name}_T0") for name in ("sft_spawn_join", "rl_spawn_join")]
-    for n in (2, 4, 6, 8, 10, 12):
+    for n in CHILDREN:
         asked = attempts(f"children_{n}")
         if asked and all(chosen):
-            tests = [compared(one, asked) for one in chosen if one]
+            gains = (whole(compared(one, asked)) for one in chosen if one)
             costs = (f"{mean(asked, c):.0f}" for c in ("context", "work", "span_sampled"))
-            gains = (f"{signed(test)}, {test.only_a}:{test.only_b}, p = {p(test)}" for test in tests)
             yield str(n), f"{mean(asked, 'threads') - 1:.1f}", rate(asked), *gains, *costs
 
 

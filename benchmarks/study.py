@@ -26,14 +26,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from findings import FACTS, PUBLISHED, publish_attempts, write_page
+from findings import CHILDREN, FACTS, PUBLISHED, SEEDS, publish_attempts, write_page
 
 from apr.errors import AprError
 from apr.runs import MANIFEST, locked
 
 ROOT = Path(__file__).parents[1]
-SEEDS = (0, 1, 2)
-CHILDREN = (2, 4, 6, 8, 10, 12)
 FREE = "learner.kl_weight=0"
 LOOSE = "learner.kl_weight=0.02"
 LONGER = ("learner.lr=1.0e-3", "learner.lr_schedule=linear")
@@ -66,7 +64,7 @@ class Study:
         return Stage(name, "data", ("generate", "--config", preset, f"out={self.out / name}"))
 
     def sft(self, solver: str, seed: int = 0, *changes: str, data: str = "data", name: str = "") -> Stage:
-        name = name or f"sft_{solver}{_of(seed)}"
+        name = name or f"sft_{solver}{SEEDS[seed]}"
         own = (f"data={self.out / data}", f"solver={solver}", f"out={self.out / name}")
         return Stage(name, "sft", ("--config", "study", *own, *_seed(seed), f"threads={self.threads}", *changes))
 
@@ -92,7 +90,7 @@ class Study:
             sft = self.sft(solver, seed)
             tried = self.both(sft.name, f"{sft.name}/checkpoint", protocol)
             yield sft.name, [self.data(), sft, *tried, *self.levels(sft, protocol)]
-            name = f"rl_{solver}{_of(seed)}"
+            name = f"rl_{solver}{SEEDS[seed]}"
             rl = self.rl(name, sft, f"protocol={protocol}", *_seed(seed))
             yield name, [self.data(), sft, rl, *self.both(name, f"{name}/final", protocol)]
 
@@ -146,14 +144,14 @@ class Study:
         for name, changes in steered.items():
             evaluations = self.both(name, f"{name}/final", "spawn_join")
             rows[name] = [self.data(), start, self.rl(name, start, *changes), *evaluations]
+        weighed = ("rl_spawn_join", "rl_span", "rl_eager", "rl_eager_span", "rl_loose", "rl_loose_span")
         many = [  # enough to tell a loss of two points
-            self.evaluation(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000")
-            for name in ("rl_spawn_join", "rl_span", "rl_eager", "rl_eager_span", "rl_loose", "rl_loose_span")
+            self.evaluation(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000") for name in weighed
         ]
         for solver, protocol in (("spawn_join", "spawn_join"), ("serial", "serial")):  # had SFT levelled off by then?
             half = self.sft(solver, 0, "tokens=8000000", "snapshots=[]", name=f"sft_{solver}_half")
             rows[half.name] = [self.data(), half, *self.both(half.name, f"{half.name}/checkpoint", protocol)]
-        rows["span_10000"] = [*(stage for one in many for stage in rows[one.name[5:-6]]), *many]
+        rows["span_10000"] = [*(stage for name in weighed for stage in rows[name]), *many]
         children = self.sft("children")
         asked = [
             self.evaluation(f"children_{n}", f"{children.name}/checkpoint", "spawn_join", condition)
@@ -173,10 +171,6 @@ class Study:
         ]
         rows["prices"] = [*(stage for name in models for stage in rows[name][:3] if stage.command != "eval"), *timed]
         return rows
-
-
-def _of(seed: int) -> str:
-    return f"_seed{seed}" if seed else ""
 
 
 def _seed(seed: int) -> tuple[str, ...]:
