@@ -4,6 +4,7 @@ import gzip
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,33 @@ def test_a_stage_that_fails_ends_the_study_and_what_runs_beside_it_ends_well(tmp
     with pytest.raises(SystemExit, match="no"):
         runner.run(jobs=2)
     assert {name for name, _ in runner.begun} == {"data", "a", "b"} and (tmp_path / "b").is_dir()
+
+
+class Interrupted(Made):
+    """The first stage goes on until the study is told to stop; only then is there what the others need."""
+
+    def __init__(self, out: Path, rows: list[list[Stage]]) -> None:
+        super().__init__(out, rows)
+        self.making = threading.Event()
+
+    def make(self, stage: Stage) -> None:
+        self.making.set()
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.stopped, timeout=60)
+        super().make(stage)
+
+
+def test_once_interrupted_no_further_stage_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Interrupted(tmp_path, ROWS)
+
+    def struck(_: Future[None]) -> None:  # where Control-C finds the main thread
+        assert runner.making.wait(timeout=60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "result", struck)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(jobs=2)
+    assert [name for name, _ in runner.begun] == ["data"]
 
 
 def test_one_study_at_a_time_writes_its_facts(
