@@ -156,7 +156,15 @@ def hardware() -> str:
         ]
         cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{cpu}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB"
+    return ", ".join([cpu, f"{len(os.sched_getaffinity(0))} cores", f"{memory:.0f} GiB", *gpus()])
+
+
+def gpus() -> list[str]:
+    """The names of NVIDIA GPUs, as their driver's own tool lists them; none where it is missing or fails."""
+    if not (tool := shutil.which("nvidia-smi")):
+        return []
+    listed = subprocess.run([tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return [] if listed.returncode else listed.stdout.split("\n")[:-1]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,10 +2,11 @@
 
     python benchmarks/study.py [ROW ...] [--out runs/study] [--jobs 2] [--publish] [--list]
 
-A row is a model with its evaluations; without one, all are made. What is done is not done again, and an interrupted row
-goes on where it was. So small a model gains little from a second thread: `--jobs` stages run at once, on one thread each;
-what is timed runs alone, at the end. OUT holds a log and the facts (command, commit, date, hardware, seconds) of each
-stage, and the report of all that is whole.
+A row is a model with its evaluations; without one, all are made but those of the paper's setting (`paper_...`), whose SFT
+needs a GPU: `paper_..._sft` makes it alone, and its folder can go to another machine for the rest. What is done is not done
+again, and an interrupted row goes on where it was. So small a model gains little from a second thread: `--jobs` stages
+run at once, on one thread each; what is timed runs alone, at the end. OUT holds a log and the facts (command, commit,
+date, hardware, seconds) of each stage, and the report of all that is whole.
 
 `--publish` puts the attempts of each evaluation made and the facts of its row into docs/results, beside what is there of
 other rows, and writes the tables of docs/results.md anew (`benchmarks/findings.py`).
@@ -34,6 +35,7 @@ from apr.runs import MANIFEST, locked
 ROOT = Path(__file__).parents[1]
 FREE = "learner.kl_weight=0"
 LOOSE = "learner.kl_weight=0.02"
+SCALED = "divide_by_deviation=true"
 LONGER = ("learner.lr=1.0e-3", "learner.lr_schedule=linear")
 EAGER = (FREE, *LONGER)
 ALONE = 300  # problems tried one at a time, for seconds
@@ -74,13 +76,14 @@ class Study:
         return Stage(name, "rl", ("--config", "study", *own, *threads, *changes))
 
     def evaluation(
-        self, name: str, checkpoint: str, protocol: str, *changes: str, data: str = "data", alone: bool = False
-    ) -> Stage:
+        self, name: str, checkpoint: str, protocol: str, *changes: str, data: str = "data", preset: str = "study",
+        alone: bool = False,
+    ) -> Stage:  # fmt: skip
         folder = f"eval/{name}"
         own = (f"data={self.out / data}", f"checkpoint={self.out / checkpoint}", f"protocol={protocol}")
         threads = () if alone else (f"engine.threads={self.threads}",)
         return Stage(
-            folder, "eval", ("--config", "study", *own, f"out={self.out / folder}", *threads, *changes), timed=alone
+            folder, "eval", ("--config", preset, *own, f"out={self.out / folder}", *threads, *changes), timed=alone
         )
 
     def main(self, seed: int) -> Iterator[tuple[str, list[Stage]]]:
@@ -94,9 +97,9 @@ class Study:
             rl = self.rl(name, sft, f"protocol={protocol}", *_seed(seed))
             yield name, [self.data(), sft, rl, *self.both(name, f"{name}/final", protocol)]
 
-    def both(self, name: str, checkpoint: str, protocol: str, *changes: str, data: str = "data") -> list[Stage]:
+    def both(self, name: str, checkpoint: str, protocol: str, *changes: str, **where: str) -> list[Stage]:
         return [
-            self.evaluation(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}", *changes, data=data) for t in (0, 1)
+            self.evaluation(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}", *changes, **where) for t in (0, 1)
         ]
 
     def levels(self, sft: Stage, protocol: str, *changes: str, data: str = "data") -> list[Stage]:
@@ -122,6 +125,18 @@ class Study:
             ]
             yield rl.name, [data, sft, rl, *tried, *self.levels(sft, "spawn_join", limits, data=data.name)]
 
+    def paper(self) -> Iterator[tuple[str, list[Stage]]]:
+        """The published setting, as far as minutes of a GPU go: the paper's two teachers, and the serial one that is
+        spawn_join's equal. SFT can be made by itself, where there is a GPU."""
+        data = self.data("paper_data", "paper_small")
+        place = f"data={self.out / data.name}"
+        for solver, protocol in (("sos_plus", "serial"), ("spawn_join", "spawn_join"), ("unfolded", "serial")):
+            name = f"paper_{solver}"
+            sft = Stage(name, "sft", ("--config", "paper_small", place, f"solver={solver}", f"out={self.out / name}"))
+            yield f"{name}_sft", [data, sft]
+            tried = self.both(name, f"{name}/checkpoint", protocol, data=data.name, preset="paper_small")
+            yield name, [data, sft, *tried]
+
     def rows(self) -> dict[str, list[Stage]]:
         """Each with all that it needs; shared stages are made once."""
         main = [dict(self.main(seed)) for seed in SEEDS]
@@ -140,6 +155,10 @@ class Study:
             "rl_eager_context": (*EAGER, "reward.budgets.context=54", "reward.soft_context={budget: 44, weight: 0.2}"),
             "rl_loose_span": (LOOSE, *LONGER, "reward.soft_span={budget: 60, weight: 0.4}"),
             "rl_loose": (LOOSE, *LONGER),
+            # Advantages divided by their group's deviation: where all succeed, all that counts is the price; else, success.
+            "rl_scaled_span": (SCALED, "reward.soft_span={budget: 60, weight: 0.2}"),
+            "rl_scaled_loose_span": (SCALED, LOOSE, *LONGER, "reward.soft_span={budget: 60, weight: 0.2}"),
+            "rl_scaled": (SCALED,),
         }
         for name, changes in steered.items():
             evaluations = self.both(name, f"{name}/final", "spawn_join")
@@ -159,7 +178,7 @@ class Study:
             for condition in [f"condition={{kind: children, value: {n}}}"]
         ]
         rows["children"] = [self.data(), children, *asked]
-        rows |= dict(self.nested())
+        rows |= dict(self.nested()) | dict(self.paper())
         for seed in main[1:]:
             rows |= seed
         models = {f"{stage}_{solver}": solver for solver in ("serial", "spawn_join") for stage in ("sft", "rl")}
@@ -271,6 +290,11 @@ def made_with(folder: Path) -> dict[str, str]:
     return {name: manifest[name] for name in ("commit", "hardware", "started") if name in manifest}
 
 
+def unasked(rows: dict[str, list[Stage]]) -> list[str]:
+    """Those that two cores can make."""
+    return [name for name in rows if not name.startswith("paper_")]
+
+
 def told(rows: dict[str, list[Stage]]) -> list[Stage]:
     """What the report is of: the first seed's greedy evaluations, also one at a time, and RL runs; not those on other
     problems, of half a training or of widths asked for, which would crowd its figures."""
@@ -278,7 +302,7 @@ def told(rows: dict[str, list[Stage]]) -> list[Stage]:
     return [
         stage
         for name, stage in stages.items()
-        if not any(word in name for word in ("seed", "level", "half"))
+        if not any(word in name for word in ("seed", "level", "half", "paper"))
         and (stage.command == "rl" or name.endswith(("_T0", "_alone")))
     ]
 
@@ -286,6 +310,8 @@ def told(rows: dict[str, list[Stage]]) -> list[Stage]:
 def report(study: Study, rows: dict[str, list[Stage]]) -> None:
     """Of all that is whole."""
     whole = sorted((stage.name for stage in told(rows) if study.done(stage)), key=_order)
+    if not whole:
+        return
     runs = [str(study.out / name) for name in whole]
     seconds = {name: one["seconds"] for name, one in json.loads((study.out / FACTS).read_text()).items()}
     (study.out / "stages.json").write_text(json.dumps(seconds, indent=1))  # where a report looks for wall times
@@ -344,7 +370,7 @@ def main() -> None:
         return
     try:
         with locked(given.out):  # facts are written by one
-            Runner(study, [rows[name] for name in given.rows or rows]).run(given.jobs)
+            Runner(study, [rows[name] for name in given.rows or unasked(rows)]).run(given.jobs)
             report(study, rows)
             if given.publish:
                 publish(study, rows)

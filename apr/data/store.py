@@ -174,8 +174,13 @@ def read_demonstrations(folder: Path, solver: str) -> Iterator[Trace]:
     """A teacher's traces in the data set in `folder`, in order; no more than a shard is held at a time. Raises
     `DataError` for a missing, corrupt or newer file, and for one whose dialect has another vocabulary now."""
     for path in shard_paths(demonstrations_folder(folder, solver), "train"):
-        table = demonstrations_table(path)
-        yield from traces_of(table, str(path), dialect_of_shard(path, facts_in(table)["dialect"]))
+        yield from traces_in(path)
+
+
+def traces_in(path: Path) -> Iterator[Trace]:
+    """Those of one shard."""
+    table = demonstrations_table(path)
+    return traces_of(table, str(path), dialect_of_shard(path, facts_in(table)["dialect"]))
 
 
 def demonstrations_facts(folder: Path, solver: str) -> dict[str, str]:

@@ -5,23 +5,23 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import sys
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from apr.config import ConditionConfig, ModelConfig, SftConfig
-from apr.data.store import demonstrations_facts, demonstrations_folder, demonstrations_hash, read_demonstrations
+from apr.data.store import demonstrations_facts, demonstrations_folder, demonstrations_hash
 from apr.dialects import dialect_in
-from apr.errors import CheckpointError, ConfigError, DataError
+from apr.errors import CheckpointError, ConfigError
 from apr.memory import keep_freed_memory
 from apr.pretrained import pretrained_model
 from apr.runs import commit, refuse_other, run_directory, whole_folder
-from apr.seeds import derive_rng, derive_seed
+from apr.seeds import derive_seed
 from apr.sft.base import WEIGHTS, adapters, check_base, let_head_train, merged
-from apr.sft.rows import IGNORED, rows
+from apr.sft.examples import examples_of, lengths_of, token_batches
 from apr.tokens.vocabulary import Vocabulary
 
 CHECKPOINT = "checkpoint"
@@ -50,9 +50,9 @@ def train(config: SftConfig) -> Path:
             _check_whole(start)
         print(f"sft {config.solver}: reading {demonstrations_folder(config.data, config.solver)}", flush=True)
         examples, over = examples_of(config)
-        tokens = sum(len(example["input_ids"]) for example in examples)
         cut = {"head": "cut to their head", "drop": "dropped"}[config.overlong]
-        print(f"sft {config.solver}: {len(examples)} rows, {tokens:,} tokens; {over} over-long ones {cut}", flush=True)
+        count = f"{len(examples)} rows, {sum(lengths_of(examples)):,} tokens"
+        print(f"sft {config.solver}: {count}; {over} over-long ones {cut}", flush=True)
         facts = demonstrations_facts(config.data, config.solver)
         vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
         check_base(config.base, vocabulary)
@@ -74,13 +74,14 @@ def train(config: SftConfig) -> Path:
     return finished
 
 
-def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]], vocabulary: Vocabulary) -> Any:
+def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocabulary) -> Any:
     """TRL's trainer over batches of similar length and bounded size."""
     import torch
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or deepspeed, which TRL imports, warns that it had to guess
     from datasets import Dataset
+    from datasets.table import InMemoryTable
     from torch.utils.data import DataLoader
     from trl import SFTConfig, SFTTrainer
 
@@ -88,14 +89,16 @@ def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]], vocab
 
     keep_freed_memory()
     torch.set_num_threads(config.threads)
-    batches = token_batches(
-        [len(one["input_ids"]) for one in examples], config.batch_tokens, config.tokens, config.seed
-    )
+    batches = token_batches(lengths_of(examples), config.batch_tokens, config.tokens, config.seed)
     cuda = torch.cuda.is_available()
+    loaders = 2 if cuda else 0  # processes that lay out the next batches while a GPU computes
 
     class Trainer(SFTTrainer):  # type: ignore[misc]
         def get_train_dataloader(self) -> DataLoader[Any]:
-            return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
+            return DataLoader(
+                self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, num_workers=loaders,
+                pin_memory=cuda,
+            )  # fmt: skip
 
     start = derive_seed(config.seed, "init")
     optimizer = None  # AdamW, as TRL makes it: of the weights that train, which it may first have to add
@@ -118,7 +121,7 @@ def _trainer(config: SftConfig, run: Path, examples: list[dict[str, Any]], vocab
             remove_unused_columns=False, seed=derive_seed(config.seed, "sft") % 2**31, report_to="none",
             disable_tqdm=not sys.stderr.isatty(),
         ),
-        train_dataset=Dataset.from_list(examples),
+        train_dataset=Dataset(InMemoryTable(examples)),
         processing_class=_processing_class(run, vocabulary),
     )  # fmt: skip
     let_head_train(trainer.model)
@@ -136,59 +139,6 @@ def _snapshot(folder: Path, share: float, vocabulary: Vocabulary, card: dict[str
                     save_checkpoint(beside, model, vocabulary, {**card, "share": share})
 
     return Snapshot()
-
-
-def token_batches(lengths: Sequence[int], budget: int, total: int, seed: int) -> list[list[int]]:
-    """Row indices in batches of at most `budget` padded tokens, rows of similar length together, until `total` tokens.
-
-    Each pass over the rows has an order of its own; the last one is cut short where `total` is reached.
-    """
-    batches: list[list[int]] = []
-    tokens, epoch = 0, 0
-    while tokens < total:
-        # Rows of equal length meet others in every pass, and batches come in no order of length.
-        rng = derive_rng(seed, "batches", epoch)
-        order = sorted(range(len(lengths)), key=lambda i: (lengths[i], rng.random()))
-        for batch in rng.sample(cut := _cut(order, lengths, budget), len(cut)):
-            batches.append(batch)
-            tokens += sum(lengths[i] for i in batch)
-            if tokens >= total:
-                break
-        epoch += 1
-    return batches
-
-
-def _cut(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """`order`, by ascending length, in batches of at most `budget` padded tokens (a longer row is a batch alone)."""
-    batches: list[list[int]] = []
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * lengths[i] > budget:
-            batches.append(batch)
-            batch = []
-        batch.append(i)
-    return [*batches, batch]
-
-
-def examples_of(config: SftConfig) -> tuple[list[dict[str, Any]], int]:
-    """Rows with labels that fit the window, in a seeded order, and how many were cut or dropped."""
-    examples, over = [], 0
-    for trace in read_demonstrations(config.data, config.solver):
-        if config.only_solved and not trace.correct:
-            continue
-        for row in rows(trace):
-            if len(row.ids) > config.model.window:
-                over += 1
-                if config.overlong == "drop":
-                    continue
-            labels = row.labels[: config.model.window]
-            if any(label != IGNORED for label in labels):
-                examples.append({"input_ids": list(row.ids[: config.model.window]), "labels": labels})
-    if not examples:
-        source = demonstrations_folder(config.data, config.solver)
-        raise DataError(f"{source} holds no row to train on: loosen only_solved or overlong, or make more data")
-    random.Random(derive_seed(config.seed, "rows")).shuffle(examples)
-    return examples, over
 
 
 def new_model(config: ModelConfig, vocabulary: int, pad: int, seed: int) -> Any:

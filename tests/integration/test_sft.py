@@ -24,8 +24,9 @@ from apr.engines.build import check_checkpoint
 from apr.errors import CheckpointError, DataError, RunDirectoryError
 from apr.presets import check
 from apr.sft import train as sft
+from apr.sft.examples import examples_of, token_batches
 from apr.sft.rows import IGNORED, rows
-from apr.sft.train import examples_of, read_card, token_batches, train
+from apr.sft.train import read_card, train
 from apr.tokens.compact import CompactDialect
 
 VOCABULARY = CompactDialect().vocabulary
@@ -189,13 +190,14 @@ def test_rows_are_those_of_the_traces_cut_to_the_window(data: Path, tmp_path: Pa
     expected = [row for trace in read_demonstrations(data, "toy") for row in rows(trace)]
     examples, over = examples_of(config(data, tmp_path))
     assert over == 0 and len(examples) == len(expected)
-    assert sorted((e["input_ids"], e["labels"]) for e in examples) == sorted((list(r.ids), r.labels) for r in expected)
+    found = [(e["input_ids"], e["labels"]) for e in examples.to_pylist()]
+    assert sorted(found) == sorted((list(r.ids), r.labels) for r in expected)
     short = {**MODEL, "window": 32}
     examples, over = examples_of(config(data, tmp_path, model=short))
-    assert over > 0 and max(len(example["input_ids"]) for example in examples) == 32
+    assert over > 0 and max(len(example["input_ids"]) for example in examples.to_pylist()) == 32
     dropped, over_ = examples_of(config(data, tmp_path, model=short, overlong="drop"))
     assert over_ == over and len(dropped) == len(expected) - over
-    assert all(any(label != IGNORED for label in example["labels"]) for example in examples)
+    assert all(any(label != IGNORED for label in example["labels"]) for example in dropped.to_pylist())
 
 
 def test_nothing_to_train_on_is_an_error_that_leaves_nothing(data: Path, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_replayed_demonstration_is_the_demonstration(
         assert trace.answer is None
     else:
         assert trace.answer == ", ".join(map(str, log.solution)) and verify(numbers, target, trace.answer).ok
-    trained = sum(place is not None for row in rows(trace) for place in row.sampled)
+    trained = sum(run.count for row in rows(trace) for run in row.trained)
     assert trained == sum(len(strand.sampled) for strand in trace.strands)
 
 

@@ -13,7 +13,8 @@ from solvers.search import SearchOptions
 
 
 def places(trace: Trace) -> Counter[tuple[StrandId, int]]:
-    return Counter(place for row in rows(trace) for place in row.sampled if place is not None)
+    runs = [run for row in rows(trace) for run in row.trained]
+    return Counter((run.strand, run.first + i) for run in runs for i in range(run.count))
 
 
 @settings(max_examples=150)
@@ -24,14 +25,14 @@ def test_each_sampled_token_trains_once_in_its_own_context(made: tuple[object, T
     sampled = {(strand.id, index) for strand in trace.strands for index in range(len(strand.sampled))}
     assert places(trace) == dict.fromkeys(sampled, 1)
     for row in rows(trace):
-        assert len(row.ids) == len(row.sampled) == len(row.labels)
-        for at, place in enumerate(row.sampled):
-            assert row.labels[at] == (IGNORED if place is None else row.ids[at])
-            if place is not None:
-                strand = strands[place[0]]
-                assert row.ids[at] == strand.sampled[place[1]]
-                before = closure_ids(strands, strand.sees) + strand.injected_ids + strand.sampled[: place[1]]
-                assert row.ids[:at] == before
+        labels = [IGNORED] * len(row.ids)
+        for run in row.trained:
+            strand = strands[run.strand]
+            for at, index in zip(range(run.at, run.at + run.count), range(run.first, run.first + run.count)):
+                assert row.ids[at] == strand.sampled[index]
+                assert row.ids[:at] == closure_ids(strands, strand.sees) + strand.injected_ids + strand.sampled[:index]
+                labels[at] = row.ids[at]
+        assert row.labels == labels
 
 
 @given(demonstrations())

@@ -1,0 +1,115 @@
+"""What SFT trains on: the rows of all demonstrations as one table of token ids and labels, and the batches of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from apr.config import SftConfig
+from apr.data.shards import shard_paths
+from apr.data.store import demonstrations_folder, traces_in
+from apr.data.workers import in_processes
+from apr.errors import DataError
+from apr.seeds import derive_rng, derive_seed
+from apr.sft.rows import rows
+
+COLUMN = pa.large_list(pa.int32())
+COLUMNS = pa.schema([("input_ids", COLUMN), ("labels", COLUMN)])
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A shard of demonstrations, and which of its rows train."""
+
+    index: int
+    shard: Path
+    window: int
+    overlong: Literal["head", "drop"]
+    only_solved: bool
+
+
+def examples_of(config: SftConfig) -> tuple[pa.Table, int]:
+    """Rows with labels that fit the window, as `COLUMNS` in a seeded order, and how many were cut or dropped. Shards are
+    read in up to `config.threads` processes. Raises `DataError` if no row is left."""
+    folder = demonstrations_folder(config.data, config.solver)
+    readings = [
+        Reading(index, shard, config.model.window, config.overlong, config.only_solved)
+        for index, shard in enumerate(shard_paths(folder, "train"))
+    ]
+    with closing(in_processes(read, readings, config.threads)) as done:
+        parts = sorted(done, key=lambda part: part[0])
+    table = pa.concat_tables([part for _, part, _ in parts])
+    if not len(table):
+        raise DataError(f"{folder} holds no row to train on: loosen only_solved or overlong, or make more data")
+    order = list(range(len(table)))
+    random.Random(derive_seed(config.seed, "rows")).shuffle(order)
+    return table.take(order).combine_chunks(), sum(over for _, _, over in parts)
+
+
+def read(reading: Reading) -> tuple[int, pa.Table, int]:
+    """The rows of one shard: its index, `COLUMNS`, and how many rows were cut or dropped. Runs in a worker process."""
+    ids: list[int] = []
+    labels: list[int] = []
+    ends = [0]
+    over = 0
+    for trace in traces_in(reading.shard):
+        if reading.only_solved and not trace.correct:
+            continue
+        for row in rows(trace):
+            if len(row.ids) > reading.window:
+                over += 1
+                if reading.overlong == "drop":
+                    continue
+            if not row.trained or row.trained[0].at >= reading.window:
+                continue
+            ids += row.ids[: reading.window]
+            labels += row.labels[: reading.window]
+            ends.append(len(ids))
+    offsets = pa.array(ends, pa.int64())
+    columns = [pa.LargeListArray.from_arrays(offsets, pa.array(np.array(flat, np.int32))) for flat in (ids, labels)]
+    return reading.index, pa.table(columns, schema=COLUMNS), over
+
+
+def lengths_of(table: pa.Table) -> list[int]:
+    """The tokens of each row."""
+    lengths: list[int] = table["input_ids"].combine_chunks().value_lengths().to_pylist()
+    return lengths
+
+
+def token_batches(lengths: Sequence[int], budget: int, total: int, seed: int) -> list[list[int]]:
+    """Row indices in batches of at most `budget` padded tokens, rows of similar length together, until `total` tokens.
+
+    Each pass over the rows has an order of its own; the last one is cut short where `total` is reached.
+    """
+    batches: list[list[int]] = []
+    tokens, epoch = 0, 0
+    while tokens < total:
+        # Rows of equal length meet others in every pass, and batches come in no order of length.
+        rng = derive_rng(seed, "batches", epoch)
+        order = sorted(range(len(lengths)), key=lambda i: (lengths[i], rng.random()))
+        for batch in rng.sample(cut := _cut(order, lengths, budget), len(cut)):
+            batches.append(batch)
+            tokens += sum(lengths[i] for i in batch)
+            if tokens >= total:
+                break
+        epoch += 1
+    return batches
+
+
+def _cut(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """`order`, by ascending length, in batches of at most `budget` padded tokens (a longer row is a batch alone)."""
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * lengths[i] > budget:
+            batches.append(batch)
+            batch = []
+        batch.append(i)
+    return [*batches, batch]
