@@ -97,9 +97,9 @@ class Study:
             rl = self.rl(name, sft, f"protocol={protocol}", *_seed(seed))
             yield name, [self.data(), sft, rl, *self.both(name, f"{name}/final", protocol)]
 
-    def both(self, name: str, checkpoint: str, protocol: str, *changes: str, **where: str) -> list[Stage]:
+    def both(self, name: str, checkpoint: str, protocol: str, *changes: str, data: str = "data") -> list[Stage]:
         return [
-            self.evaluation(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}", *changes, **where) for t in (0, 1)
+            self.evaluation(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}", *changes, data=data) for t in (0, 1)
         ]
 
     def levels(self, sft: Stage, protocol: str, *changes: str, data: str = "data") -> list[Stage]:
@@ -134,8 +134,12 @@ class Study:
             name = f"paper_{solver}"
             sft = Stage(name, "sft", ("--config", "paper_small", place, f"solver={solver}", f"out={self.out / name}"))
             yield f"{name}_sft", [data, sft]
-            tried = self.both(name, f"{name}/checkpoint", protocol, data=data.name, preset="paper_small")
-            yield name, [data, sft, *tried]
+            checkpoint, where = f"{name}/checkpoint", {"data": data.name, "preset": "paper_small"}
+            # Greedily it spawns without end, up to the window: few problems show that, and each is dear.
+            few = ("problems=100",) if solver == "spawn_join" else ()
+            sampled = self.evaluation(f"{name}_T1", checkpoint, protocol, "temperature=1", **where)
+            greedy = self.evaluation(f"{name}_T0", checkpoint, protocol, "temperature=0", *few, **where)
+            yield name, [data, sft, sampled, greedy]
 
     def rows(self) -> dict[str, list[Stage]]:
         """Each with all that it needs; shared stages are made once."""
