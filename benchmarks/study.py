@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from findings import CHILDREN, FACTS, PUBLISHED, SEEDS, publish_attempts, write_page
 
@@ -71,7 +72,8 @@ class Study:
         return Stage(name, "sft", ("--config", "study", *own, *_seed(seed), f"threads={self.threads}", *changes))
 
     def rl(self, name: str, start: Stage, *changes: str, data: str = "data") -> Stage:
-        own = (f"data={self.out / data}", f"checkpoint={self.out / start.name}/checkpoint", f"out={self.out / name}")
+        model = self.out / start.name / ("final" if start.command == "rl" else "checkpoint")
+        own = (f"data={self.out / data}", f"checkpoint={model}", f"out={self.out / name}")
         threads = (f"engine.threads={self.threads}", f"learner.threads={self.threads}")
         return Stage(name, "rl", ("--config", "study", *own, *threads, *changes))
 
@@ -134,7 +136,7 @@ class Study:
             name = f"paper_{solver}"
             sft = Stage(name, "sft", ("--config", "paper_small", place, f"solver={solver}", f"out={self.out / name}"))
             yield f"{name}_sft", [data, sft]
-            checkpoint, where = f"{name}/checkpoint", {"data": data.name, "preset": "paper_small"}
+            checkpoint, where = f"{name}/checkpoint", dict[str, Any](data=data.name, preset="paper_small")
             # Greedily it spawns without end, up to the window: few problems show that, and each is dear.
             few = ("problems=100",) if solver == "spawn_join" else ()
             sampled = self.evaluation(f"{name}_T1", checkpoint, protocol, "temperature=1", **where)
@@ -158,16 +160,18 @@ class Study:
             "rl_eager_span": (*EAGER, "reward.soft_span={budget: 60, weight: 0.3}"),
             "rl_eager_context": (*EAGER, "reward.budgets.context=54", "reward.soft_context={budget: 44, weight: 0.2}"),
             "rl_loose_span": (LOOSE, *LONGER, "reward.soft_span={budget: 60, weight: 0.4}"),
-            "rl_loose": (LOOSE, *LONGER),
             # Advantages divided by their group's deviation: where all succeed, all that counts is the price; else, success.
             "rl_scaled_span": (SCALED, "reward.soft_span={budget: 60, weight: 0.2}"),
             "rl_scaled_loose_span": (SCALED, LOOSE, *LONGER, "reward.soft_span={budget: 60, weight: 0.2}"),
-            "rl_scaled": (SCALED,),
         }
         for name, changes in steered.items():
             evaluations = self.both(name, f"{name}/final", "spawn_join")
             rows[name] = [self.data(), start, self.rl(name, start, *changes), *evaluations]
-        weighed = ("rl_spawn_join", "rl_span", "rl_eager", "rl_eager_span", "rl_loose", "rl_loose_span")
+        free = rows["rl_spawn_join"][2]  # first to solve, then to be brief; and as many steps more without a price
+        for name, changes in {"rl_then_span": ("reward.soft_span={budget: 60, weight: 0.4}",), "rl_then": ()}.items():
+            evaluations = self.both(name, f"{name}/final", "spawn_join")
+            rows[name] = [self.data(), start, free, self.rl(name, free, LOOSE, *LONGER, *changes), *evaluations]
+        weighed = ("rl_spawn_join", "rl_span", "rl_eager", "rl_eager_span", "rl_then", "rl_then_span")
         many = [  # enough to tell a loss of two points
             self.evaluation(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000") for name in weighed
         ]
