@@ -159,6 +159,7 @@ class Study:
             "rl_eager": EAGER,
             "rl_eager_span": (*EAGER, "reward.soft_span={budget: 60, weight: 0.3}"),
             "rl_eager_context": (*EAGER, "reward.budgets.context=54", "reward.soft_context={budget: 44, weight: 0.2}"),
+            "rl_loose": (LOOSE, *LONGER),
             "rl_loose_span": (LOOSE, *LONGER, "reward.soft_span={budget: 60, weight: 0.4}"),
             # Advantages divided by their group's deviation: where all succeed, all that counts is the price; else, success.
             "rl_scaled_span": (SCALED, "reward.soft_span={budget: 60, weight: 0.2}"),
@@ -171,7 +172,9 @@ class Study:
         for name, changes in {"rl_then_span": ("reward.soft_span={budget: 60, weight: 0.4}",), "rl_then": ()}.items():
             evaluations = self.both(name, f"{name}/final", "spawn_join")
             rows[name] = [self.data(), start, free, self.rl(name, free, LOOSE, *LONGER, *changes), *evaluations]
-        weighed = ("rl_spawn_join", "rl_span", "rl_eager", "rl_eager_span", "rl_then", "rl_then_span")
+        weighed = (
+            "rl_spawn_join", "rl_span", "rl_eager", "rl_eager_span", "rl_loose_span", "rl_loose", "rl_then_span", "rl_then",
+        )  # fmt: skip
         many = [  # enough to tell a loss of two points
             self.evaluation(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000") for name in weighed
         ]
