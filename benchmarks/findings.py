@@ -178,7 +178,7 @@ def spawning() -> Iterator[Row]:
 
 
 def gains() -> Iterator[Row]:
-    """What RL adds to the SFT model it began from; `rl_then` and `rl_then_span` began from `rl_spawn_join`, and its gain is part."""
+    """What RL adds to the SFT model it began from (`rl_then` and `rl_then_span`: by way of `rl_spawn_join`)."""
     pairs = [(f"rl_{s}{e}", f"sft_{s}{e}") for s in ("serial", "spawn_join", "one_level", "two_levels") for e in SEEDS.values()]
     pairs += [(name, "sft_spawn_join") for name in STEERED]
     for name, start in pairs:
@@ -296,7 +296,8 @@ def widths() -> Iterator[Row]:
 def published() -> Iterator[Row]:
     """Four numbers from 1-99 in a window of 4,096 tokens, as published (arXiv 2504.15466, tables 1-3): a student of 10M
     parameters after 75 million tokens beside the paper's of 228M. `unfolded` is the serial teacher that is spawn_join's
-    equal, which the paper has not. Tokens here are of the compact dialect, about a third as many as the paper's wording takes."""
+    equal, which the paper has not. Tokens here are of the compact dialect, about a third as many as in the paper's
+    wording."""
     for name, theirs in (("sos_plus", "SoS+"), ("spawn_join", "APR"), ("unfolded", None)):
         for temperature in (0, 1):
             spawned, tried = attempts(f"paper_spawn_join_T{temperature}"), attempts(f"paper_{name}_T{temperature}")
