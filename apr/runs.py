@@ -164,7 +164,7 @@ def gpus() -> list[str]:
     if not (tool := shutil.which("nvidia-smi")):
         return []
     listed = subprocess.run([tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
-    return [] if listed.returncode else listed.stdout.split("\n")[:-1]
+    return [] if listed.returncode else listed.stdout.splitlines()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -200,6 +200,15 @@ def test_rows_are_those_of_the_traces_cut_to_the_window(data: Path, tmp_path: Pa
     assert all(any(label != IGNORED for label in example["labels"]) for example in dropped.to_pylist())
 
 
+def test_rows_are_the_same_in_however_many_processes_their_shards_are_read(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    generate(check(DataConfig, {**SPAWNING, "shard_rows": 3, "out": data}, "toy"))
+    assert len(shard_paths(demonstrations_folder(data, "toy"), "train")) > 2
+    one, over = examples_of(config(data, tmp_path))
+    several, over_ = examples_of(config(data, tmp_path, threads=3))
+    assert several.equals(one) and over_ == over
+
+
 def test_nothing_to_train_on_is_an_error_that_leaves_nothing(data: Path, tmp_path: Path) -> None:
     [path] = shard_paths(demonstrations_folder(data, "toy"), "train")
     table = demonstrations_table(path)

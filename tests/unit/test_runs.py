@@ -15,7 +15,7 @@ import yaml
 from apr.config import EvalConfig, RlConfig, SftConfig
 from apr.errors import DataError, ResourceError, RunDirectoryError
 from apr.presets import load
-from apr.runs import check_kind, file_hash, refuse_other, run_directory, whole_folder, write_bytes, write_text
+from apr.runs import check_kind, file_hash, hardware, refuse_other, run_directory, whole_folder, write_bytes, write_text
 
 CONFIG = RlConfig()
 ROOT = Path(__file__).parents[2]
@@ -178,3 +178,14 @@ def test_a_hash_follows_the_content(tmp_path: Path) -> None:
     assert file_hash(path) == first
     with pytest.raises(DataError, match=str(tmp_path / "missing")):
         file_hash(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(("script", "named"), [("echo 'NVIDIA A'; echo 'NVIDIA B'", True), ("echo no driver; exit 9", False)])
+def test_hardware_names_the_gpus_that_the_drivers_tool_lists(
+    script: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    before = hardware()
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert hardware() == (f"{before}, NVIDIA A, NVIDIA B" if named else before)
