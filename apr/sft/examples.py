@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -55,8 +56,7 @@ def examples_of(config: SftConfig) -> tuple[pa.Table, int]:
 
 def read(reading: Reading) -> tuple[int, pa.Table, int]:
     """The rows of one shard: its index, `COLUMNS`, and how many rows were cut or dropped. Runs in a worker process."""
-    ids: list[int] = []
-    labels: list[int] = []
+    ids, labels = array("i"), array("i")
     ends = [0]
     over = 0
     for trace in traces_in(reading.shard):
@@ -69,8 +69,8 @@ def read(reading: Reading) -> tuple[int, pa.Table, int]:
                     continue
             if not row.trained or row.trained[0].at >= reading.window:
                 continue
-            ids += row.ids[: reading.window]
-            labels += row.labels[: reading.window]
+            ids.extend(row.ids[: reading.window])
+            labels.extend(row.labels[: reading.window])
             ends.append(len(ids))
     offsets = pa.array(ends, pa.int64())
     columns = [pa.LargeListArray.from_arrays(offsets, pa.array(np.array(flat, np.int32))) for flat in (ids, labels)]
