@@ -179,3 +179,40 @@ def test_a_price_is_weighed_against_the_run_without_it(results: Path) -> None:
     rows = {row[0]: row for row in findings.priced()}
     assert rows["rl_span"][1:5] == ("rl_spawn_join", "10", "span_sampled", "100 to 80 (-20.0%)")
     assert rows["rl_span"][5].startswith("-10.0 ") and rows["rl_eager_span"][1] == "rl_spawn_join"
+
+
+def test_the_last_fifth_of_sft_is_averaged_over_the_seeds(results: Path) -> None:
+    for ending, before, after in (("", 6, 7), ("_seed1", 6, 5)):
+        published(results, f"sft_serial{ending}_80", before)
+        published(results, f"sft_serial{ending}_100", after)
+    [row] = findings.over_seeds()
+    assert row[:3] == ("SFT's last fifth, serial, validation", "0", "+10.0, -10.0") and row[3].startswith("+0.0 ")
+
+
+def test_students_of_the_papers_setting_stand_beside_its_numbers(results: Path) -> None:
+    published(results, "paper_sos_plus_T0", 4)
+    published(results, "paper_spawn_join_T0", 7, stop="malformed")
+    published(results, "paper_unfolded_T0", 5)
+    rows = {row[0]: row for row in findings.published()}
+    assert {name: row[4] for name, row in rows.items()} == {"sos_plus": "57.3%", "spawn_join": "75.5%", "unfolded": ""}
+    assert rows["sos_plus"][-1].startswith("+30.0 ") and rows["unfolded"][-1].startswith("+20.0 ")
+    assert rows["spawn_join"][-2].startswith("100.0%") and rows["spawn_join"][-1] == ""
+
+
+def test_what_needs_a_gpu_is_made_when_asked_for_alone(tmp_path: Path) -> None:
+    rows = Study(tmp_path, threads=1).rows()
+    assert {name for name in rows if name not in study.unasked(rows)} == {
+        f"paper_{solver}{ending}" for solver in ("sos_plus", "spawn_join", "unfolded") for ending in ("", "_sft")
+    }
+    assert {stage.command for stage in rows["paper_unfolded_sft"]} == {"data", "sft"}
+    assert not any("paper" in stage.name for name in study.unasked(rows) for stage in rows[name])
+
+
+def test_rl_goes_on_from_rl(tmp_path: Path) -> None:
+    rows = Study(tmp_path, threads=1).rows()
+    starts = {
+        name: next(word for stage in rows[name] if stage.name == name for word in stage.arguments if "checkpoint=" in word)
+        for name in ("rl_loose", "rl_then")
+    }
+    assert starts["rl_loose"] == f"checkpoint={tmp_path}/sft_spawn_join/checkpoint"
+    assert starts["rl_then"] == f"checkpoint={tmp_path}/rl_spawn_join/final"
