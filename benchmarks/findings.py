@@ -32,7 +32,7 @@ FACTS = "facts.json"
 BEGIN, END = "<!-- written by benchmarks/findings.py -->\n", "<!-- end -->\n"
 STEERED = (
     "rl_span", "rl_context", "rl_work", "rl_null", "rl_free_span", "rl_free_context", "rl_eager", "rl_eager_span",
-    "rl_eager_context", "rl_loose", "rl_loose_span", "rl_scaled_span", "rl_scaled_loose_span", "rl_then", "rl_then_span",
+    "rl_eager_context", "rl_loose", "rl_loose_span", "rl_scaled_span", "rl_scaled_loose_span",
 )  # fmt: skip
 SEEDS = {0: "", 1: "_seed1", 2: "_seed2"}  # what the names of a seed's models end in
 WINDOWS = (64, 96, 128, 400)  # contexts at which the students are compared; no attempt may exceed the last
@@ -178,7 +178,7 @@ def spawning() -> Iterator[Row]:
 
 
 def gains() -> Iterator[Row]:
-    """What RL adds to the SFT model it began from (`rl_then` and `rl_then_span`: by way of `rl_spawn_join`)."""
+    """What RL adds to the SFT model it began from."""
     pairs = [(f"rl_{s}{e}", f"sft_{s}{e}") for s in ("serial", "spawn_join", "one_level", "two_levels") for e in SEEDS.values()]
     pairs += [(name, "sft_spawn_join") for name in STEERED]
     for name, start in pairs:
@@ -242,7 +242,7 @@ def priced() -> Iterator[Row]:
     """RL with a cost made dear against equally many steps of RL without, from one SFT model, greedily; on 10,000 problems where
     both tried them. `free` and `eager` runs are held to the SFT model by no KL term, `loose` ones by a fifth of its weight
     elsewhere; `eager` and `loose` ones take longer steps, which shrink to nothing. In `scaled` runs advantages are divided by
-    their group's deviation. `rl_then_span` and `rl_then` go on from `rl_spawn_join` as `loose` ones do from SFT."""
+    their group's deviation."""
     pairs = (
         ("rl_span", "rl_spawn_join", "span_sampled"),
         ("rl_free_span", "rl_spawn_join", "span_sampled"),
@@ -253,8 +253,6 @@ def priced() -> Iterator[Row]:
         ("rl_loose_span", "rl_loose", "span_sampled"),
         ("rl_scaled_span", "rl_spawn_join", "span_sampled"),
         ("rl_scaled_loose_span", "rl_spawn_join", "span_sampled"),
-        ("rl_then_span", "rl_spawn_join", "span_sampled"),
-        ("rl_then_span", "rl_then", "span_sampled"),
         ("rl_work", "rl_spawn_join", "work"),
     )
     for name, reference, cost in pairs:

@@ -72,8 +72,7 @@ class Study:
         return Stage(name, "sft", ("--config", "study", *own, *_seed(seed), f"threads={self.threads}", *changes))
 
     def rl(self, name: str, start: Stage, *changes: str, data: str = "data") -> Stage:
-        model = self.out / start.name / ("final" if start.command == "rl" else "checkpoint")
-        own = (f"data={self.out / data}", f"checkpoint={model}", f"out={self.out / name}")
+        own = (f"data={self.out / data}", f"checkpoint={self.out / start.name}/checkpoint", f"out={self.out / name}")
         threads = (f"engine.threads={self.threads}", f"learner.threads={self.threads}")
         return Stage(name, "rl", ("--config", "study", *own, *threads, *changes))
 
@@ -168,13 +167,7 @@ class Study:
         for name, changes in steered.items():
             evaluations = self.both(name, f"{name}/final", "spawn_join")
             rows[name] = [self.data(), start, self.rl(name, start, *changes), *evaluations]
-        free = rows["rl_spawn_join"][2]  # first to solve, then to be brief; and as many steps more without a price
-        for name, changes in {"rl_then_span": ("reward.soft_span={budget: 60, weight: 0.4}",), "rl_then": ()}.items():
-            evaluations = self.both(name, f"{name}/final", "spawn_join")
-            rows[name] = [self.data(), start, free, self.rl(name, free, LOOSE, *LONGER, *changes), *evaluations]
-        weighed = (
-            "rl_spawn_join", "rl_span", "rl_eager", "rl_eager_span", "rl_loose_span", "rl_loose", "rl_then_span", "rl_then",
-        )  # fmt: skip
+        weighed = ("rl_spawn_join", "rl_span", "rl_eager", "rl_eager_span", "rl_loose", "rl_loose_span")
         many = [  # enough to tell a loss of two points
             self.evaluation(f"{name}_10000", f"{name}/final", "spawn_join", "problems=10000") for name in weighed
         ]

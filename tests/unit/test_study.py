@@ -206,13 +206,3 @@ def test_what_needs_a_gpu_is_made_when_asked_for_alone(tmp_path: Path) -> None:
     }
     assert {stage.command for stage in rows["paper_unfolded_sft"]} == {"data", "sft"}
     assert not any("paper" in stage.name for name in study.unasked(rows) for stage in rows[name])
-
-
-def test_rl_goes_on_from_rl(tmp_path: Path) -> None:
-    rows = Study(tmp_path, threads=1).rows()
-    starts = {
-        name: next(word for stage in rows[name] if stage.name == name for word in stage.arguments if "checkpoint=" in word)
-        for name in ("rl_loose", "rl_then")
-    }
-    assert starts["rl_loose"] == f"checkpoint={tmp_path}/sft_spawn_join/checkpoint"
-    assert starts["rl_then"] == f"checkpoint={tmp_path}/rl_spawn_join/final"
