@@ -136,11 +136,14 @@ class Study:
             sft = Stage(name, "sft", ("--config", "paper_small", place, f"solver={solver}", f"out={self.out / name}"))
             yield f"{name}_sft", [data, sft]
             checkpoint, where = f"{name}/checkpoint", dict[str, Any](data=data.name, preset="paper_small")
-            # Greedily it spawns without end, up to the window: few problems show that, and each is dear.
-            few = ("problems=100",) if solver == "spawn_join" else ()
-            sampled = self.evaluation(f"{name}_T1", checkpoint, protocol, "temperature=1", **where)
-            greedy = self.evaluation(f"{name}_T0", checkpoint, protocol, "temperature=0", *few, **where)
-            yield name, [data, sft, sampled, greedy]
+            # Fewer problems where a core decodes for seconds each: one long thread, or greedily children without end.
+            dear = {"sos_plus": (), "spawn_join": (0,), "unfolded": (0, 1)}[solver]
+            tried = [
+                self.evaluation(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}", *few, **where)
+                for t in (1, 0)
+                for few in [("problems=100",) if t in dear else ()]
+            ]
+            yield name, [data, sft, *tried]
 
     def rows(self) -> dict[str, list[Stage]]:
         """Each with all that it needs; shared stages are made once."""
