@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from findings import CHILDREN, FACTS, PUBLISHED, SEEDS, publish_attempts, write_page
 
@@ -135,14 +134,14 @@ class Study:
             name = f"paper_{solver}"
             sft = Stage(name, "sft", ("--config", "paper_small", place, f"solver={solver}", f"out={self.out / name}"))
             yield f"{name}_sft", [data, sft]
-            checkpoint, where = f"{name}/checkpoint", dict[str, Any](data=data.name, preset="paper_small")
             # Fewer problems where a core decodes for seconds each: one long thread, or greedily children without end.
             dear = {"sos_plus": (), "spawn_join": (0,), "unfolded": (0, 1)}[solver]
-            tried = [
-                self.evaluation(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}", *few, **where)
-                for t in (1, 0)
-                for few in [("problems=100",) if t in dear else ()]
-            ]
+            tried = []
+            for t in (1, 0):
+                changes = (f"temperature={t}", *(("problems=100",) if t in dear else ()))
+                tried.append(self.evaluation(
+                    f"{name}_T{t}", f"{name}/checkpoint", protocol, *changes, data=data.name, preset="paper_small"
+                ))  # fmt: skip
             yield name, [data, sft, *tried]
 
     def rows(self) -> dict[str, list[Stage]]:

@@ -21,7 +21,7 @@ Two relations join the strands, and they differ:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -215,7 +215,10 @@ class Trace:
 
 
 def closure_lengths(strands: Mapping[StrandId, Strand], sees: tuple[Reference, ...]) -> dict[StrandId, int]:
-    """How many tokens of each strand `sees` reaches, oldest strand first."""
+    """How many tokens of each strand `sees` reaches, oldest strand first: its closure, each token once.
+
+    With one reference per strand this is the root-to-leaf path of a prefix tree: an ordinary causal sequence.
+    """
     longest: dict[StrandId, int] = {}
     # A strand enters after its own closure; a longer view of it contains a shorter one. A stack, not recursion: a
     # thread may join more often than Python nests calls.
@@ -231,16 +234,7 @@ def closure_lengths(strands: Mapping[StrandId, Strand], sees: tuple[Reference, .
     return longest
 
 
-def closure(strands: Mapping[StrandId, Strand], sees: tuple[Reference, ...]) -> Iterator[tuple[StrandId, int]]:
-    """Every (strand, token index) that `sees` reaches, each once, oldest first.
-
-    With one reference per strand this is the root-to-leaf path of a prefix tree: an ordinary causal sequence.
-    """
-    for strand, length in closure_lengths(strands, sees).items():
-        yield from ((strand, index) for index in range(length))
-
-
 def closure_ids(strands: Mapping[StrandId, Strand], sees: tuple[Reference, ...]) -> tuple[int, ...]:
-    """The token ids of `closure`: what precedes a strand in its context."""
+    """The token ids of the closure: what precedes a strand in its context."""
     lengths = closure_lengths(strands, sees)
     return tuple(token for strand, length in lengths.items() for token in strands[strand].ids[:length])

@@ -13,7 +13,6 @@ from apr.threads.trace import (
     StrandId,
     Thread,
     Trace,
-    closure,
     closure_ids,
     closure_lengths,
 )
@@ -32,7 +31,7 @@ def word(strands: list[Strand], *sees: tuple[StrandId, int]) -> str:
     by_id = {s.id: s for s in strands}
     references = tuple(Reference(*reference) for reference in sees)
     ids = closure_ids(by_id, references)
-    pairs = list(closure(by_id, references))
+    pairs = [(name, index) for name, length in closure_lengths(by_id, references).items() for index in range(length)]
     assert len(set(pairs)) == len(pairs) == sum(closure_lengths(by_id, references).values())
     assert ids == tuple(by_id[name].ids[index] for name, index in pairs)
     return "".join(map(chr, ids))
