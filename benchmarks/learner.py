@@ -46,7 +46,7 @@ def traces(count: int) -> list[Trace]:
 
 def row(ids: Sequence[int], trained: list[int]) -> Sample:
     ones, zeros = [1e-5] * len(trained), [0] * len(trained)
-    return Sample(causal(ids), trained, [place - 1 for place in trained], zeros, ones, ones, ones, zeros)
+    return Sample(causal(ids), trained, [place - 1 for place in trained], zeros, ones, ones, ones, ones, zeros)
 
 
 def dense(batch: list[Sample], length: int) -> list[Sample]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from apr.threads.trace import Trace
 
+SIGNAL = 1e-9  # rewards of one group that differ by no more do so by rounding alone
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -18,17 +20,23 @@ class Scored:
     advantage: float
 
 
-def advantages(groups: Sequence[Sequence[Trace]], divide_by_deviation: bool = False) -> list[Scored]:
-    """Reward minus group mean, over the groups that carry a signal.
+def has_signal(group: Sequence[Trace]) -> bool:
+    """Whether the rewards of a group differ. A group of successes has a signal while a soft term separates them."""
+    rewards = [trace.reward["total"] for trace in group]
+    return max(rewards) - min(rewards) > SIGNAL
 
-    A group with no success is dropped, and so is one whose rewards are all equal; a group of successes stays while a
-    soft term separates them. `divide_by_deviation` is the paper's GRPO (population deviation); in a group of successes
-    it cancels the weight of the soft term.
+
+def advantages(groups: Sequence[Sequence[Trace]], divide_by_deviation: bool = False) -> list[Scored]:
+    """Reward minus group mean, for every trace; exactly 0 in a silent group, one without a signal.
+
+    Silent groups stay, since GRPO (arXiv 2402.03300) and Dr.GRPO (arXiv 2503.20783) count them in their denominators.
+    `divide_by_deviation` is GRPO's (population deviation); in a group of successes it cancels the weight of the soft term.
     """
     scored = []
     for group in groups:
         rewards = [trace.reward["total"] for trace in group]
-        if not any(trace.reward["success"] for trace in group) or max(rewards) == min(rewards):
+        if not has_signal(group):
+            scored += [Scored(trace, 0.0) for trace in group]
             continue
         mean = statistics.fmean(rewards)
         scale = statistics.pstdev(rewards) if divide_by_deviation else 1.0

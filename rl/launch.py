@@ -38,7 +38,7 @@ MAY_DIFFER = (
     "weight_sync", "in_flight", "traces_per_step", "tensorboard", "wandb", "max_silent_steps", "max_lost_share", "parity_mean",
     "parity_max",
 )  # fmt: skip
-LEARNER_MAY_DIFFER = ("lr", "threads", "row_tokens", "tokens_per_pass", "activation_checkpointing")
+LEARNER_MAY_DIFFER = ("lr", "lr_schedule", "lr_steps", "threads", "row_tokens", "tokens_per_pass", "activation_checkpointing")
 WHILE_RUNNING = (OPTIMIZER_FILE, ZERO_FOLDER, STATE_FILE, ADAPTER_FILE)  # in a checkpoint that a run goes on from
 # Engine and learner after a loss: from a checkpoint, with the optimiser's state or without.
 Replace = Callable[[Path, bool], Awaitable[tuple[Engine, LearnerApi]]]
@@ -62,6 +62,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
     data_hash = problems_hash(config.data, "train")
     if resume:
         _refuse_another_run(config, data_hash)
+    config = _with_horizon(config)
     start_from, start = found or (config.checkpoint, 0)
     check_window(start_from, config.limits.context, config.dialect)
     check_condition(read_card(start_from), config.condition, start_from)
@@ -83,6 +84,14 @@ def launch(config: RlConfig, resume: bool) -> Path:
         if reached == config.steps:
             return _finished(run, newest, config)
     raise KeyboardInterrupt(f"stopped after step {reached}; go on with: apr rl --resume {config.out}")
+
+
+def _with_horizon(config: RlConfig) -> RlConfig:
+    """The configuration that the run directory keeps: the schedule's horizon is this start's, whatever `steps` a later call
+    asks for."""
+    if config.learner.lr_schedule == "constant" or config.learner.lr_steps is not None:
+        return config
+    return config.model_copy(update={"learner": config.learner.model_copy(update={"lr_steps": config.steps})})
 
 
 def weight_sync(config: RlConfig, run: Path) -> WeightSync:

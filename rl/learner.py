@@ -7,10 +7,12 @@ ranks each runs this same code on its share of the passes; `rl.parallel` joins t
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 import typing
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,9 @@ ALONE = Rank()
 class LearnerApi(typing.Protocol):
     """What the loop asks of a learner, here or in Ray actors (`rl.ranks.RemoteLearner`)."""
 
-    async def update(self, batch: Sequence[Sample], lr: float, parity: tuple[float, float]) -> dict[str, float]: ...
+    async def update(
+        self, minibatches: Sequence[Sequence[Sample]], lr: float, parity: tuple[float, float]
+    ) -> dict[str, float]: ...
 
     async def weights(self) -> Any: ...
 
@@ -114,39 +118,49 @@ class Learner:
         if resumed:
             self.backend.load(checkpoint)
 
-    async def update(self, batch: Sequence[Sample], lr: float, parity: tuple[float, float]) -> dict[str, float]:
-        """`inner_steps` optimiser steps on one batch at learning rate `lr`. Returns metrics, the same on every rank.
-        `parity`: (mean, max) absolute gap between the logprobs that the sampler had from these very weights and ours that
-        is still allowed; beyond it `ParityError`, before this update has changed a weight."""
+    async def update(self, minibatches: Sequence[Sequence[Sample]], lr: float, parity: tuple[float, float]) -> dict[str, float]:
+        """`inner_steps` rounds over the minibatches of one step, each an optimiser step at learning rate `lr`. Returns
+        metrics over all of them, the same on every rank. `parity`: (mean, max) absolute gap between the logprobs that the
+        sampler had from these very weights and ours that is still allowed; beyond it `ParityError`, before a weight has
+        changed."""
         started = time.monotonic()
-        plans = plan(batch, self.config.row_tokens, self.config.tokens_per_pass, self.rank.count)
-        passes = [Pass(rows, self.device) for rows in plans[self.rank.index]]
-        references = [self._reference(one) for one in passes]
-        old: list[Tensor] = []
+        plans = [
+            plan(batch, self.config.row_tokens, self.config.tokens_per_pass, self.rank.count)[self.rank.index]
+            for batch in minibatches
+        ]
+        parts = [[Pass(rows, self.device) for rows in share] for share in plans]
+        references = [[self._reference(one) for one in passes] for passes in parts]
+        # The first minibatch gets its old logprobs from its own first forward pass, the others before a weight changes.
+        old = [[], *([self._logprobs(one) for one in passes] for passes in parts[1:])]
+        terms: list[LossTerms] = []
+        norms: list[float] = []
         metrics: dict[str, float] = {}
         for inner in range(self.config.inner_steps):
-            terms = []
-            for i, one in enumerate(passes):
-                new = self.backend.module(one)
-                if inner == 0:
-                    old.append(new.detach())
-                term = policy_loss(
-                    new, old[i], one.sampler, one.advantages, one.weights, one.strands, self.config, references[i]
-                )
-                self.backend.backward(term.loss, last=i + 1 == len(passes))
-                terms.append(term)
-            if inner == 0:
-                metrics |= self._mismatch(old, passes)
-                check_parity(metrics, parity)
-            norm = self.backend.step(lr)
-            metrics |= self._loss_metrics(terms, passes) | {"loss/grad_norm": norm}
-        tokens = sum(len(sample.block.ids) for rows in plans[self.rank.index] for row in rows for sample in row)
-        forwarded, unique = self.rank.total([sum(one.forwarded for one in passes), tokens])
+            for number, passes in enumerate(parts):
+                for i, one in enumerate(passes):
+                    new = self.backend.module(one)
+                    if inner == number == 0:
+                        old[0].append(new.detach())
+                    term = policy_loss(
+                        new, old[number][i], one.sampler, one.advantages, one.weights, one.kl_weights, one.strands,
+                        self.config, references[number][i],
+                    )  # fmt: skip
+                    self.backend.backward(term.loss, last=i + 1 == len(passes))
+                    terms.append(term.detached())
+                if inner == number == 0:
+                    metrics |= self._mismatch(list(chain(*old)), list(chain(*parts)))
+                    check_parity(metrics, parity)
+                norms.append(self.backend.step(lr))
+        flat = list(chain(*parts))
+        metrics |= self._loss_metrics(terms, flat, len(norms)) | {"loss/grad_norm": statistics.fmean(norms)}
+        tokens = sum(len(sample.block.ids) for share in plans for rows in share for row in rows for sample in row)
+        forwarded, unique = self.rank.total([sum(one.forwarded for one in flat), tokens])
         seconds = time.monotonic() - started
         return {
             **metrics,
             "loss/lr": lr,
             "loss/padding_share": 1.0 - unique / forwarded,
+            "loss/updates": len(norms),
             "time/learn": seconds,
             "time/learn_tokens_per_second": unique * self.config.inner_steps / seconds,
         }
@@ -198,6 +212,11 @@ class Learner:
         return adapters.merged(self.model) if self.config.lora else self.model.state_dict()
 
     @torch.no_grad()
+    def _logprobs(self, one: Pass) -> Tensor:
+        logprobs: Tensor = self.backend.module(one)
+        return logprobs
+
+    @torch.no_grad()
     def _reference(self, one: Pass) -> Tensor | None:
         if self.reference is None:
             return None
@@ -205,22 +224,25 @@ class Learner:
             logprobs: Tensor = self.reference(one)
         return logprobs
 
-    def _loss_metrics(self, terms: Sequence[LossTerms], passes: Sequence[Pass]) -> dict[str, float]:
-        weights = [one.weights for one in passes]
+    def _loss_metrics(self, terms: Sequence[LossTerms], passes: Sequence[Pass], updates: int) -> dict[str, float]:
+        """Means over the updates of a step. `terms`: those of all `passes`, once per inner step."""
+        inner = self.config.inner_steps
+        kl_weights = [one.kl_weights for one in passes] * inner
         loss, clipped, truncated, kl, lags, tokens = self.rank.total([
             sum(term.loss.item() for term in terms),
             sum(term.clipped.sum().item() for term in terms),
             sum((term.importance >= self.config.importance_cap).sum().item() for term in terms),
-            sum((term.kl * weight).sum().item() for term, weight in zip(terms, weights)),
+            sum((term.kl * weight).sum().item() for term, weight in zip(terms, kl_weights, strict=True)),
             sum(one.lags.sum().item() for one in passes),
             sum(len(one.sampler) for one in passes),
         ])  # fmt: skip
         (lag,) = self.rank.largest([max((one.lags.max().item() for one in passes if len(one.lags)), default=0.0)])
         found = {
-            "loss/policy": loss, "loss/clipped_share": clipped / tokens, "loss/truncated_share": truncated / tokens,
-            "loss/tokens": tokens, "off_policy/lag_mean": lags / tokens, "off_policy/lag_max": lag,
+            "loss/policy": loss / updates, "loss/clipped_share": clipped / (inner * tokens),
+            "loss/truncated_share": truncated / (inner * tokens), "loss/tokens": tokens,
+            "off_policy/lag_mean": lags / tokens, "off_policy/lag_max": lag,
         }  # fmt: skip
-        return found | ({"loss/kl": kl} if self.config.kl_weight else {})
+        return found | ({"loss/kl": kl / updates} if self.config.kl_weight else {})
 
     def _mismatch(self, old: Sequence[Tensor], passes: Sequence[Pass]) -> dict[str, float]:
         """How the sampler's logprobs differ from the learner's before the step: mean and max gap and k3 KL of the tokens

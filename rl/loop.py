@@ -3,8 +3,8 @@
     for each step:
         roll out    group_size traces of each problem; every parent and child strand is a call of the engine
         reward      success within context and latency budgets
-        advantage   reward minus the mean of its group; groups without signal are dropped
-        learn       each sampled token once, in the context in which it was sampled; injected tokens never
+        advantage   reward minus the mean of its group; a group without a signal has advantage 0, or is drawn anew
+        learn       each sampled token once per round, in the context in which it was sampled; injected tokens never
         sync        the engine pauses, takes the new weights as a new version, drops its cache, resumes
         checkpoint  whole or not at all; the step number is all the state beside weights and optimiser
 
@@ -26,11 +26,11 @@ from apr.seeds import derive_rng
 from apr.threads.codec import TraceWriter
 from apr.threads.trace import StopReason, Trace
 from rl import checkpoint
-from rl.advantages import advantages, shuffled
+from rl.advantages import advantages, has_signal, shuffled
 from rl.monitor import Monitor
 from rl.parts import Parts
 from rl.rollouts import Rollout, rollouts, validate
-from rl.samples import samples
+from rl.samples import Sample, minibatches, samples
 
 
 async def run(config: RlConfig, parts: Parts, folder: Path, start: int, stopping: Callable[[], bool]) -> int:
@@ -45,17 +45,14 @@ async def run(config: RlConfig, parts: Parts, folder: Path, start: int, stopping
     counted, step, began = await parts.engine.metrics(), start, time.monotonic()
     async with aclosing(rollouts(config, parts, start)) as ahead:
         async for rollout in ahead:
-            scored = advantages(rollout.groups, config.divide_by_deviation)
-            if config.shuffle_advantages:
-                scored = shuffled(scored, derive_rng(config.seed, "shuffle", step))
-            batch = samples(scored, config.weighting, version=step)
+            batch = minibatches_of(config, rollout, step)
             silent = 0 if batch else silent + 1
             if silent >= config.max_silent_steps:
                 raise NoSignalError(
-                    f"{silent} steps in a row without a group that has both a success and a difference in reward: the "
+                    f"{silent} steps in a row without a group whose rewards differ: the "
                     "problems are too hard or too easy, the budgets too tight, or the checkpoint was not trained"
                 )
-            metrics = rollout_metrics(rollout) | {"reward/groups_used": len(scored) / max(1, len(rollout.traces))}
+            metrics = rollout_metrics(rollout)
             if batch:
                 metrics |= await parts.learner.update(batch, learning_rate(config, step), parity)
             metrics["time/sync"] = await parts.sync.push(parts.learner, parts.engine, version=step + 1)
@@ -76,18 +73,38 @@ async def run(config: RlConfig, parts: Parts, folder: Path, start: int, stopping
     return step
 
 
+def minibatches_of(config: RlConfig, rollout: Rollout, step: int) -> list[list[Sample]]:
+    """What the learner trains on, minibatch by minibatch; nothing if no group has a signal.
+
+    With `redraws` the groups without a signal are left out (DAPO); else they count in every denominator (GRPO).
+    """
+    groups = [group for group in rollout.groups if has_signal(group)] if config.redraws else rollout.groups
+    scored = advantages(groups, config.divide_by_deviation)
+    if not any(one.advantage for one in scored):
+        return []
+    if config.shuffle_advantages:
+        scored = shuffled(scored, derive_rng(config.seed, "shuffle", step))
+    dealt = minibatches(scored, config.learner.minibatches, derive_rng(config.seed, "minibatches", step))
+    kl = config.learner.kl_weight > 0
+    made = (samples(part, config.weighting, constant=config.constant, version=step, kl=kl) for part in dealt)
+    return [part for part in made if part]
+
+
 def learning_rate(config: RlConfig, step: int) -> float:
-    """Of this step. `linear` ends small: what the last noisy steps did to a greedy policy is not averaged out later."""
-    remaining = 1.0 if config.learner.lr_schedule == "constant" else 1.0 - step / config.steps
+    """Learning rate of this step. `linear` falls to 0 at step `lr_steps`, because noise in the last steps is never
+    averaged out later."""
+    horizon = config.learner.lr_steps or config.steps
+    remaining = 1.0 if config.learner.lr_schedule == "constant" else 1.0 - step / horizon
     return config.learner.lr * remaining
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """Means over a step's traces of every reward part and cost, and the share of each stop reason of the roots."""
     traces = rollout.traces
-    metrics = {"time/rollout": rollout.seconds, "time/wait": rollout.waited}
+    metrics = {"time/rollout": rollout.seconds, "time/wait": rollout.waited, "rollout/groups": float(len(rollout.groups))}
     if not traces:
         return metrics
+    metrics["reward/groups_used"] = statistics.fmean(map(has_signal, rollout.groups))
     parts = sorted({part for trace in traces for part in trace.reward})
     metrics |= {f"reward/{part}": statistics.fmean(t.reward.get(part, 0.0) for t in traces) for part in parts}
     for cost in ("context", "work", "work_sampled", "span_sampled", "parallelism_sampled", "threads", "prefilled"):

@@ -1,19 +1,22 @@
 """The RL loss: a sum of per-token terms whose weights were computed beforehand (`rl.samples`).
 
-Which algorithm it is depends on a few choices, all of them configuration:
+Which algorithm it is depends on a few choices, all of them configuration. A test holds this table to the presets:
 
-| algorithm | weighting | divide_by_deviation | learner |
-| --- | --- | --- | --- |
-| GRPO as in the APR paper | trace | true | inner_steps 2, clip 0.2 and 0.2, kl_weight |
-| Dr.GRPO (arXiv 2503.20783) | constant | false | clip 0.2 and 0.2 |
-| DAPO (arXiv 2503.14476) | token | true | clip_high 0.28 |
-| GSPO (arXiv 2507.18071) | strand | true | ratio strand, clip 3e-4 and 4e-4 |
-| CISPO (arXiv 2506.13585) | token | true | surrogate cispo, clip_low 1 (no lower bound) |
+| preset | source | weighting | divide_by_deviation | redraws | updates | ratio | surrogate | clip | kl_weight |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| paper | APR, arXiv 2504.15466 | trace | true | 0 | 2 x 1 | token | clip | 0.2, 0.2 | 0.001 |
+| dr_grpo | Dr.GRPO, arXiv 2503.20783 | constant | false | 0 | 1 x 1 | token | clip | 0.2, 0.2 | 0 |
+| dapo | DAPO, arXiv 2503.14476 | token | true | 10 | 1 x 16 | token | clip | 0.2, 0.28 | 0 |
+| gspo | GSPO, arXiv 2507.18071 | strand | true | 0 | 1 x 4 | strand | clip | 0.0003, 0.0004 | 0 |
+| cispo | CISPO, arXiv 2506.13585 | token | true | 0 | 1 x 16 | token | cispo | 1, 0.2 | 0 |
+
+`updates`: `inner_steps` x `minibatches`. The ratio new / old is 1 at the first update of a step: with one update per step
+nothing is clipped, so that ratio, surrogate and clip cannot act: the configuration refuses to change them there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,14 +36,18 @@ class LossTerms:
     importance: Tensor
     kl: Tensor
 
+    def detached(self) -> LossTerms:
+        """The same without the graph, whose activations would otherwise stay as long as these metrics."""
+        return replace(self, loss=self.loss.detach())
+
 
 def policy_loss(
-    new: Tensor, old: Tensor, sampler: Tensor, advantages: Tensor, weights: Tensor, strands: Tensor,
-    config: LearnerConfig, reference: Tensor | None = None,
+    new: Tensor, old: Tensor, sampler: Tensor, advantages: Tensor, weights: Tensor, kl_weights: Tensor,
+    strands: Tensor, config: LearnerConfig, reference: Tensor | None = None,
 ) -> LossTerms:  # fmt: skip
     """Clipped surrogate with truncated importance sampling; all tensors have shape [tokens].
 
-        loss = sum_t w_t ( kl_weight kl_t - min(old_t / sampler_t, C) s_t ),  r_t = new_t / old_t
+        loss = sum_t ( kl_weight v_t kl_t - w_t min(old_t / sampler_t, C) s_t ),  r_t = new_t / old_t
         clip:   s_t = min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t)        PPO, arXiv 1707.06347
         cispo:  s_t = stop_gradient(clip(r_t, 1 - low, 1 + high)) A_t log new_t
         kl_t = ref_t / new_t - 1 - log(ref_t / new_t)                       k3
@@ -48,7 +55,8 @@ def policy_loss(
     `new` carries the gradient; `old` are the learner's logprobs at the step's start; `sampler` the engine's own, whose
     ratio to `old` corrects for the engine's different arithmetic and older weights, and is truncated at C to bound its
     variance. `ratio: strand` puts the geometric mean over the tokens of a strand in place of r_t, its gradient spread
-    over them (GSPO-token). `strands` numbers the strands; `reference`: logprobs of the frozen checkpoint.
+    over them (GSPO-token). `strands` numbers the strands; `weights` are the w_t, `kl_weights` the v_t; `reference`:
+    logprobs of the frozen checkpoint.
     """
     log_ratio = (new - old).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     if config.ratio == "strand":
@@ -66,7 +74,7 @@ def policy_loss(
     kl = torch.zeros_like(new)
     if reference is not None:
         kl = k3((reference - new).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
-        loss = loss + config.kl_weight * (weights * kl).sum()
+        loss = loss + config.kl_weight * (kl_weights * kl).sum()
     return LossTerms(loss, ratio.detach(), clipped.detach(), importance.detach(), kl.detach())
 
 

@@ -103,4 +103,5 @@ class Pass:
             return torch.tensor(values, dtype=torch.float32, device=device)
 
         self.sampler, self.advantages = per_token("logprobs"), per_token("advantages")
-        self.weights, self.lags = per_token("weights"), per_token("lags")
+        self.weights, self.kl_weights = per_token("weights"), per_token("kl_weights")
+        self.lags = per_token("lags")

@@ -64,8 +64,10 @@ class RemoteLearner:
         self.actors = list(actors)
         self._timeout = timeout
 
-    async def update(self, batch: Sequence[Sample], lr: float, parity: tuple[float, float]) -> dict[str, float]:
-        metrics: dict[str, float] = await self._call("update", ray.put(list(batch)), lr, parity)
+    async def update(
+        self, minibatches: Sequence[Sequence[Sample]], lr: float, parity: tuple[float, float]
+    ) -> dict[str, float]:
+        metrics: dict[str, float] = await self._call("update", ray.put(list(minibatches)), lr, parity)
         return metrics
 
     async def weights(self) -> Any:

@@ -17,6 +17,7 @@ from apr.rollout import Job, Roller
 from apr.seeds import derive_rng, derive_seed
 from apr.threads.session import Sampling
 from apr.threads.trace import StopReason, Trace
+from rl.advantages import has_signal
 from rl.parts import Parts, Problems
 from rl.rewards import rewarded
 
@@ -64,14 +65,23 @@ async def _timed(config: RlConfig, parts: Parts, roller: Roller, step: int) -> t
 
 
 async def roll_out(config: RlConfig, parts: Parts, roller: Roller, step: int) -> list[list[Trace]]:
-    problems = problems_of(config, parts.train, step)
+    """The groups of a step. With `redraws`, further problems are drawn in place of those whose groups have no signal,
+    round after round, until `problems_per_step` groups have one or the rounds are used up."""
+    problems = iter(problems_of(config, parts.train, step))
     # A problem may come twice in a step, at an epoch's edge: its samples are then numbered on, as keys must differ.
     numbers: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
-    jobs = [Job(problem, next(numbers[problem["id"]])) for problem in problems for _ in range(config.group_size)]
-    traces = [rewarded(trace, config.reward) async for trace in roller.run(jobs, step)]
-    lost = lost_traces(traces, config.max_lost_share, f"step {step}")
-    k = config.group_size
-    return [traces[i : i + k] for i in range(0, len(traces), k) if not any(lost[i : i + k])]
+    groups: list[list[Trace]] = []
+    missing, k = config.problems_per_step, config.group_size
+    for _ in range(1 + config.redraws):
+        drawn = itertools.islice(problems, missing)
+        jobs = [Job(problem, next(numbers[problem["id"]])) for problem in drawn for _ in range(k)]
+        traces = [rewarded(trace, config.reward) async for trace in roller.run(jobs, step)]
+        lost = lost_traces(traces, config.max_lost_share, f"step {step}")
+        groups += [traces[i : i + k] for i in range(0, len(traces), k) if not any(lost[i : i + k])]
+        missing = config.problems_per_step - sum(map(has_signal, groups))
+        if not missing:
+            break
+    return groups
 
 
 def lost_traces(traces: Sequence[Trace], most: float, where: str) -> list[bool]:
@@ -83,10 +93,11 @@ def lost_traces(traces: Sequence[Trace], most: float, where: str) -> list[bool]:
 
 
 def problems_of(config: RlConfig, train: Problems, step: int) -> list[dict[str, Any]]:
-    """The problems of a step: epoch after epoch, each in its own seeded order; an epoch's edge may fall inside a step."""
-    first, chosen = step * config.problems_per_step, []
+    """The problems of a step and of all its redraws, of which not all need be used: epoch after epoch, each in its own
+    seeded order; an epoch's edge may fall inside a step. They depend on nothing but the step's number."""
+    size, chosen = config.problems_per_step * (1 + config.redraws), []
     orders: dict[int, list[int]] = {}
-    for place in range(first, first + config.problems_per_step):
+    for place in range(step * size, (step + 1) * size):
         epoch, index = divmod(place, len(train))
         if epoch not in orders:
             orders[epoch] = list(range(len(train)))

@@ -1,12 +1,13 @@
 """From scored traces to training samples: blocks of strands with, per trained token, the sampler's logprob, advantage
-and weight.
+and weights.
 
-The weights are computed here, over the whole step, so that the loss is a plain sum and does not depend on how samples
+The weights are computed here, over a whole minibatch, so that the loss is a plain sum and does not depend on how samples
 are packed, ordered or divided among learners.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,8 +22,9 @@ Weighting = Literal["token", "strand", "trace", "constant"]
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A block of a trace. The lists run over its trained tokens: `trained[i]` is token i's index in the block,
-    `before[i]` the index of the token that predicts it, `strands[i]` the number of its segment, and `lags[i]` how many
-    updates the learner has made since it was sampled."""
+    `before[i]` the index of the token that predicts it, `strands[i]` the number of its segment, `weights[i]` its weight in
+    the policy term and `kl_weights[i]` in the KL term, and `lags[i]` how many updates the learner has made since it was
+    sampled."""
 
     block: Block
     trained: list[int]
@@ -31,19 +33,31 @@ class Sample:
     logprobs: list[float]
     advantages: list[float]
     weights: list[float]
+    kl_weights: list[float]
     lags: list[int]
 
 
-def samples(
-    scored: Sequence[Scored], weighting: Weighting = "token", version: int = 0, constant: int = 1024
-) -> list[Sample]:
-    """Blocks of all traces with a trained token; every sampled token is trained in exactly one, injected ones never.
-    `version`: the learner's own. The weights of all trained tokens sum to 1 (`constant`: to tokens / (traces * constant)).
+def minibatches(scored: Sequence[Scored], count: int, rng: random.Random) -> list[list[Scored]]:
+    """The traces of a step, dealt at random into `count` parts of equal size (give or take one trace)."""
+    dealt = list(scored)
+    if count > 1:
+        rng.shuffle(dealt)
+    return [dealt[first::count] for first in range(count)]
 
-    * token: each token of the step weighs the same (DAPO, arXiv 2503.14476).
+
+def samples(
+    scored: Sequence[Scored], weighting: Weighting = "token", *, constant: int = 1024, version: int = 0, kl: bool = False
+) -> list[Sample]:
+    """Blocks of the traces of a minibatch; every sampled token is trained in exactly one, injected ones never.
+
+    `version`: the learner's own. Traces without an advantage count in all denominators. Their blocks are made only for a
+    KL term (`kl`), since they have no other gradient. Over all traces the weights sum to 1 (weighting `constant`: to
+    tokens / (traces * constant)); the KL weights sum to 1 always.
+
+    * token: each token of the minibatch weighs the same (DAPO, arXiv 2503.14476).
     * strand: each strand weighs the same, shared equally by its tokens.
     * trace: each trace weighs the same, then each of its strands, then tokens (the APR paper, over rollouts).
-    * constant: each token weighs 1 / (traces * constant) (Dr.GRPO, arXiv 2503.20783).
+    * constant: each token weighs 1 / (traces * constant) (Dr.GRPO, arXiv 2503.20783); in the KL term as under `token`.
     """
     tokens = sum(len(strand.sampled) for one in scored for strand in one.trace.strands)
     strands = sum(bool(strand.sampled) for one in scored for strand in one.trace.strands)
@@ -62,9 +76,11 @@ def samples(
 
     result = []
     for one in scored:
+        if not (kl or one.advantage):
+            continue
         by_id = one.trace.by_id()
         for block in blocks(one.trace.strands):
-            sample = Sample(block, [], [], [], [], [], [], [])
+            sample = Sample(block, [], [], [], [], [], [], [], [])
             before = block.before()
             for number, segment in enumerate(block.segments):
                 strand = by_id[segment.strand]
@@ -79,6 +95,7 @@ def samples(
                 sample.logprobs.extend(strand.logprobs)
                 sample.advantages.extend([one.advantage] * len(own))
                 sample.weights.extend([weight(one, strand)] * len(own))
+                sample.kl_weights.extend([1.0 / tokens if weighting == "constant" else weight(one, strand)] * len(own))
                 sample.lags.extend(_lags(strand, version))
             if sample.trained:
                 result.append(sample)

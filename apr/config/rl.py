@@ -57,10 +57,14 @@ class LearnerConfig(Strict):
     """The optimiser's side of RL. `row_tokens` and `tokens_per_pass` shape the forward passes; they change no result."""
 
     lr: float = Field(default=2e-4, gt=0)
-    lr_schedule: Literal["constant", "linear"] = Field(default="constant", description="linear: down to 0 at the end")
+    lr_schedule: Literal["constant", "linear"] = Field(default="constant", description="linear: down to 0 at `lr_steps`")
+    lr_steps: int | None = Field(
+        default=None, ge=1, description="step at which the linear schedule reaches 0; default: the `steps` of the run's start"
+    )
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    inner_steps: int = Field(default=1, ge=1, description="optimiser steps on each batch of traces")
+    inner_steps: int = Field(default=1, ge=1, description="rounds over each step's traces")
+    minibatches: int = Field(default=1, ge=1, description="parts of a step's traces, with an optimiser step for each")
     surrogate: Literal["clip", "cispo"] = "clip"
     ratio: Literal["token", "strand"] = Field(default="token", description="strand: GSPO's, mean over a strand's tokens")
     clip_low: float = Field(default=0.2, gt=0, le=1)
@@ -74,6 +78,29 @@ class LearnerConfig(Strict):
     row_tokens: int = Field(default=256, ge=16, description="of a packed row; longer samples get rows of their own")
     tokens_per_pass: int = Field(default=8192, ge=64)
     threads: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _ratio_moves(self) -> LearnerConfig:
+        """With one update per step the ratio new / old is 1, and what bounds it does nothing."""
+        if self.inner_steps * self.minibatches > 1:
+            return self
+        idle = [
+            f"{name}={getattr(self, name):g}" if name.startswith("clip") else f"{name}={getattr(self, name)}"
+            for name in ("surrogate", "ratio", "clip_low", "clip_high")
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if idle:
+            raise ValueError(
+                f"learner.{', learner.'.join(idle)} cannot act with one update per step, where no probability has moved "
+                "yet: set learner.minibatches (DAPO 16, GSPO 4, CISPO 16) or learner.inner_steps above 1, or leave them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _horizon(self) -> LearnerConfig:
+        if self.lr_steps is not None and self.lr_schedule == "constant":
+            raise ValueError("learner.lr_steps ends the linear schedule: set learner.lr_schedule=linear, or leave it out")
+        return self
 
 
 class RlConfig(Strict):
@@ -92,7 +119,12 @@ class RlConfig(Strict):
     condition: ConditionConfig | None = None
     limits: Limits = Limits()
     reward: RewardConfig = RewardConfig()
+    redraws: int = Field(
+        default=0, ge=0, description="rounds per step that draw problems in place of groups without a signal (DAPO); 0: such "
+        "groups count with advantage 0 (GRPO)"
+    )  # fmt: skip
     weighting: Literal["token", "strand", "trace", "constant"] = "token"
+    constant: int = Field(default=1024, ge=1, description="of weighting=constant: tokens that a trace is divided by")
     divide_by_deviation: bool = False
     shuffle_advantages: bool = Field(default=False, description="null control: nothing can be learned")
     learner: LearnerConfig = LearnerConfig()
@@ -133,6 +165,21 @@ class RlConfig(Strict):
             raise ValueError(f"reward.budgets.context ({budget}) exceeds limits.context ({self.limits.context})")
         if self.protocol == "spawn_join" and self.limits.depth < 1:
             raise ValueError("protocol spawn_join needs limits.depth of at least 1")
+        if self.weighting != "constant" and self.constant != type(self).model_fields["constant"].default:
+            raise ValueError(f"constant={self.constant} is of weighting=constant (Dr.GRPO): set that as well, or leave it out")
+        traces = self.problems_per_step * self.group_size
+        if self.learner.minibatches > traces:
+            raise ValueError(
+                f"learner.minibatches ({self.learner.minibatches}) exceeds the {traces} traces of a step (problems_per_step x "
+                "group_size): lower it"
+            )
+        horizon = self.learner.lr_steps
+        if horizon is not None and self.steps > horizon:
+            raise ValueError(
+                f"steps ({self.steps}) goes beyond learner.lr_steps ({horizon}), where the linear schedule has reached 0 and "
+                f"nothing more is learned: set learner.lr_steps={self.steps} (the rate then rises at once to the longer "
+                "schedule's), or learner.lr_schedule=constant with learner.lr_steps=null"
+            )
         if (self.learner.parallel != "plain" or self.cluster.ranks > 1) and self.cluster.address == "none":
             raise ValueError(
                 "cluster.ranks above 1 and learner.parallel need Ray: set cluster.address=local, or a cluster's address"

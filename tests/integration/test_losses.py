@@ -26,7 +26,7 @@ from rl.samples import Sample
 LOW, HIGH, CAP = 0.2, 0.3, 2.0
 
 
-CONFIG = LearnerConfig(clip_low=LOW, clip_high=HIGH, importance_cap=CAP)
+CONFIG = LearnerConfig(minibatches=2, clip_low=LOW, clip_high=HIGH, importance_cap=CAP)
 
 
 def terms(
@@ -37,7 +37,7 @@ def terms(
     new = (old + math.log(ratio)).requires_grad_()
     given_ = (
         old - math.log(importance),
-        *torch.tensor([[advantage], [weight]], dtype=torch.float64),
+        *torch.tensor([[advantage], [weight], [weight]], dtype=torch.float64),
         torch.tensor([0]),
     )
     result = policy_loss(new, old, *given_, CONFIG.model_copy(update=more))
@@ -80,7 +80,7 @@ def test_at_the_first_inner_step_the_gradient_is_that_of_reinforce() -> None:
     weights, advantages = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([1.0, -1.0, 0.5, 0.0])
     logprobs = torch.tensor([-0.1, -2.0, -3.0, -4.0])
     new = logprobs.clone().requires_grad_()
-    result = policy_loss(new, logprobs, logprobs, advantages, weights, torch.zeros(4, dtype=torch.long), CONFIG)
+    result = policy_loss(new, logprobs, logprobs, advantages, weights, weights, torch.zeros(4, dtype=torch.long), CONFIG)
     result.loss.backward()
     assert result.loss.item() == pytest.approx(-(weights * advantages).sum().item())
     torch.testing.assert_close(new.grad, -weights * advantages)
@@ -94,7 +94,7 @@ def test_absurd_gaps_stay_finite(gap: float) -> None:
     new = torch.tensor([gap], requires_grad=True)
     zero, one = torch.zeros(1), torch.ones(1)
     config = CONFIG.model_copy(update={"kl_weight": 1.0})
-    policy_loss(new, zero, -zero - gap, one, one, zero.long(), config, zero).loss.backward()
+    policy_loss(new, zero, -zero - gap, one, one, one, zero.long(), config, zero).loss.backward()
     assert new.grad is not None and torch.isfinite(new.grad).all()
 
 
@@ -113,7 +113,7 @@ def test_gspo_clips_whole_strands_by_their_mean_ratio() -> None:
     zero, strands = torch.zeros(4, dtype=torch.float64), torch.tensor([0, 0, 1, 1])
     advantages, weights = torch.full((4,), 3.0), torch.full((4,), 0.25)
     config = CONFIG.model_copy(update={"ratio": "strand"})
-    result = policy_loss(new, zero, zero, advantages, weights, strands, config)
+    result = policy_loss(new, zero, zero, advantages, weights, weights, strands, config)
     result.loss.backward()
     assert result.loss.item() == pytest.approx(-3.0 * (0.5 * 1.1 + 0.5 * 1.3))
     assert new.grad is not None
@@ -127,7 +127,7 @@ def test_the_kl_term_pulls_towards_the_reference() -> None:
     new = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
     weights, zero = torch.tensor([0.2, 0.3, 0.5]), torch.zeros(3)
     config = CONFIG.model_copy(update={"kl_weight": 0.1})
-    result = policy_loss(new, new.detach(), new.detach(), zero, weights, zero.long(), config, reference)
+    result = policy_loss(new, new.detach(), new.detach(), zero, 7 * weights, weights, zero.long(), config, reference)
     result.loss.backward()
     gap = (reference - new).detach()
     torch.testing.assert_close(result.kl, torch.exp(gap) - 1 - gap)
@@ -158,8 +158,9 @@ def hand_made(
     before = block.before()
     strands = [next(n for n, s in enumerate(block.segments) if s.start <= place < s.stop) for place in trained]
     return Sample(
-        block, trained, [before[place] for place in trained], strands, logprobs, advantages, weights, [0] * len(trained)
-    )
+        block, trained, [before[place] for place in trained], strands, logprobs, advantages, weights, weights,
+        [0] * len(trained),
+    )  # fmt: skip
 
 
 ANY_GAP = (math.inf, math.inf)  # where samples are of no engine
@@ -192,7 +193,7 @@ def gradient(learner: Learner, batch: list[Sample], **shape: int) -> tuple[float
 
     step, learner.backend.step = learner.backend.step, keep  # type: ignore[method-assign]
     try:
-        metrics = asyncio.run(learner.update(batch, 1e-4, ANY_GAP))
+        metrics = asyncio.run(learner.update([batch], 1e-4, ANY_GAP))
     finally:
         learner.backend.step = step  # type: ignore[method-assign]
     return metrics["loss/policy"], found[0]
@@ -260,7 +261,7 @@ def test_an_update_raises_what_was_good_and_lowers_what_was_bad(make_learner: Ca
         learner = make_learner(inner_steps=3)
         before = logprobs_of(learner, ids)
         one = hand_made(causal(ids), [2, 3, 4], before[1:].tolist(), [advantage] * 3, [1 / 3] * 3)
-        metrics = asyncio.run(learner.update([one], 1e-5, parity=(1e-4, 1e-2)))  # too small to be clipped
+        metrics = asyncio.run(learner.update([[one]], 1e-5, parity=(1e-4, 1e-2)))  # too small to be clipped
         assert (logprobs_of(learner, ids)[1:] - before[1:]).sum() * advantage > 0
         assert metrics["loss/tokens"] == 3 and metrics["mismatch/abs_gap_max"] < 1e-5
         assert metrics["loss/padding_share"] == 0 and metrics["loss/grad_norm"] > 0
@@ -277,16 +278,16 @@ def test_the_learner_divides_its_logits_by_the_samplers_temperature(make_learner
     learner = make_learner(temperature=0.5)
     ids = (1, 20, 21, 22)
     one = hand_made(causal(ids), [1, 2, 3], logprobs_of(learner, ids).tolist(), [1.0] * 3, [1.0] * 3)
-    asyncio.run(learner.update([one], 1e-4, parity=(1e-4, 1e-2)))
+    asyncio.run(learner.update([[one]], 1e-4, parity=(1e-4, 1e-2)))
     with pytest.raises(ParityError, match="same temperature"):
-        asyncio.run(make_learner(temperature=1.0).update([one], 1e-4, parity=(1e-4, 1e-2)))
+        asyncio.run(make_learner(temperature=1.0).update([[one]], 1e-4, parity=(1e-4, 1e-2)))
 
 
 def test_parity_is_checked_before_any_weight_changes(make_learner: Callable[..., Learner]) -> None:
     learner = make_learner()
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     with pytest.raises(ParityError, match="on average"):
-        asyncio.run(learner.update(BATCH, 1e-4, parity=(1e-4, 1e-2)))
+        asyncio.run(learner.update([BATCH], 1e-4, parity=(1e-4, 1e-2)))
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
 
 
@@ -307,7 +308,7 @@ def test_the_optimiser_goes_on_only_when_a_run_does_and_by_its_configuration(
     make_learner: Callable[..., Learner], tmp_path: Path
 ) -> None:
     learner = make_learner(weight_decay=0.5)
-    asyncio.run(learner.update(BATCH, 1e-4, ANY_GAP))
+    asyncio.run(learner.update([BATCH], 1e-4, ANY_GAP))
     asyncio.run(learner.save(tmp_path))
     config = LearnerConfig(threads=1, weight_decay=0.25)
     resumed, new = (Learner(tmp_path, config, 1.0, resumed=resumed) for resumed in (True, False))
@@ -325,7 +326,7 @@ def test_gradients_that_are_not_finite_end_the_run_before_the_step(make_learner:
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     one = hand_made(causal((1, 20, 21)), [1, 2], [-1.0, -1.0], [math.inf, 1.0], [1.0, 1.0])
     with pytest.raises(AprError, match="gradient norm is"):
-        asyncio.run(learner.update([one], 1e-4, ANY_GAP))
+        asyncio.run(learner.update([[one]], 1e-4, ANY_GAP))
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
 
 
@@ -388,12 +389,12 @@ def test_the_reference_is_where_rl_began_and_stays_there(
 ) -> None:
     config = {"kl_weight": 0.1, "inner_steps": 2, "clip_high": 9.0}
     learner = make_learner(**config)
-    first = asyncio.run(learner.update(BATCH, 1e-3, ANY_GAP))["loss/kl"]
-    second = asyncio.run(learner.update(BATCH, 1e-3, ANY_GAP))["loss/kl"]
+    first = asyncio.run(learner.update([BATCH], 1e-3, ANY_GAP))["loss/kl"]
+    second = asyncio.run(learner.update([BATCH], 1e-3, ANY_GAP))["loss/kl"]
     assert second > first > 0
     asyncio.run(learner.save(tmp_path))
     resumed = Learner(tmp_path, learner.config, 1.0, resumed=True, origin=make_checkpoint(0))
-    third = [asyncio.run(one.update(BATCH, 1e-3, ANY_GAP))["loss/kl"] for one in (learner, resumed)]
+    third = [asyncio.run(one.update([BATCH], 1e-3, ANY_GAP))["loss/kl"] for one in (learner, resumed)]
     assert third[0] > second and third[1] == pytest.approx(third[0], rel=1e-4)
 
 
@@ -405,8 +406,8 @@ def test_adapters_train_alone_and_are_merged_into_what_leaves_the_learner(
     start = _model(origin, torch.device("cpu")).state_dict()
     fresh = asyncio.run(learner.weights())
     assert fresh.keys() == start.keys() and all(torch.equal(fresh[name], start[name]) for name in start)
-    assert asyncio.run(learner.update(BATCH, 1e-2, ANY_GAP))["loss/kl"] == pytest.approx(0, abs=1e-7)
-    assert asyncio.run(learner.update(BATCH, 1e-2, ANY_GAP))["loss/kl"] > 0  # the reference has no adapters
+    assert asyncio.run(learner.update([BATCH], 1e-2, ANY_GAP))["loss/kl"] == pytest.approx(0, abs=1e-7)
+    assert asyncio.run(learner.update([BATCH], 1e-2, ANY_GAP))["loss/kl"] > 0  # the reference has no adapters
     asyncio.run(learner.save(tmp_path))
     merged = asyncio.run(learner.weights())
     changed = {name for name in start if not torch.equal(merged[name], start[name])}
@@ -417,7 +418,7 @@ def test_adapters_train_alone_and_are_merged_into_what_leaves_the_learner(
         one = Pass([[BATCH[0]]], torch.device("cpu"))
         torch.testing.assert_close(learner.scorer(one), Scorer(plain, 1.0, "float32")(one), atol=1e-5, rtol=1e-5)
     resumed = Learner(tmp_path, learner.config, 1.0, resumed=True, origin=origin)
-    after = [asyncio.run(one.update(BATCH, 1e-2, ANY_GAP)) and asyncio.run(one.weights()) for one in (learner, resumed)]
+    after = [asyncio.run(one.update([BATCH], 1e-2, ANY_GAP)) and asyncio.run(one.weights()) for one in (learner, resumed)]
     assert all(torch.equal(after[0][name], after[1][name]) for name in start)
     with pytest.raises(CheckpointError, match="adapters of another model or rank"):
         adapters.load(learner.model, {}, tmp_path)

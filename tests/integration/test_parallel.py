@@ -33,7 +33,7 @@ def config(parallel: str = "plain", **more: Any) -> LearnerConfig:
 
 
 def trained(learner: Learner, steps: range) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    metrics = [asyncio.run(learner.update(batch(step), 1e-3, ANY_GAP)) for step in steps]
+    metrics = [asyncio.run(learner.update([batch(step)], 1e-3, ANY_GAP)) for step in steps]
     return asyncio.run(learner.weights()), metrics
 
 

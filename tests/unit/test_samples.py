@@ -1,5 +1,6 @@
-"""RL samples: every sampled token once, with its own logprob, and weights computed over the whole step."""
+"""RL samples: every sampled token once, with its own logprob, and weights computed over a minibatch."""
 
+import random
 from collections import defaultdict
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from scored import SERIAL, SPAWNING, trace
 from apr.threads.layout import blocks
 from apr.threads.trace import Strand, VersionSpan
 from rl.advantages import Scored
-from rl.samples import Weighting, samples
+from rl.samples import Weighting, minibatches, samples
 
 SCORED = [
     Scored(trace(options=SPAWNING), 0.5),
@@ -74,6 +75,39 @@ def test_trace_weighting_gives_each_trace_the_same_and_its_strands_too() -> None
 def test_constant_weighting_does_not_know_how_long_a_trace_is() -> None:
     made = samples(SCORED, "constant", constant=100)
     assert {weight for sample in made for weight in sample.weights} == {1 / (3 * 100)}
+
+
+@pytest.mark.parametrize("weighting", ["token", "strand", "trace", "constant"])
+def test_silent_traces_count_in_every_denominator(weighting: Weighting) -> None:
+    """As if they were trained with advantage 0: the other traces' weights are those of the whole step."""
+    silent = [Scored(one.trace, 0.0 if number else one.advantage) for number, one in enumerate(SCORED)]
+    whole, alone = samples(SCORED, weighting), samples(silent, weighting)
+    assert 0 < len(alone) < len(whole)
+    assert [sample.weights for sample in alone] == [sample.weights for sample in whole[: len(alone)]]
+    with_kl = samples(silent, weighting, kl=True)
+    assert [sample.weights for sample in with_kl] == [sample.weights for sample in whole]
+    assert {advantage for sample in with_kl[len(alone) :] for advantage in sample.advantages} == {0.0}
+
+
+@pytest.mark.parametrize("weighting", ["token", "strand", "trace", "constant"])
+def test_no_constant_scales_the_kl_term(weighting: Weighting) -> None:
+    made = samples(SCORED, weighting, constant=7, kl=True)
+    assert sum(weight for sample in made for weight in sample.kl_weights) == pytest.approx(1.0)
+    assert (made[0].weights == made[0].kl_weights) == (weighting != "constant")
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_minibatches_hold_each_trace_once_in_equal_parts(count: int) -> None:
+    parts = minibatches(SCORED * 2, count, random.Random(0))
+    assert len(parts) == count and {len(part) for part in parts} <= {6 // count, 6 // count + 1}
+    assert sorted(id(one) for part in parts for one in part) == sorted(id(one) for one in SCORED * 2)
+    assert minibatches(SCORED * 2, count, random.Random(0)) == parts
+    assert count > 1 or parts == [SCORED * 2]
+
+
+def test_each_minibatch_has_denominators_of_its_own() -> None:
+    for part in minibatches(SCORED, 3, random.Random(0)):
+        assert sum(weight for sample in samples(part) for weight in sample.weights) == pytest.approx(1.0)
 
 
 def test_a_strand_without_sampled_tokens_takes_no_share() -> None:
