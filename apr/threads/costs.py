@@ -4,6 +4,8 @@ I = injected tokens, C = the part of I that is `copy`, X = sampled tokens:
 
 * work = sum of |I| - |C| + |X|;  work_sampled = sum of |X|;
 * span = longest chain of `after`, each strand weighing |I| - |C| + |X|;  span_sampled the same with |X| alone;
+  Since `after` names all strands that must have ended, those of descendants included, `span_sampled` is the number of
+  steps in which every runnable strand decodes one token per step;
 * context = max over strands of |closure of sees| + |I| + |X|, copies included.
 """
 

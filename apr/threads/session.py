@@ -5,6 +5,10 @@
         Session.strand(...)          one engine call; limits are checked before it
         protocol.ended(strand)       Continue | Spawn | Await | Finish | Fail
         Session.thread("r.0") ...    children run side by side; their results are taken in spawn order
+      Branch.ends                    what the parent's next strand comes after
+
+A thread ends when the children that it left running have ended too, however it ends. So a parent that waits for a child
+waits for the child's last strand and for the descendants that outlast it, and `Strand.after` names them all.
 
 The runtime knows strands, limits and an engine; the rules of spawn and join are the protocol's. Model text is data: it
 cannot recurse past the depth limit, spawn past the thread limit, or stall a run, and whatever it says, `attempt`
@@ -72,11 +76,16 @@ async def attempt(
 
 @dataclass
 class Branch:
-    """A thread and all its descendants, depth first in spawn order, and what it left of its allowance."""
+    """A thread and all its descendants, depth first in spawn order, and what it left of its allowance.
+
+    `ends`: the strands after which the branch has ended. They are the thread's own last strand, and the ends of those
+    children that no strand of its own came after. A thread that never started has none.
+    """
 
     threads: list[Thread]
     strands: list[Strand]
     allowance: Allowance
+    ends: tuple[StrandId, ...] = ()
 
     @property
     def thread(self) -> Thread:
@@ -107,7 +116,7 @@ class Session:
         after: tuple[StrandId, ...],
         allowance: Allowance,
     ) -> Branch:
-        """Run one thread to its end, and with it all threads that it spawns."""
+        """Run one thread to its end, and with it all threads that it spawns. `after`: what its first strand waits for."""
         own: list[StrandId] = []
         below = Branch([], [], allowance)  # this thread's strands and its descendants', in order
         open_children: list[asyncio.Task[Branch]] = []
@@ -117,7 +126,7 @@ class Session:
             while True:
                 match decision:
                     case Continue():
-                        result = await self.strand(StrandId(id, len(own)), decision, after, allowance)
+                        result = await self.strand(StrandId(id, len(own)), decision, below.ends or after, allowance)
                         if isinstance(result, StopReason):
                             decision = Fail(result)
                             continue
@@ -125,7 +134,7 @@ class Session:
                         self.ended[strand.id] = strand
                         own.append(strand.id)
                         below.strands.append(strand)
-                        after = (strand.id,)
+                        below.ends = (strand.id,)
                         decision = Fail(cut) if cut else self.protocol.ended(strand, self.ended)
                     case Spawn(children, then):
                         refusal = allowance.refuse(len(children), depth, self.limits)
@@ -134,23 +143,22 @@ class Session:
                             continue
                         shares = allowance.split(len(children), goes_on=isinstance(then, Continue))
                         for share, child in zip(shares, children):
-                            run = self.thread(f"{id}.{spawned}", id, depth + 1, child, after, share)
+                            run = self.thread(f"{id}.{spawned}", id, depth + 1, child, below.ends, share)
                             open_children.append(asyncio.create_task(run))
                             spawned += 1
                         decision = then
                     case Await():
                         ended = await self._gather(open_children, below)
-                        after += tuple(child.strands[-1] for child in ended if child.strands)
                         decision = self.protocol.joined(self.ended[own[-1]], ended, self.ended)
                     case Finish(message):
                         await self._gather(open_children, below)
                         stop = StopReason.ANSWERED if message else StopReason.NO_ANSWER
                         thread = Thread(id, parent, depth, tuple(own), stop, message)
-                        return Branch([thread, *below.threads], below.strands, allowance)
+                        return Branch([thread, *below.threads], below.strands, allowance, below.ends)
                     case Fail(reason):
                         await self._gather(open_children, below)
                         thread = Thread(id, parent, depth, tuple(own), reason)
-                        return Branch([thread, *below.threads], below.strands, allowance)
+                        return Branch([thread, *below.threads], below.strands, allowance, below.ends)
         finally:  # if anything raised, here or in a child, no thread outlives its parent
             if open_children:
                 for task in open_children:
@@ -158,7 +166,7 @@ class Session:
                 await asyncio.gather(*open_children, return_exceptions=True)
 
     async def _gather(self, open_children: list[asyncio.Task[Branch]], below: Branch) -> list[Thread]:
-        """Wait for all open children; take over their strands and what they left, in spawn order."""
+        """Wait for all open children; take over their strands, their ends and what they left, in spawn order."""
         if not open_children:  # gathering nothing costs a turn of the event loop all the same
             return []
         branches = await asyncio.gather(*open_children)
@@ -167,6 +175,7 @@ class Session:
             below.threads += branch.threads
             below.strands += branch.strands
             below.allowance.give_back(branch.allowance)
+        below.ends += tuple(strand for branch in branches for strand in branch.ends)
         return [branch.thread for branch in branches]
 
     async def strand(

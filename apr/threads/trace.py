@@ -15,8 +15,11 @@ Two relations join the strands, and they differ:
 * `sees` is attention. `(strand, n)` means: all that this strand itself saw, then its first `n` tokens (injected and
   sampled counted together). Several references mean the union. After an APR join, the parent sees its own strand only
   up to the spawn block, and of its children nothing but the messages injected into it.
-* `after` is dependence: the strands that must have ended before this one starts. Span follows `after`; attention masks
-  follow `sees`.
+* `after` is dependence: the strands that must have ended before this one starts. After a join they are the thread's
+  own last strand and the ends of its children. A child ends with its last strand and with the ends of its own children
+  that this strand did not wait for: a child that has no room to go on after its join, or finishes while its children
+  run, leaves such. What these strands waited for themselves is not listed. Span follows `after`; attention masks follow
+  `sees`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from apr.threads.costs import costs
-from apr.threads.protocol import Continue, Fail, Finish, Spawn, ThreadProtocol
+from apr.threads.protocol import Await, Continue, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import ROOT, EngineStop, Outcome, StopReason, Strand, StrandId, Thread, Trace
 from apr.tokens.dialect import Dialect, condition_of
 from apr.tokens.log import SearchLog
@@ -72,13 +72,13 @@ class _Writer:
                 stop = StopReason.ANSWERED if decision.message else StopReason.NO_ANSWER
                 self.threads.append(Thread(id, parent, depth, tuple(own), stop, decision.message))
                 return self.threads[-1]
-            if isinstance(decision, Fail) or not isinstance(decision, Spawn):
+            if not (isinstance(decision, Spawn) and isinstance(decision.then, Await)):
                 raise ValueError(f"protocol {self.protocol.name} cannot express this search log: {decision}")
             children = []
             for child_plan in decision.children:
                 children.append(self.thread(f"{id}.{spawned}", id, depth + 1, child_plan, after))
                 spawned += 1
-            after += tuple(child.strands[-1] for child in children)
+            after += tuple(child.strands[-1] for child in children)  # whose own children ended before that
             joined = self.protocol.joined(strand, children, self.strands)
             if not isinstance(joined, Continue):
                 raise ValueError(f"protocol {self.protocol.name} did not go on after a join: {joined}")

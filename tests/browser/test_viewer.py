@@ -162,6 +162,32 @@ def test_a_trace_is_drawn_with_its_lanes_arrows_path_and_lines(view: View) -> No
     assert "total 0.75" in view.text(".facts") and "reaches the target" in view.text(".answer")
 
 
+def test_a_grandchild_that_outlasts_its_parent_is_waited_for_and_not_heard(tmp_path: Path, open_page: Open) -> None:
+    """r.0 spawns and has no room to go on: its parent waits for r.0.0 too, but is told nothing by it."""
+    grandchild = StrandId("r.0.0", 0)
+    returned = [(Origin.FORCED, "<ret>"), (Origin.FORCED, "<ret>"), (Origin.MESSAGE, "7")]
+    strands = (
+        strand(ROOT, (), [(Origin.PROMPT, "<bos> 7 : 3 4 ;")], "<spawn> <msg> 3 <msg> 4 </spawn>", (0.0, 1.0)),
+        strand(FIRST, (ROOT,), [*MESSAGE, (Origin.MESSAGE, "3")], "<spawn> <msg> 3 </spawn>", (1.0, 2.0)),
+        strand(grandchild, (FIRST,), [*MESSAGE, (Origin.MESSAGE, "3")], "3 + 4 <join> 7 <eos>", (2.0, 5.0)),
+        strand(SECOND, (ROOT,), [*MESSAGE, (Origin.MESSAGE, "4")], "<join> 7 <eos>", (1.0, 3.0)),
+        strand(AFTER, (ROOT, FIRST, grandchild, SECOND), returned, "<join> 7 <eos>", (5.0, 6.0)),
+    )
+    threads = (
+        Thread("r", None, 0, (ROOT, AFTER), StopReason.ANSWERED, ids("7")),
+        Thread("r.0", "r", 1, (FIRST,), StopReason.CONTEXT),
+        Thread("r.0.0", "r.0", 2, (grandchild,), StopReason.ANSWERED, ids("7")),
+        Thread("r.1", "r", 1, (SECOND,), StopReason.ANSWERED, ids("7")),
+    )
+    trace = finished(7, True, "spawn_join", threads, strands)
+    write_view(tmp_path / "view.html", "View", [Source("nested", [trace], VOCABULARY.text)])
+    view = View(open_page(tmp_path / "view.html").page)
+    assert view.count(".arrows .spawn.head") == 3
+    assert view.count(".arrows .found.head") == 1 and view.count(".arrows .empty.head") == 2
+    view.click('.timeline [data-strand="4"]')
+    assert view.text(".block.chosen .messages") == "r.0 <ret> nothing r.1 <ret> 7"
+
+
 def test_bars_stand_where_their_strands_run(view: View) -> None:
     def bars() -> list[tuple[float, float]]:
         boxes = [one.bounding_box() for one in view.page.locator(".strand .box").all()]

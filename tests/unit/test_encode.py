@@ -1,6 +1,7 @@
 """Demonstrations: what `encode` writes is what the runtime makes of a model that says the same."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apr.seeds import SplitMix64
-from apr.threads.protocol import ThreadProtocol
+from apr.threads.protocol import Decision, Spawn, ThreadProtocol
 from apr.threads.serial import Serial
 from apr.threads.spawn_join import SpawnJoin
-from apr.threads.trace import EngineStop, Origin, StopReason, Trace
+from apr.threads.trace import EngineStop, Origin, StopReason, Strand, StrandId, Trace
 from apr.tokens.compact import CompactDialect
 from apr.tokens.encode import encode
 from apr.tokens.log import Node, SearchLog, Spawned
@@ -119,6 +120,20 @@ def test_the_serial_protocol_cannot_express_a_spawn() -> None:
     assert any(isinstance(event, Spawned) for event in log.events)
     with pytest.raises(ValueError, match="serial cannot express"):
         encode(log, DIALECT, Serial(CONTROL), {"id": "p"})
+
+
+def test_a_demonstration_needs_a_parent_that_waits() -> None:
+    """Strands come depth first, so a parent that goes on beside its children would be laid out as one that waits."""
+
+    class GoesOn(SpawnJoin):
+        def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
+            decision = super().ended(strand, strands)
+            return Spawn(decision.children, self.start(())) if isinstance(decision, Spawn) else decision
+
+    log, trace, _ = demonstration((3, 5, 8), 23, SearchOptions(2, 2, 1.0, spawn_depth=1))
+    assert len(trace.threads) > 1
+    with pytest.raises(ValueError, match="cannot express"):
+        encode(log, DIALECT, GoesOn(CONTROL), trace.problem)
 
 
 def test_what_one_looks_like() -> None:

@@ -90,7 +90,8 @@ function block(panel, thread, number) {
   for (const [seen, length] of one.sees) note.push(`sees ${length} tokens of ${seen}`);
   if (one.cached) note.push(`${one.cached} found in the cache`);
   element.append(make("h5", {}, `strand ${one.id} `, make("small", {}, note.join("; "))));
-  const senders = one.after.map((i) => panel.trace.strands[i].thread).filter((id) => id !== one.thread);
+  const children = new Set(panel.trace.threads.filter((other) => other.parent === thread.id).map((other) => other.id));
+  const senders = one.after.map((i) => panel.trace.strands[i].thread).filter((id) => children.has(id));
   element.append(...injectedParts(panel, one.injected, number === thread.strands[0] ? [thread.parent] : senders));
   element.append(part(panel, "sampled", sampledLabel(one), one.sampled, one));
   return element;

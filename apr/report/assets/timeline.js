@@ -143,7 +143,8 @@ function arrows(svg, trace, g, path) {
         draw(layer, "path", { class: `spawn${heavy}`, d: `M${trunk},${from + half} V${to} H${starts - 4}` });
         draw(layer, "path", { class: `spawn${heavy} head`, d: `M${starts},${to} l-5.5,-3 v6 Z` });
       } else {
-        const kind = threads.get(before.thread).message.length ? "found" : "empty";
+        const sender = threads.get(before.thread), heard = sender.parent === strand.thread && sender.message.length;
+        const kind = heard ? "found" : "empty";  // a grandchild that outlasts its parent is waited for, not heard
         const wide = Math.max(3, g.x(g.end(strand)) - starts), trunk = starts + Math.min(5, wide / 2);
         const sign = to < from ? 1 : -1;
         draw(layer, "path", { class: `${kind}${heavy}`, d: `M${ended},${from} H${trunk} V${to + sign * (half + 4)}` });
