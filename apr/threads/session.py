@@ -116,7 +116,7 @@ class Session:
         after: tuple[StrandId, ...],
         allowance: Allowance,
     ) -> Branch:
-        """Run one thread to its end, and with it all threads that it spawns. `after`: what its first strand waits for."""
+        """Run one thread to its end, and with it all threads that it spawns. Its first strand comes `after` these."""
         own: list[StrandId] = []
         below = Branch([], [], allowance)  # this thread's strands and its descendants', in order
         open_children: list[asyncio.Task[Branch]] = []

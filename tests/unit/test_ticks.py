@@ -286,7 +286,8 @@ def test_costs_are_those_of_one_token_per_tick(script: ThreadScript, limits: Lim
     trace = scripted(script, limits)
     decoded, whole = Simulation(script, trace, sampled), Simulation(script, trace, all_but_copies)
     assert trace.costs is not None
-    assert trace.costs.span_sampled == decoded.ticks == sum(sampled(trace.by_id()[s]) for s in critical_path(trace.strands))
+    assert trace.costs.span_sampled == decoded.ticks
+    assert sum(sampled(trace.by_id()[strand]) for strand in critical_path(trace.strands)) == decoded.ticks
     assert trace.costs.span == whole.ticks
     assert trace.costs.width == decoded.width
     assert spans(trace.strands, sampled_only=True) == decoded.ends  # of each strand by itself
@@ -298,7 +299,8 @@ def test_costs_are_those_of_one_token_per_tick(script: ThreadScript, limits: Lim
             assert decoded.ticks == limits.span
     for thread in trace.threads:
         event(f"{'child' if thread.depth else 'root'} stops: {thread.stop}")
-    if any(before.thread.count(".") > strand.id.thread.count(".") + 1 for strand in trace.strands for before in strand.after):
+    if any(before.thread.count(".") > strand.id.thread.count(".") + 1 for strand in trace.strands
+           for before in strand.after):  # fmt: skip
         event("a strand comes after a grandchild")
 
 
@@ -374,7 +376,8 @@ def test_a_child_that_finishes_before_its_children_leaves_them_to_be_waited_for(
 
 
 def test_children_spawned_right_after_a_join_come_after_all_that_was_joined() -> None:
-    script = child(say(2), Open((child(say(4), Open((child(say(20)),)), say(1)),)), Wait(), Open((child(say(6)),)), Wait())
+    first, second = child(say(4), Open((child(say(20)),)), say(1)), child(say(6))
+    script = child(say(2), Open((first,)), Wait(), Open((second,)), Wait())
     trace = scripted(script, FREE)
     assert [str(strand.id) for strand in trace.strands] == ["r#0", "r.0#0", "r.0#1", "r.0.0#0", "r.1#0"]
     assert list(map(str, trace.strands[-1].after)) == ["r#0", "r.0#1", "r.0.0#0"]
