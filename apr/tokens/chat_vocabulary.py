@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from apr.tokens.text import PretrainedVocabulary, load_tokenizer
 from apr.tokens.vocabulary import TOKENIZER_FILE
 
 SPAWNING_TOKENS = CONTROL_TOKENS[3:]
-# What templates that tell the date take for it: today's would make another prompt of the same problem tomorrow.
-DATE = "26 Jul 2024"
+# The day that templates take for today, however they ask for it: the real one would make another prompt of the same problem
+# tomorrow.
+TODAY = datetime(2024, 7, 26)
 
 
 class ChatVocabulary(PretrainedVocabulary):
@@ -57,7 +59,7 @@ class ChatVocabulary(PretrainedVocabulary):
 
     def save(self, folder: Path) -> None:
         self._save_tokenizer(folder)
-        content = {"dialect": self.dialect, "hash": self.hash, "control": self.names}
+        content = {"dialect": self.dialect, "hash": self.hash, "control": self.names, "today": str(TODAY.date())}
         (folder / TOKENIZER_FILE).write_text(json.dumps(content))
 
 
@@ -82,14 +84,15 @@ def _control(tokenizer: Any, names: Sequence[str]) -> ControlTokens:
 
 
 def rendered(tokenizer: Any, system: str, user: str) -> tuple[int, ...]:
-    """The ids of a prompt. Raises `CheckpointError` if the template takes no system message."""
+    """The ids of a prompt, the same on every day. Raises `CheckpointError` if the template takes no system message."""
     from jinja2 import TemplateError
 
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     try:
         ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=False, date_string=DATE
-        )
+            messages, add_generation_prompt=True, return_dict=False,
+            date_string=TODAY.strftime("%d %b %Y"), strftime_now=TODAY.strftime,
+        )  # fmt: skip
     except TemplateError as error:
         raise CheckpointError(f"this model's chat template refuses a system message ({error}): take another") from error
     return tuple(ids)

@@ -1,11 +1,14 @@
 """The chat dialect: what is written in a pretrained model's vocabulary can be read back, and the runtime reproduces it."""
 
+import json
 import pickle
 import re
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from chat_tokenizers import CHATML, RESERVED, TOKENIZERS, smol_like
+from chat_tokenizers import CHATML, HEADERS, RESERVED, TOKENIZERS, smol_like
 from fakes import FREE, replays, run, timeless
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -231,3 +234,34 @@ def test_a_torn_vocabulary_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "apr_vocabulary.json").write_text(content)
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         dialect_of(tmp_path)
+
+
+ASKING = (  # SmolLM3's way, and Llama's
+    "{{ '<|im_start|>system\n' + strftime_now('%d %B %Y, %H:%M') + (date_string if date_string is defined else '') }}"
+    "{{ messages[0].content + '<|im_end|>\n<|im_start|>user\n' + messages[1].content + '<|im_end|>\n<|im_start|>assistant\n' }}"
+)
+
+
+@pytest.mark.parametrize("template", [ASKING, HEADERS.replace("<|begin|>", "<|im_start|>")])
+def test_a_prompt_that_tells_the_date_is_the_same_every_day(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import chat_template_utils
+
+    def prompt(day: int) -> tuple[int, ...]:
+        class Day(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> "Day":
+                return cls(2031, 11, day)
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Day)
+        tokenizer = smol_like()
+        tokenizer.chat_template = template
+        return ChatDialect(ChatVocabulary(tokenizer)).prompt((3, 5, 8), 24)
+
+    first = prompt(29)
+    assert first == prompt(30)
+    assert "2024" in ChatVocabulary(smol_like()).text(first) and "2031" not in ChatVocabulary(smol_like()).text(first)
+
+
+def test_the_day_of_the_prompts_is_written_down(tmp_path: Path) -> None:
+    SMOL.vocabulary.save(tmp_path)
+    assert json.loads((tmp_path / "apr_vocabulary.json").read_text())["today"] == "2024-07-26"
