@@ -61,5 +61,9 @@ class ParityError(AprError, RuntimeError):
     """The sampler's and the learner's logprobs of the same tokens disagree: training on them would be wrong."""
 
 
+class NotFiniteError(AprError, ArithmeticError):
+    """A loss, a gradient norm or a weight became NaN or infinite; training stopped, and the last checkpoint is whole."""
+
+
 class NoSignalError(AprError, RuntimeError):
     """Too many steps in a row gave no group with a usable advantage."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from apr.dialects import dialect_of
 from apr.engines.build import check_checkpoint
 from apr.errors import CheckpointError, ConfigError, RunDirectoryError
+from apr.finite import check_finite_files
 from apr.merge import WEIGHTS, adapter_facts, is_adapter, merge, model_folder
 from apr.model_card import ASKED, CARD, model_card
 from apr.protocols import PROTOCOLS, protocol_by_name
@@ -86,6 +87,7 @@ def _located(checkpoint: Path) -> Path:
 def _source(folder: Path, base: Path | None) -> Source:
     model = model_folder(folder, base)
     check_checkpoint(model)
+    check_finite_files(model)
     return Source(folder, model, _card(model), dialect_of(model))
 
 
@@ -173,7 +175,7 @@ def _loaded(folder: Path, dtype: Dtype) -> Any:
         if (full := disk_error(folder, error)) is not error:
             raise full from error
         raise CheckpointError(
-            f"{folder} holds no model that can be read ({error}): train it or fetch it again"
+            f"{folder} holds no readable model ({error}): train or export it again"
         ) from error
     if absent := sorted(found["missing_keys"]):
         raise CheckpointError(f"{folder / WEIGHTS} lacks {', '.join(absent[:3])}: train it or fetch it again")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.errors import CheckpointError
+from apr.finite import first_not_finite
 from apr.tokens.chat_vocabulary import ChatVocabulary
 from apr.tokens.text import load_tokenizer
 from apr.tokens.vocabulary import Vocabulary
@@ -44,7 +45,8 @@ def chat_vocabulary(source: Path, names: Sequence[str] | None) -> ChatVocabulary
 def pretrained_model(source: Path, vocabulary: Vocabulary, seed: int) -> Any:
     """The model at `source` in float32, with new embeddings for the control tokens of `vocabulary`, which it may lack.
 
-    Raises `CheckpointError` if it is not there, or if its tokenizer spells otherwise than `vocabulary`.
+    Raises `CheckpointError` if it is not there, if a weight is not finite, or if its tokenizer spells otherwise than
+    `vocabulary`.
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -61,6 +63,8 @@ def pretrained_model(source: Path, vocabulary: Vocabulary, seed: int) -> Any:
         model = AutoModelForCausalLM.from_pretrained(**place, dtype="float32", local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"{source} holds no model that can be read ({error}): fetch it again") from error
+    if name := first_not_finite(model.state_dict().items()):
+        raise CheckpointError(f"{name} in {source} is not finite: fetch the model again, or give another")
     if len(vocabulary) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(vocabulary), mean_resizing=False)
     _embed(model, vocabulary.control.spawning_and_joining, seed)

@@ -18,6 +18,7 @@ from apr.dialects import dialect_of
 from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
 from apr.errors import EngineLostError, LearnerLostError, RunDirectoryError
+from apr.finite import check_finite_files
 from apr.presets import load
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
@@ -65,6 +66,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
     config = _with_horizon(config)
     start_from, start = found or (config.checkpoint, 0)
     check_window(start_from, config.limits.context, config.dialect)
+    check_finite_files(start_from)
     check_condition(read_card(start_from), config.condition, start_from)
     dialect = dialect_of(start_from, config.dialect)
     spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash}

@@ -25,13 +25,13 @@ from transformers import AutoModelForCausalLM
 from apr.config import LearnerConfig
 from apr.dialects import dialect_of
 from apr.engines.weights import mark_complete
-from apr.errors import CheckpointError, ParityError
+from apr.errors import CheckpointError, NotFiniteError, ParityError
 from apr.memory import keep_freed_memory
 from apr.sft.train import read_card, save_checkpoint
 from rl import adapters
 from rl.losses import LossTerms, k3, policy_loss
 from rl.packing import Pass, plan
-from rl.parallel import Rank, backend
+from rl.parallel import Rank, backend, finite
 from rl.samples import Sample
 
 if typing.TYPE_CHECKING:
@@ -135,22 +135,16 @@ class Learner:
         terms: list[LossTerms] = []
         norms: list[float] = []
         metrics: dict[str, float] = {}
-        for inner in range(self.config.inner_steps):
-            for number, passes in enumerate(parts):
-                for i, one in enumerate(passes):
-                    new = self.backend.module(one)
-                    if inner == number == 0:
-                        old[0].append(new.detach())
-                    term = policy_loss(
-                        new, old[number][i], one.sampler, one.advantages, one.weights, one.kl_weights, one.strands,
-                        self.config, references[number][i],
-                    )  # fmt: skip
-                    self.backend.backward(term.loss, last=i + 1 == len(passes))
-                    terms.append(term.detached())
-                if inner == number == 0:
+        for _ in range(self.config.inner_steps):
+            for passes, before, reference in zip(parts, old, references):
+                made = self._backward(passes, before, reference)
+                if not norms:
                     metrics |= self._mismatch(list(chain(*old)), list(chain(*parts)))
                     check_parity(metrics, parity)
+                (loss,) = self.rank.total([sum(term.loss.item() for term in made)])
+                finite("loss", loss)  # the same on every rank: none waits for another
                 norms.append(self.backend.step(lr))
+                terms += made
         flat = list(chain(*parts))
         metrics |= self._loss_metrics(terms, flat, len(norms)) | {"loss/grad_norm": statistics.fmean(norms)}
         tokens = sum(len(sample.block.ids) for share in plans for rows in share for row in rows for sample in row)
@@ -164,6 +158,21 @@ class Learner:
             "time/learn": seconds,
             "time/learn_tokens_per_second": unique * self.config.inner_steps / seconds,
         }
+
+    def _backward(self, passes: Sequence[Pass], old: list[Tensor], references: Sequence[Tensor | None]) -> list[LossTerms]:
+        """Add up the gradients of a minibatch. `old`: the logprobs at the step's start, pass by pass; filled if empty."""
+        terms = []
+        for i, one in enumerate(passes):
+            new = self.backend.module(one)
+            if i == len(old):
+                old.append(new.detach())
+            term = policy_loss(
+                new, old[i], one.sampler, one.advantages, one.weights, one.kl_weights, one.strands, self.config,
+                references[i],
+            )  # fmt: skip
+            self.backend.backward(term.loss, last=i + 1 == len(passes))
+            terms.append(term.detached())
+        return terms
 
     async def weights(self) -> dict[str, Tensor]:
         """The model's parameters by name, on the CPU, adapters merged; empty on all ranks but the first."""
@@ -198,10 +207,13 @@ class Learner:
 
     async def save(self, folder: Path) -> None:
         """A checkpoint that `Learner` (and `AutoModelForCausalLM`) opens: weights, tokenizer, optimiser state; with adapters
-        the merged weights, and the adapters beside them."""
+        the merged weights, and the adapters beside them. Raises `NotFiniteError` if a weight is not finite."""
         with self.backend.gathered():
             if self.rank.index == 0:
-                save_checkpoint(folder, self.model, self.vocabulary, self.card, self._state())
+                try:
+                    save_checkpoint(folder, self.model, self.vocabulary, self.card, self._state())
+                except NotFiniteError as error:
+                    raise NotFiniteError(f"{error}: lower learner.lr; the last checkpoint is whole") from error
                 if self.config.lora:
                     save_file(adapters.state(self.model), folder / ADAPTER_FILE)
         self.backend.save(folder)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from apr.config import LearnerConfig
-from apr.errors import AprError, CheckpointError
+from apr.errors import CheckpointError, NotFiniteError
 from apr.runs import write_bytes
 
 OPTIMIZER_FILE = "optimizer.pt"
@@ -64,7 +64,7 @@ class Backend(typing.Protocol):
 
     def step(self, lr: float) -> float:
         """One optimiser step on the gradients of all ranks, clipped; returns their norm before clipping.
-        Raises `AprError` if it is not finite."""
+        Raises `NotFiniteError` if it is not finite."""
         ...
 
     def gathered(self) -> AbstractContextManager[None]:
@@ -87,10 +87,11 @@ def _optimizer(module: nn.Module, config: LearnerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
 
 
-def _finite(norm: float) -> float:
-    if not math.isfinite(norm):
-        raise AprError(f"the gradient norm is {norm}: lower learner.lr; the last checkpoint is whole")
-    return norm
+def finite(what: str, value: float) -> float:
+    """`value`. Raises `NotFiniteError` if it is not finite."""
+    if not math.isfinite(value):
+        raise NotFiniteError(f"the {what} is {value}: lower learner.lr; the last checkpoint is whole")
+    return value
 
 
 class Plain:
@@ -109,7 +110,7 @@ class Plain:
     def step(self, lr: float) -> float:
         if self.rank.count > 1:
             self._sum_gradients()
-        norm = _finite(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item())
+        norm = finite("gradient norm", torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item())
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -173,7 +174,7 @@ class Zero:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
-        return _finite(float(self.engine.get_global_grad_norm()))
+        return finite("gradient norm", float(self.engine.get_global_grad_norm()))
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

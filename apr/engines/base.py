@@ -64,7 +64,8 @@ class Engine(typing.Protocol):
         ...
 
     async def generate(self, request: Request) -> Completion:
-        """Sample one strand. Raises `EngineLostError` if the engine died and the request may be sent again."""
+        """Sample one strand. Raises `EngineLostError` if the engine died and the request may be sent again, `EngineError` if
+        the model's logits are not finite."""
         ...
 
     async def abort(self, key: StrandKey) -> None:
@@ -102,3 +103,11 @@ def refuse_second(key: StrandKey, in_flight: Container[StrandKey]) -> None:
     """Raise `EngineError` if a request under `key` is on its way: its completion could be taken for the other's."""
     if key in in_flight:
         raise EngineError(f"{key} is in flight already; a key names one request at a time")
+
+
+def not_finite(key: StrandKey) -> EngineError:
+    """What a request fails with whose logits were NaN or infinite. Not retried: the same weights would say the same."""
+    return EngineError(
+        f"{key}: the model's logits are not finite, so what it sampled means nothing. Its weights, or the keys and values in "
+        "its cache, have become NaN or infinite: go on from an earlier checkpoint, at a lower learning rate"
+    )

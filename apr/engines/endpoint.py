@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -230,7 +231,7 @@ def _take(sampled: _Sampled, data: bytes) -> None:
             if len(ids) != len(logprobs):
                 raise _BrokenError(f"{len(ids)} tokens came with {len(logprobs)} logprobs")
             sampled.ids += ids
-            sampled.logprobs += logprobs
+            sampled.logprobs += (math.nan if one is None else one for one in logprobs)  # null: NaN, in JSON
             if (why := choice.get("finish_reason")) is not None:
                 sampled.stop = {"stop": EngineStop.STOP, "length": EngineStop.LENGTH}[why]
         details = (event.get("usage") or {}).get("prompt_tokens_details") or {}

@@ -8,13 +8,14 @@ event loop: no threads. Between tokens a subclass awaits `_turn`, where requests
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from apr.engines.base import Completion, Request, refuse_second
+from apr.engines.base import Completion, Request, not_finite, refuse_second
 from apr.errors import EngineError, EngineLostError
 from apr.threads.trace import EngineStop, StrandKey, VersionSpan
 
@@ -176,10 +177,13 @@ class LocalEngine(ABC):
         return Completion(flight.request.key, ids, logprobs, stop, flight.versions(self._version, len(ids)), cached)
 
     def _settle(self, flight: Flight, result: Completion | Exception) -> None:
-        """The flight has ended with `result`; its caller may be gone already."""
+        """The flight has ended with `result`; its caller may be gone already. A completion whose logprobs are not finite is
+        an error, never an answer."""
         flight.running = False
         if flight.done.done():
             return
+        if isinstance(result, Completion) and not all(map(math.isfinite, result.logprobs)):
+            result = not_finite(flight.request.key)
         if isinstance(result, Exception):
             flight.done.set_exception(result)
         else:

@@ -203,6 +203,11 @@ def _choice(client: _Client, content: dict[str, Any]) -> dict[str, Any]:
             f"{client.url} answered without token ids and their logprobs, on which everything rests here: use a server "
             f"that knows return_token_ids, such as `{FLAGS}`"
         ) from error
+    if not all(logprob is not None and math.isfinite(logprob) for logprob in choice["logprobs"]["token_logprobs"]):
+        raise CheckpointError(
+            f"{client.url} gives logprobs that are not finite: the weights that it serves hold NaN or infinities. Serve an "
+            "earlier checkpoint"
+        )
     return choice
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from apr.engines.base import Completion
+from apr.engines.base import Completion, Request, not_finite
 from apr.engines.local import Flight, LocalEngine
 from apr.engines.weights import check_weights, read_weights
-from apr.errors import CheckpointError
+from apr.errors import CheckpointError, EngineError
 from apr.threads.trace import EngineStop
 
 if TYPE_CHECKING:
@@ -70,13 +70,17 @@ class TinyEngine(LocalEngine):
                 started = time.perf_counter()
                 ids = (*request.ids, *sampled.ids) if sampled.cache is None else (sampled.ids[-1],)
                 logits, sampled.cache = self._forward(ids, sampled.cache)
-                token, logprob = _sample(logits, request.temperature, generator)
+                token, logprob = _sample(logits, request, generator)
                 self._counters["busy_seconds"] += time.perf_counter() - started
                 sampled.ids.append(token)
                 sampled.logprobs.append(logprob)
                 if token in request.stop_ids:
                     stop = EngineStop.STOP
                     break
+        except EngineError as error:
+            self._forget(flight)
+            self._settle(flight, error)
+            return
         except RuntimeError as error:  # what torch raises: out of memory, and the like
             self._lose(error)
             return
@@ -118,9 +122,13 @@ class TinyEngine(LocalEngine):
         self._sampled.clear()
 
 
-def _sample(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[int, float]:
-    """A token and its logprob at `temperature`; the most likely one and its logprob at 1 when greedy."""
+def _sample(logits: torch.Tensor, request: Request, generator: torch.Generator) -> tuple[int, float]:
+    """A token and its logprob at the request's temperature; the most likely one and its logprob at 1 when greedy. Raises
+    `EngineError` for logits that are not finite."""
+    temperature = request.temperature
     logprobs = torch.log_softmax(logits / temperature if temperature > 0 else logits, dim=-1)
+    if not logprobs.max().isfinite():  # one NaN or +inf among the logits makes all logprobs NaN
+        raise not_finite(request.key)
     choice = torch.multinomial(logprobs.exp(), 1, generator=generator) if temperature > 0 else logits.argmax()
     token = int(choice)
     return token, float(logprobs[token])

@@ -18,6 +18,7 @@ from apr.engines.build import build_engine, check_window
 from apr.errors import ConfigError, EngineLostError, RunDirectoryError
 from apr.evaluation.folder import SUMMARY, TRACES, read_facts
 from apr.evaluation.metrics import Attempt, Summary, attempt, lost, summarise
+from apr.finite import check_finite_files
 from apr.merge import MERGED, model_folder, whole_model
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
@@ -48,6 +49,7 @@ def evaluate(config: EvalConfig) -> Summary:
     problems = with_condition(read_problems(config.data, config.split)[: config.problems], config.condition)
     jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
     config = _with_whole_model(config)
+    check_finite_files(config.checkpoint)
     dialect = dialect_of(config.checkpoint, config.dialect)
     facts = {
         "data_hash": problems_hash(config.data, config.split),

@@ -15,7 +15,8 @@ import pyarrow as pa
 from apr.config import ConditionConfig, ModelConfig, SftConfig
 from apr.data.store import demonstrations_facts, demonstrations_folder, demonstrations_hash
 from apr.dialects import dialect_in
-from apr.errors import CheckpointError, ConfigError
+from apr.errors import CheckpointError, ConfigError, NotFiniteError
+from apr.finite import check_finite, check_finite_files
 from apr.memory import keep_freed_memory
 from apr.pretrained import pretrained_model
 from apr.runs import commit, refuse_other, run_directory, whole_folder
@@ -35,8 +36,9 @@ ANYTHING = ("out", "data", "threads", "log_every", "checkpoint_every", "snapshot
 def train(config: SftConfig) -> Path:
     """Train, or go on from the last checkpoint of an interrupted run; returns the finished checkpoint's folder.
 
-    Raises `RunDirectoryError` if `config.out` holds a training of another configuration or on other data, and
-    `CheckpointError` if the checkpoint to go on from is damaged.
+    Raises `RunDirectoryError` if `config.out` holds a training of another configuration or on other data,
+    `CheckpointError` if the checkpoint to go on from is damaged, and `NotFiniteError` at the first loss, gradient norm or
+    weight that is not finite; the newest checkpoint is then one from before.
     """
     finished = config.out / CHECKPOINT
     data_hash = demonstrations_hash(config.data, config.solver)
@@ -67,11 +69,25 @@ def train(config: SftConfig) -> Path:
         trainer = _trainer(config, run, examples, vocabulary)
         for share in config.snapshots:
             trainer.add_callback(_snapshot(run / SNAPSHOTS / f"{share:g}", share, vocabulary, card))
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
-        with whole_folder(finished) as folder:
-            save_checkpoint(folder, merged(trainer.model), vocabulary, card)
-            (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+        try:
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+            with whole_folder(finished) as folder:
+                save_checkpoint(folder, merged(trainer.model), vocabulary, card)
+                (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+        except NotFiniteError as error:
+            raise _diverged(config, trainer.state, error) from error
     return finished
+
+
+def _diverged(config: SftConfig, state: Any, error: NotFiniteError) -> NotFiniteError:
+    """`error` with what to do about it, and what is left."""
+    kept = _last_checkpoint(config.out)
+    left = f"the last checkpoint, {kept}, is whole" if kept else "there was no checkpoint yet"
+    rates = f"lr={config.lr:g}" if config.base else f"lr={config.lr:g} or muon_lr={config.muon_lr:g}"
+    return NotFiniteError(
+        f"SFT stopped after {state.global_step} of {state.max_steps} steps: {error}. Lower {rates}, or raise "
+        f"warmup_steps={config.warmup_steps}, and give another `out`; {left}"
+    )
 
 
 def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocabulary) -> Any:
@@ -83,8 +99,9 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocab
     from datasets import Dataset
     from datasets.table import InMemoryTable
     from torch.utils.data import DataLoader
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
+    from apr.sft.checked import CheckedTrainer
     from apr.sft.optimizer import MuonWithAdamW
 
     keep_freed_memory()
@@ -93,7 +110,7 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocab
     cuda = torch.cuda.is_available()
     loaders = 2 if cuda else 0  # processes that lay out the next batches while a GPU computes
 
-    class Trainer(SFTTrainer):  # type: ignore[misc]
+    class Trainer(CheckedTrainer):
         def get_train_dataloader(self) -> DataLoader[Any]:
             return DataLoader(
                 self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, num_workers=loaders,
@@ -117,6 +134,7 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocab
             max_grad_norm=1.0, weight_decay=config.weight_decay,
             gradient_checkpointing=config.activation_checkpointing,
             logging_steps=config.log_every, save_steps=config.checkpoint_every, save_total_limit=1,
+            logging_nan_inf_filter=False,  # `CheckedTrainer` stops there
             max_length=config.model.window, dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False, seed=derive_seed(config.seed, "sft") % 2**31, report_to="none",
             disable_tqdm=not sys.stderr.isatty(),
@@ -161,7 +179,8 @@ def save_checkpoint(
     folder: Path, model: Any, vocabulary: Vocabulary, card: dict[str, Any], state: dict[str, Any] | None = None
 ) -> None:
     """A Hugging Face folder: weights (`state` in place of the model's own, if given), model config, tokenizer, the
-    vocabulary's hash, and where it came from."""
+    vocabulary's hash, and where it came from. Raises `NotFiniteError`, and writes nothing, if a weight is not finite."""
+    check_finite(model.state_dict() if state is None else state)
     model.save_pretrained(folder, state_dict=state)
     vocabulary.save(folder)
     (folder / CARD).write_text(json.dumps(card, indent=1))
@@ -208,7 +227,7 @@ def _last_checkpoint(run: Path) -> Path | None:
 
 
 def _check_whole(folder: Path) -> None:
-    """Raise `CheckpointError` if a file of the trainer's checkpoint was cut off or spoilt since."""
+    """Raise `CheckpointError` if a file of the trainer's checkpoint was cut off or spoilt since, or a weight is not finite."""
     from safetensors import SafetensorError, safe_open
 
     archives = {folder / "optimizer.pt", folder / "scheduler.pt", *folder.glob("rng_state*.pth")}
@@ -227,3 +246,4 @@ def _check_whole(folder: Path) -> None:
             f"{path} is damaged ({error}): delete the folder {folder}, and call the same command again; training goes on "
             "from the checkpoint before it, or starts over"
         ) from error
+    check_finite_files(folder)

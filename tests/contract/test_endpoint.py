@@ -2,6 +2,7 @@
 the others is tested in `test_engine_requests.py`; a real vLLM server, in `tests/integration/test_served.py`."""
 
 import asyncio
+import math
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from apr.engines.base import Completion, Engine, Request
 from apr.engines.build import build_engine
 from apr.engines.endpoint import EndpointEngine
 from apr.engines.tiny import TinyEngine
-from apr.errors import ConfigError, EngineError, EngineLostError
+from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError
 from apr.presets import load
 from apr.threads.codec import read_traces
 from apr.threads.trace import EngineStop, StrandKey
@@ -191,6 +192,27 @@ def test_a_refused_request_is_not_sent_again(server: FakeServer, checkpoint: Pat
     server.failures = [400]
     (refused,) = run(engine, ask())
     assert type(refused) is EngineError and "told to fail" in str(refused)
+
+
+@pytest.mark.parametrize("said", [None, math.nan])
+def test_logprobs_that_are_no_numbers_fail_a_request_and_are_not_asked_for_again(
+    said: float | None, server: FakeServer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(server, checkpoint)
+    before = len(server.requests)
+    choice = server._choice
+
+    def broken(*arguments: Any) -> dict[str, Any]:
+        made = choice(*arguments)
+        made["logprobs"]["token_logprobs"] = [said] * len(made["logprobs"]["token_logprobs"])
+        return made
+
+    monkeypatch.setattr(server, "_choice", broken)
+    (failed,) = run(engine, ask())
+    assert type(failed) is EngineError and "logits are not finite" in str(failed)
+    assert len(server.requests) == before + 1
+    with pytest.raises(CheckpointError, match="logprobs that are not finite"):
+        start(server, checkpoint)
 
 
 def test_silence_is_a_lost_request(server: FakeServer, checkpoint: Path) -> None:

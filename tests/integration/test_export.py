@@ -234,7 +234,7 @@ def test_what_is_no_checkpoint(checkpoint: Path, tmp_path: Path, refused: Refusa
     ("file", "says"),
     [
         ("apr_card.json", "apr_card.json is corrupt"), ("apr_vocabulary.json", "is corrupt"), ("config.json", "corrupt"),
-        ("model.safetensors", "holds no model that can be read"),
+        ("model.safetensors", "holds no readable model"),
     ],
 )  # fmt: skip
 def test_a_damaged_checkpoint(file: str, says: str, checkpoint: Path, refused: Refusals) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apr.config import LearnerConfig, LoraConfig
-from apr.errors import AprError, CheckpointError, ParityError
+from apr.errors import CheckpointError, NotFiniteError, ParityError
 from apr.threads.layout import Block, Segment, causal
 from apr.threads.trace import StrandId
 from rl import adapters
@@ -324,10 +325,44 @@ def test_the_optimiser_goes_on_only_when_a_run_does_and_by_its_configuration(
 def test_gradients_that_are_not_finite_end_the_run_before_the_step(make_learner: Callable[..., Learner]) -> None:
     learner = make_learner()
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
-    one = hand_made(causal((1, 20, 21)), [1, 2], [-1.0, -1.0], [math.inf, 1.0], [1.0, 1.0])
-    with pytest.raises(AprError, match="gradient norm is"):
+    learner.model.get_output_embeddings().weight.register_hook(lambda gradient: gradient * math.inf)
+    one = hand_made(causal((1, 20, 21)), [1, 2], [-1.0, -1.0], [1.0, 1.0], [1.0, 1.0])
+    with pytest.raises(NotFiniteError, match="gradient norm is"):
         asyncio.run(learner.update([[one]], 1e-4, ANY_GAP))
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(make_learner: Callable[..., Learner]) -> None:
+    """That of a reference whose logprobs are NaN: the KL term is bounded, and its gradient stays finite."""
+    learner = make_learner(kl_weight=0.1)
+    assert learner.reference is not None
+    with torch.no_grad():
+        learner.reference.model.get_output_embeddings().weight.fill_(math.nan)
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    with pytest.raises(NotFiniteError, match="the loss is nan: lower learner.lr; the last checkpoint is whole"):
+        asyncio.run(learner.update([BATCH], 1e-4, ANY_GAP))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
+
+
+@pytest.mark.parametrize("side", ["sampler", "learner"])
+def test_a_logprob_that_is_no_number_is_no_parity(side: str, make_learner: Callable[..., Learner]) -> None:
+    learner, batch = make_learner(), BATCH
+    if side == "sampler":
+        batch = [replace(BATCH[0], logprobs=[math.nan, *BATCH[0].logprobs[1:]]), *BATCH[1:]]
+    else:
+        with torch.no_grad():
+            learner.model.get_input_embeddings().weight[BATCH[0].block.ids[0]] = math.inf
+    with pytest.raises(ParityError, match="nan"):
+        asyncio.run(learner.update(batch, 1e-4, ANY_GAP))
+
+
+def test_weights_that_are_not_finite_are_not_saved(make_learner: Callable[..., Learner], tmp_path: Path) -> None:
+    learner = make_learner()
+    with torch.no_grad():
+        learner.model.get_output_embeddings().weight[3, 5] = math.inf
+    with pytest.raises(NotFiniteError, match=r"the weight lm_head\.weight is not finite: lower learner\.lr"):
+        asyncio.run(learner.save(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 # Packing.
