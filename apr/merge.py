@@ -12,6 +12,7 @@ from typing import Any
 
 from apr.dialects import dialect_of
 from apr.errors import CheckpointError, ConfigError, RunDirectoryError
+from apr.finite import check_finite_files
 from apr.runs import file_hash, whole_folder
 from apr.sft.train import read_card, save_checkpoint
 
@@ -79,7 +80,9 @@ def merge(adapter: Path, base: Path, dialect: str | None, folder: Path) -> None:
     trained = [*card.get("trained", []), "adapter"]
     card = {**card, "trained": trained, "adapter": adapter_facts(adapter, base)}
     card.pop("condition", None)  # what the prompts asked for that the adapter was trained on is not known
-    save_checkpoint(folder, _merged(adapter, base), vocabulary, card)
+    merged = _merged(adapter, base)
+    check_finite_files(adapter)
+    save_checkpoint(folder, merged, vocabulary, card)
 
 
 def _base(adapter: Path, given: Path | None) -> Path:
@@ -102,19 +105,33 @@ def _base(adapter: Path, given: Path | None) -> Path:
 
 
 def _merged(adapter: Path, base: Path) -> Any:
-    """The base with the adapter's products added to its weights."""
+    """The base with the adapter's products added to its weights.
+
+    Embeddings that the base ties to its output layer stay tied only if the adapter leaves them equal: peft adds the product
+    of either one to the matrix of both, while the adapter itself changes one.
+    """
+    import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
     from transformers import AutoModelForCausalLM
 
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype="float32", local_files_only=True)
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        tied = head.weight is embedding.weight
         adapted = PeftModel.from_pretrained(model, str(adapter))
         with safe_open(adapter / ADAPTER_WEIGHTS, "np") as tensors:
             missing = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - set(tensors.keys())
         if missing:
             raise ValueError(f"the adapter lacks {', '.join(sorted(missing)[:3])}")
-        return adapted.merge_and_unload(safe_merge=True)
+        if tied:
+            head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        merged = adapted.merge_and_unload()
+        ends = merged.get_input_embeddings(), merged.get_output_embeddings()
+        if tied and torch.equal(ends[0].weight, ends[1].weight):
+            ends[1].weight = ends[0].weight
+        merged.config.tie_word_embeddings = ends[1].weight is ends[0].weight
+        return merged
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"the adapter in {adapter} cannot be merged into {base}: {error}. Set base to the model that it was trained on"

@@ -75,6 +75,55 @@ def test_a_merged_model_computes_what_the_adapter_did(base: Path, tmp_path: Path
     assert [card["adapter"]["hash"], card["adapter"]["base_hash"]] == hashes
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["lm_head"], "use_dora": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [20, 22], "lm_head": [20, 22]}},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [20, 22]}},
+        {"target_modules": ["q_proj"]},
+    ],
+    ids=str,
+)
+def test_an_adapter_of_embeddings_changes_what_it_adapts_and_no_more(
+    tied: bool, options: dict[str, Any], make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of a tied base too, whose one matrix it may leave different for input and output."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    base, adapter, out = make_checkpoint(0, tied), tmp_path / "adapter", tmp_path / "merged"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+            LoraConfig(r=2, task_type="CAUSAL_LM", init_lora_weights=False, **options),
+        )
+        with torch.no_grad():
+            for parameter in made.parameters():
+                if parameter.requires_grad:
+                    parameter += torch.randn_like(parameter) * 0.1
+    made.save_pretrained(adapter)
+    out.mkdir()
+    merge(adapter, base, None, out)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter))
+    with torch.no_grad():
+        expected = model.eval()(IDS).logits
+    assert torch.allclose(logits(out), expected, atol=1e-4)
+    assert not torch.allclose(logits(base), expected, atol=1e-2)
+    # What an engine is told by the configuration is what the file holds.
+    merged, tensors = AutoModelForCausalLM.from_pretrained(out), load_file(out / "model.safetensors")
+    ends = tensors["model.embed_tokens.weight"], tensors.get("lm_head.weight")
+    assert merged.config.tie_word_embeddings == (ends[1] is None)
+    assert ends[1] is None or not torch.equal(*ends)
+
+
 def test_an_adapter_is_evaluated_merged_and_merged_once(base: Path, data: Path, tmp_path: Path) -> None:
     adapter, out = make_adapter(base, tmp_path / "adapter"), tmp_path / "out"
     assert evaluate(data, adapter, out, "problems=1") == 0
