@@ -24,8 +24,8 @@ from apr.threads.trace import Outcome, StopReason, Trace
 from rl import learner as learner_module
 from rl.launch import launch
 from rl.learner import Learner
-from rl.losses import LossTerms, policy_loss
 from rl.loop import learning_rate, minibatches_of
+from rl.losses import LossTerms, policy_loss
 from rl.rollouts import Rollout, problems_of, roll_out
 from rl.samples import Sample
 
