@@ -236,7 +236,7 @@ def test_reward_rises(serial: Path, tmp_path: Path) -> None:
 
 def test_reward_stays_flat_with_the_advantages_shuffled(serial: Path, tmp_path: Path) -> None:
     first, last = rises(serial, tmp_path, shuffle=True)
-    assert last < first + 0.1, (first, last)  # noise may undo what was learned; it cannot teach
+    assert last < first + 0.15, (first, last)  # noise wanders; it does not reach half of what learning must
 
 
 def test_a_run_without_signal_ends_with_an_error(spawning: Path, tmp_path: Path) -> None:
