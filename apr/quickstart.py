@@ -1,4 +1,4 @@
-"""`apr quickstart`: problems, demonstrations, SFT, RL, evaluation, report, on two cores.
+"""`apr quickstart`: problems, demonstrations, SFT and RL of a spawning and a serial student, evaluation, report, on two cores.
 
 Each stage is one `apr` command in a process of its own, so that memory, threads and engines start clean, and a stage
 that was interrupted goes on where it stopped when the quickstart is called again.
@@ -21,6 +21,7 @@ from apr.runs import refuse_other, run_directory, whole_folder, write_text
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 TEACHERS = {"spawn_join": "spawn_join", "sos_plus": "serial"}  # solver: protocol of its students
+RL = {"spawn_join": "rl", "sos_plus": "rl_serial"}  # solver: stage and folder of its students' RL
 STAGES = "stages.json"
 REPORT = Path("report") / "report.html"  # within the run
 
@@ -88,22 +89,24 @@ def plan(config: QuickstartConfig, run: Path) -> list[Stage]:
     for solver in TEACHERS:
         own = (f"data={run}/data", f"solver={solver}", f"out={run}/sft/{solver}")
         stages.append(Stage(f"sft_{solver}", run / "sft" / solver / "checkpoint", arguments("sft", *own)))
-    start = run / "sft" / "spawn_join" / "checkpoint"
-    rl = arguments("rl", f"data={run}/data", f"checkpoint={start}", f"out={run}/rl", "cluster.address=local")
-    if (run / "rl" / "checkpoints").is_dir():
-        rl = ["rl", "--resume", str(run / "rl")]
-    stages.append(Stage("rl", run / "rl" / "final", rl))
-    sampled = (f"problems={config.sampled_problems}", f"samples={config.samples}", "temperature=1.0")
     for solver, protocol in TEACHERS.items():
-        checkpoint = run / "sft" / solver / "checkpoint"
-        stages.append(evaluation(f"{solver}_sft", protocol, checkpoint))
-        if protocol == "serial":
-            stages.append(evaluation(f"{solver}_sft_sampled", protocol, checkpoint, *sampled))
-    stages.append(evaluation("spawn_join_rl", "spawn_join", run / "rl" / "final"))
-    names = ("sos_plus_sft", "sos_plus_sft_sampled", "spawn_join_sft", "spawn_join_rl")
-    folders = [str(run / "eval" / name) for name in names]
+        out, start = run / RL[solver], run / "sft" / solver / "checkpoint"
+        places = (f"data={run}/data", f"checkpoint={start}", f"protocol={protocol}", f"out={out}")
+        begun = (out / "checkpoints").is_dir()
+        rl = ["rl", "--resume", str(out)] if begun else arguments("rl", *places, "cluster.address=local")
+        stages.append(Stage(RL[solver], out / "final", rl))
+    sampled = (f"problems={config.sampled_problems}", f"samples={config.samples}", "temperature=1.0")
+    names = []
+    for solver, protocol in reversed(TEACHERS.items()):  # serial first: it is what spawning is compared with
+        for stage, checkpoint in (("sft", run / "sft" / solver / "checkpoint"), ("rl", run / RL[solver] / "final")):
+            names.append(f"{solver}_{stage}")
+            stages.append(evaluation(names[-1], protocol, checkpoint))
+            if protocol == "serial":  # what votes cost and gain, after RL too
+                names.append(f"{solver}_{stage}_sampled")
+                stages.append(evaluation(names[-1], protocol, checkpoint, *sampled))
+    folders = [str(run / "eval" / name) for name in names] + [str(run / folder) for folder in RL.values()]
     page = run / REPORT
-    stages.append(Stage("report", page, ["report", *folders, str(run / "rl"), "--out", str(page.parent)]))
+    stages.append(Stage("report", page, ["report", *folders, "--out", str(page.parent)]))
     return stages
 
 

@@ -20,14 +20,14 @@ from typing import Any
 from apr.errors import DataError, RunDirectoryError
 from apr.evaluation.folder import TRACES
 from apr.evaluation.metrics import COSTS
-from apr.report import tables
+from apr.report import comparisons, tables
 from apr.report.chart import SERIES, Table, csv_text
 from apr.report.charts import AXES, accuracy_within, budget_charts, rl_charts
 from apr.report.content import Report, RunFacts
 from apr.report.entries import Entry, RlRun, Row, placed, read_runs, rows_of
 from apr.report.html import html
 from apr.report.markdown import markdown
-from apr.report.paper import paper_figures
+from apr.report.paper import in_the_papers_setting, paper_figures
 from apr.report.spelling import spelling
 from apr.report.teachers import Teachers
 from apr.report.viewer import Source, trace_view
@@ -81,14 +81,20 @@ def _report(
     shown = [row for row in rows if row.summary.name in drawn or "cons@" in row.summary.name or "pass@" in row.summary.name]
     if len(shown) > SERIES:
         shown = [row for row in shown if "pass@" not in row.summary.name]
+    teaching = [row.teacher for row in rows if row.teacher]
+    questions = comparisons.questions(main, entries, teaching)
+    shared = in_the_papers_setting(entries)
     kept = {cost: sorted({one.budgets[cost] for one in main if cost in one.budgets}) for cost in AXES}
     return Report(
-        title=title, lead=_lead(main), notices=[*notices(entries), *_left_out(entries, main, shown), *teachers.missing],
+        title=title, lead=_lead(main),
+        notices=[*notices(entries), *_left_out(entries, main, shown, runs), *teachers.missing],
         facts=RunFacts(
             facts["command"], facts["commit"], time.strftime("%Y-%m-%d"), facts["hardware"], facts["versions"], seconds
         ),
-        rows=rows, results=tables.results(rows), curves=accuracy_within(shown[:SERIES], kept), comparisons=_comparisons(main),
-        paired=tables.paired(entries), temperatures=tables.temperatures(entries), paper=paper_figures(entries),
+        rows=rows, results=tables.results(rows), curves=accuracy_within(shown[:SERIES], kept), questions=questions,
+        comparisons=comparisons.equal_costs(questions), paired=comparisons.paired(entries),
+        temperatures=tables.temperatures(entries, shared), published=None if shared else tables.published_temperatures(),
+        paper=paper_figures(entries),
         prices=tables.prices(entries), other_systems=tables.other_systems(entries), settings=_settings(entries),
         in_force=tables.in_force(entries), runs=_runs(runs),
         budgets=(tables.budgets(entries), budget_charts(plain)) if any(one.budgets for one in entries) else None,
@@ -113,14 +119,16 @@ def _plainness(one: Entry) -> tuple[Any, ...]:
     return one.config.samples > 1, asked is not None, -(asked or 0), one.alone, one.config.temperature
 
 
-def _left_out(entries: Sequence[Entry], main: Sequence[Entry], shown: Sequence[Row]) -> list[str]:
-    """What of the many evaluations is in tables only."""
+def _left_out(entries: Sequence[Entry], main: Sequence[Entry], shown: Sequence[Row], runs: Sequence[RlRun]) -> list[str]:
+    """What of many evaluations and runs is in tables only."""
     said = []
     models = len({one.evaluation.facts.get("checkpoint_hash") for one in entries})
     if len(main) == MAIN < models:
         said.append(f"Cards and traces are of the first {MAIN} of {models} models; tables have all.")
     if len(shown) > SERIES:
         said.append(f"Curves are of the first {SERIES} of {len(shown)} rows; tables have all.")
+    if len(runs) > SERIES:
+        said.append(f"RL curves are of the first {SERIES} of {len(runs)} runs; tables have all.")
     return said
 
 
@@ -156,7 +164,7 @@ def notices(entries: Sequence[Entry]) -> list[str]:
             "differences may be ones of problems."
         )
     if len({one.config.temperature for one in _plain(entries)}) > 1:
-        said.append("Not all models were evaluated at one temperature: those that were not are not compared.")
+        said.append("Not all models were evaluated at one temperature: differences between them may be its effect.")
     first = entries[0]
     for one in entries[1:]:
         limits, others = one.config.limits.model_dump(), first.config.limits.model_dump()
@@ -165,17 +173,13 @@ def notices(entries: Sequence[Entry]) -> list[str]:
     return said
 
 
-def _comparisons(main: Sequence[Entry]) -> list[tables.Comparison]:
-    """Each evaluation against the one before it: spawned against serial, then after against before RL."""
-    single = [one for one in main if one.config.samples == 1]
-    pairs = (tables.compared(after, before) for before, after in zip(single, single[1:]))
-    return [pair for pair in pairs if pair is not None]
-
-
 def _lead(main: Sequence[Entry]) -> str:
     how = {one.sampling for one in main}
     noted = {one.label: f" ({one.sampling})" if len(how) > 1 else "" for one in main}
-    parts = [f"{one.label} {one.summary.accuracy:.1%}{noted[one.label]}" for one in main]
+    parts = [
+        f"{one.label} {one.summary.accuracy:.1%} with {one.summary.costs['work'].mean:,.0f} tokens of work{noted[one.label]}"
+        for one in main
+    ]
     what = "Greedy accuracy" if how == {"greedy"} else "Accuracy" if len(how) > 1 else f"Accuracy, {how.pop()},"
     if len({(one.problem_set, one.asked) for one in main}) > 1:
         return f"{what}, on problems that are not all the same: {', '.join(parts)}."
@@ -209,11 +213,15 @@ def _runs(runs: Sequence[RlRun]) -> tuple[Table, Table, list[Any]] | None:
 
 
 def _sources(main: Sequence[Entry]) -> list[Source]:
-    """Traces of the same few problems for each model, evenly spread over the problems of the first."""
+    """Traces of the same few problems for each model, evenly spread over the problems of the first. If any attempt spawns,
+    one of them does: the view opens with it."""
     ids = list(main[0].evaluation.problems)
     each = max(1, SHOWN_TRACES // len(main))
-    chosen = {ids[i * len(ids) // each] for i in range(each)}
-    return [Source(one.label, _picked(one, chosen), spelling(one.evaluation.folder)) for one in main]
+    chosen = [ids[i * len(ids) // each] for i in range(each)]
+    spawning = [tried.problem for one in main for tried in one.first if tried.costs["branches"] > 0]
+    if spawning and not set(spawning) & set(chosen):
+        chosen[0] = spawning[0]
+    return [Source(one.label, _picked(one, set(chosen)), spelling(one.evaluation.folder)) for one in main]
 
 
 def _picked(one: Entry, chosen: set[str]) -> Iterator[Trace]:
@@ -225,7 +233,7 @@ def _write(folder: Path, report: Report, entries: Sequence[Entry]) -> None:
         (folder / name).mkdir()
     (folder / PAGE).write_text(html(report))
     (folder / SUMMARY).write_text(markdown(report))
-    for table in report.tables:
+    for table in [*report.tables, *([report.published] if report.published else [])]:
         (folder / DATA / f"{table.name}.csv").write_text(table.csv())
     for chart in report.charts:
         (folder / FIGURES / f"{chart.name}.svg").write_text(chart.file())

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -23,7 +23,9 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 
 SERIES = 8  # colours in the palette
 CROWD = 4  # series whose legend fits between the curves; that of more goes below
-DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (8, 2))  # in line widths
+DASHES: tuple[tuple[float, ...], ...] = (  # in line widths; as many as colours, so that no two of these share one
+    (), (4, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (11, 2.5), (1.2, 3.5), (6, 1.2, 1.2, 1.2, 1.2, 1.2), (9, 1.5, 3, 1.5),
+)  # fmt: skip
 MARKERS = "osD^vPX*"
 ASSETS = Path(__file__).parent / "assets"
 OURS, THEIRS = "ours", "published"
@@ -41,8 +43,8 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one name. `low`, `high`: 95% intervals of y, one a point. `place`: its colour, and, unless `dash` says
-    otherwise, its dash. `labels`: a word a point. `source`: whose numbers they are."""
+    """Points of one name. `low`, `high`: 95% intervals of y, one per point. `place`: its colour, marker, and, unless `dash`
+    says otherwise, its dash. `labels`: a word per point. `source`: whose numbers they are."""
 
     name: str
     x: Sequence[float]
@@ -129,11 +131,41 @@ def csv_text(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     return buffer.getvalue()
 
 
+class Look(NamedTuple):
+    """What a reader tells series apart by: indices of colour, dash and marker."""
+
+    colour: int
+    dash: int
+    marker: int
+
+
+def look(place: int, dash: int | None = None) -> Look:
+    """Of a series at `place`; `dash`: in place of the place's own. No two of the first 64 places look alike, and no two
+    of the first eight share a colour, a dash or a marker."""
+    block = place // SERIES
+    return Look(
+        place % SERIES, ((place if dash is None else dash) + block) % len(DASHES), (place + block) % len(MARKERS)
+    )
+
+
+def apart(series: Sequence[Series]) -> list[Series]:
+    """The same series; of those that would look alike, the later ones have other places."""
+    taken: set[tuple[int, int]] = set()  # colour and dash: not all kinds have a marker
+    moved = []
+    for one in series:
+        places = range(one.place, one.place + SERIES * len(DASHES))
+        place = next((place for place in places if look(place, one.dash)[:2] not in taken), one.place)
+        taken.add(look(place, one.dash)[:2])
+        moved.append(replace(one, place=place))
+    return moved
+
+
 def swatch(place: int) -> str:
     """HTML of the line that stands for a place in legends: its colour and dash."""
-    dashes = " ".join(f"{2 * length:g}" for length in DASHES[place % len(DASHES)])
-    style = f"stroke: var(--s{place % SERIES}); stroke-width: 2.4; stroke-dasharray: {dashes or 'none'}"
-    return f'<svg class="swatch" viewBox="0 0 26 6" aria-hidden="true"><path d="M0,3 H26" style="{style}"/></svg>'
+    colour, dash, _ = look(place)
+    dashes = " ".join(f"{2 * length:g}" for length in DASHES[dash])
+    style = f"stroke: var(--s{colour}); stroke-width: 2.4; stroke-dasharray: {dashes or 'none'}"
+    return f'<svg class="swatch" viewBox="0 0 44 6" aria-hidden="true"><path d="M0,3 H44" style="{style}"/></svg>'
 
 
 def _at(values: Sequence[Any], i: int) -> tuple[Any]:
@@ -150,7 +182,7 @@ def _drawn(chart: Chart) -> str:
             axes.set_ylabel(_text(chart.y))
         highest = max((max(s.x) for s in chart.series if s.x), default=1.0)
         width = 0.8 / max(1, sum(s.kind == "bars" for s in chart.series))
-        for number, one in enumerate(chart.series):
+        for number, one in enumerate(apart(chart.series)):
             _draw(axes, one, highest, (width, (number - (len(chart.series) - 1) / 2) * width))
         for word, value in chart.marks:
             axes.axvline(value, color=_MUTED, linewidth=1, linestyle=(0, (2, 2)))
@@ -172,10 +204,9 @@ def _draw(axes: Any, one: Series, highest: float, bar: tuple[float, float]) -> N
     """`highest`: the largest x of the chart. `bar`: width and offset of this series' bars."""
     if not one.x:
         return
-    place = one.place if one.dash is None else one.dash
-    dashes = DASHES[place % len(DASHES)]
-    colour, dash = f"#fe00{one.place % SERIES:02x}", (0, dashes) if dashes else "-"
-    marker = MARKERS[(one.place + one.place // SERIES) % len(MARKERS)]  # the ninth place has the first's colour only
+    looks = look(one.place, one.dash)
+    dashes, marker = DASHES[looks.dash], MARKERS[looks.marker]
+    colour, dash = f"#fe00{looks.colour:02x}", (0, dashes) if dashes else "-"
     name = _text(f"{one.name} ({THEIRS})" if one.source == THEIRS else one.name)
     reach = _reach(one) if one.low else None
     match one.kind:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from apr.report.chart import Chart, Table
+from apr.report.comparisons import Question
 from apr.report.entries import Row
 from apr.report.paper import PaperFigure
-from apr.report.tables import Comparison
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report shows. `notices`: what a reader must know before the numbers. `settings`: in what the evaluations
-    differ. `runs`: the RL runs, in what they differ, their curves. `view`: HTML of the trace view."""
+    """All that a report shows. `notices`: what a reader must know before the numbers. `published`: the paper's tables where
+    ours do not hold them. `settings`: in what the evaluations differ. `runs`: the RL runs, in what they differ, their curves.
+    `view`: HTML of the trace view."""
 
     title: str
     lead: str
@@ -35,9 +36,11 @@ class Report:
     rows: Sequence[Row]
     results: Table
     curves: Sequence[Chart]
-    comparisons: Sequence[Comparison]
+    questions: Sequence[Question]
+    comparisons: Table
     paired: Table
     temperatures: Table
+    published: Table | None
     paper: Sequence[PaperFigure]
     prices: Table
     other_systems: Table
@@ -49,8 +52,9 @@ class Report:
 
     @property
     def tables(self) -> list[Table]:
-        """Every table with something in it."""
-        tables = [self.results, self.paired, self.temperatures, self.prices, self.other_systems, self.settings, self.in_force]
+        """Every table with something in it, but for the published ones."""
+        tables = [self.comparisons, self.results, self.paired, self.temperatures]
+        tables += [self.prices, self.other_systems, self.settings, self.in_force]
         tables += [self.budgets[0]] if self.budgets else []
         tables += [*self.runs[:2]] if self.runs else []
         return [table for table in tables if table.records]

@@ -54,6 +54,11 @@ class Entry:
         """Of all attempts."""
         return summarise(self.label, self.attempts)
 
+    @property
+    def problems(self) -> int:
+        """How many problems it was scored on, however many samples each had."""
+        return len({one.problem for one in self.attempts if not one.lost})
+
     @cached_property
     def systems(self) -> Systems:
         """The measures of other systems, of all attempts."""
@@ -67,6 +72,21 @@ class Entry:
     @property
     def sampling(self) -> str:
         return "greedy" if self.config.temperature == 0 else f"sampled at temperature {self.config.temperature:g}"
+
+    @property
+    def solver(self) -> str | None:
+        """The teacher of its model."""
+        return self.evaluation.card.get("solver")
+
+    @property
+    def stages(self) -> list[str]:
+        """What its model was trained in, first to last."""
+        return list(self.evaluation.card.get("trained", []))
+
+    @property
+    def tuned(self) -> bool:
+        """Its model went through RL."""
+        return "rl" in self.stages
 
     @property
     def alone(self) -> bool:
@@ -110,12 +130,17 @@ class RlRun:
 
 @dataclass(frozen=True)
 class Row:
-    """One model or baseline with one attempt a problem. `place`: its colour."""
+    """One model or baseline: a result per problem, or several samples of each. `place`: its colour."""
 
     summary: Summary
     attempts: Sequence[Attempt]
     place: int
     teacher: Teacher | None = None
+
+    @property
+    def problems(self) -> int:
+        """How many problems it was scored on, however many samples each had."""
+        return len({one.problem for one in self.attempts if not one.lost})
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Entry], list[RlRun]]:

@@ -10,19 +10,21 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from apr.evaluation.metrics import COSTS, METRICS, interval
+from apr.evaluation.metrics import COSTS, METRICS, Summary, interval
 from apr.report.chart import THEIRS, Chart, Table, swatch
+from apr.report.comparisons import EQUAL, RULE, Comparison, Question, named, note, times
 from apr.report.content import Report, RunFacts
 from apr.report.entries import Row
 from apr.report.tables import number, p_value
 from apr.report.teachers import Teacher
 from apr.report.viewer import page
+from apr.threads.trace import StopReason
 
 TABLE_COSTS = {
     "context": "context", "work": "work", "span_sampled": "span, sampled", "parallelism_sampled": "parallelism, sampled",
     "threads": "threads", "width": "width", "seconds": "seconds",
 }  # fmt: skip
-PRICES = {"context": "context", "work": "work", "span_sampled": "span, sampled"}
+PAPER = "Learning Adaptive Parallel Reasoning (arXiv 2504.15466)"
 
 
 def html(report: Report) -> str:
@@ -31,7 +33,7 @@ def html(report: Report) -> str:
         _header(report),
         _comparisons(report),
         _results(report),
-        _paper(report),
+        _ours(report),
         _budgets(report),
         _runs(report),
         _section("Traces", report.view, "A few attempts at the same problems as they ran: threads start, run side by side and "
@@ -42,6 +44,7 @@ def html(report: Report) -> str:
         _section(report.in_force.title, _table(report.in_force, titled=False)),
         _facts(report.facts),
         _definitions(),
+        _theirs(report),
     ]  # fmt: skip
     return page(report.title, "\n".join(section for section in sections if section))
 
@@ -60,32 +63,52 @@ def _header(report: Report) -> str:
 
 
 def _comparisons(report: Report) -> str:
-    if not report.comparisons:
-        return ""
-    rows = {row.summary.name: row.summary for row in report.rows}
-    swatches = {row.summary.name: swatch(row.place) for row in report.rows}
-    cards = []
-    for comparison in report.comparisons:
-        a, b, test = rows[comparison.a], rows[comparison.b], comparison.test
-        low, high = (_signed(100 * end) for end in test.gain_interval)
-        prices = "".join(
-            f"<span>{escape(label)} <b>{_ratio(a.costs[cost].mean, b.costs[cost].mean)}</b></span>"
-            for cost, label in PRICES.items()
-        )
-        tone = "clear" if test.p_value < 0.01 else "unclear"
-        cards.append(
-            f'<article class="card {tone}">\n<h3>{swatches[a.name]}{escape(a.name)} <small>against</small> '
-            f"{swatches[b.name]}{escape(b.name)}</h3>\n"
-            f'<p class="gain">{_signed(100 * test.gain)} <small>points ({low} to {high}) on {test.n:,} problems; '
-            f"p {_p_value(test.p_value)}</small></p>\n<p>{escape(comparison.sentence)}</p>\n"
-            f'<p class="price"><em>price</em>{prices}</p>\n'
-            "</article>"
-        )
-    every = f"<details><summary>Every pair, {len(report.paired.records)} in all</summary>{_table(report.paired)}</details>"
-    return _section(
-        "Does spawning pay?", f'<div class="cards">{"".join(cards)}</div>{every}', "Points of accuracy on the same problems, "
-        "with their 95% interval and McNemar's exact test (coloured where p < 0.01); price is the ratio of mean costs.",
-    )  # fmt: skip
+    sections = []
+    for heading in dict.fromkeys(question.heading for question in report.questions):
+        asked = [question for question in report.questions if question.heading == heading]
+        sections.append(_section(heading, "".join(map(_question, asked)), RULE))
+    if report.questions:
+        sections.append(f'<section><p class="note">{escape(note(report.questions))}</p></section>')
+    if report.paired.records:
+        every = f"<details><summary>Every pair, {len(report.paired.records)} in all</summary>{_table(report.paired)}</details>"
+        sections.append(f"<section>{every}</section>")
+    return "\n".join(sections)
+
+
+def _question(question: Question) -> str:
+    told = f'<p class="note">{escape(question.note)}</p>' if question.note else ""
+    cards = [_card(f"at equal {named(costs)}", one) for costs, one in question.equal.items()] + [
+        f'<article class="card none"><h4>at equal {named([cost])}</h4><p>{escape(question.missing(cost))}</p></article>'
+        for cost in question.unequal
+    ]
+    title = f"{swatch(question.model.place)}{escape(question.model.name)} <small>against {escape(question.kind)}</small>"
+    return f'<h3>{title}</h3>{told}<div class="cards">{"".join(cards)}</div>'
+
+
+def _card(head: str, one: Comparison) -> str:
+    a, b, test = one.a, one.b, one.test
+    low, high = (_signed(100 * end) for end in test.gain_interval)
+    prices = "".join(f"<span>{escape(word)} <b>{times(one.ratio(cost))}</b></span>" for cost, word in EQUAL.items())
+    sides = "".join(
+        f"<p>{swatch(side.place)}{escape(side.name)} <b>{summary.accuracy:.1%}</b> "
+        f'<small class="own">{summary.interval[0]:.1%} to {summary.interval[1]:.1%}{_at_window(summary)}</small></p>'
+        for side, summary in ((one.model, a), (one.rival, b))
+    )
+    only_a, only_b = one.alone
+    alone = "" if only_a is None else f": {only_a:,} that only the first solves, {only_b:,} only the second"
+    tone = "clear" if test.p_value < 0.01 else "unclear"
+    return (
+        f'<article class="card {tone}"><h4>{head}</h4>\n'
+        f'<p class="gain">{_signed(100 * test.gain)} <small>points ({low} to {high})</small></p>\n'
+        f'<p class="price"><em>ratio of</em>{prices}</p>\n{sides}\n'
+        f'<p class="note">p {_p_value(test.p_value)} {escape(one.where + alone)}</p></article>'
+    )
+
+
+def _at_window(summary: Summary) -> str:
+    """How many attempts the context window cut off."""
+    cut = summary.stops.get(StopReason.CONTEXT.value, 0)
+    return f"; {cut / summary.n:.1%} cut off by the window" if cut else ""
 
 
 def _results(report: Report) -> str:
@@ -102,7 +125,7 @@ def _results(report: Report) -> str:
         )
         body.append(
             f'<tr><th scope="row">{swatch(row.place)}{escape(s.name)}<br><small>{escape(s.description)}</small>'
-            f"</th><td>{s.n:,}{lost}</td>"
+            f"</th><td>{row.problems:,}{lost}</td>"
             f'<td class="accuracy"><b>{s.accuracy:.1%}</b> <small>{low:.1%} to {high:.1%}</small>{_whisker(row)}</td>'
             f"{_teacher(row.teacher) if taught else ''}{costs}</tr>"
         )
@@ -147,15 +170,36 @@ def _teacher(teacher: Teacher | None) -> str:
     )
 
 
-def _paper(report: Report) -> str:
+def _ours(report: Report) -> str:
+    """Our side of the paper's tables and figures; with theirs where ours are in the paper's setting."""
+    shared = report.published is None
     parts = [_table(report.temperatures)]
     for figure in report.paper:
-        parts.append(f'<h3>{escape(figure.title)}</h3>\n<p class="note">{escape(figure.note)}</p>')
-        parts.append(_plots([*figure.ours, *figure.theirs]))
-    return _section(
-        "The paper's tables and figures", "\n".join(parts), "Learning Adaptive Parallel Reasoning (arXiv 2504.15466): ours, "
-        "and the published numbers labelled as theirs; on the same axes only where the evaluations are in the paper's setting.",
-    )  # fmt: skip
+        charts = [*figure.ours, *figure.theirs] if shared else figure.ours
+        if charts:
+            told = f"{figure.note} Theirs: {figure.their_note}".strip() if shared else figure.note
+            parts.append(_figure(f"{figure.title} ({figure.number})" if shared else figure.title, told, charts))
+    if shared:
+        told = f"{PAPER}: ours, and the published numbers labelled as theirs."
+        return _section("The paper's tables and figures", "\n".join(parts), told)
+    return _section("By temperature, tokens and latency", "\n".join(parts))
+
+
+def _theirs(report: Report) -> str:
+    """The published numbers, folded, where ours are of another setting."""
+    if report.published is None:
+        return ""
+    parts = [_table(report.published)]
+    for figure in report.paper:
+        if figure.theirs:
+            parts.append(_figure(f"{figure.title} ({figure.number})", figure.their_note, figure.theirs))
+    body = f"<details><summary>Tables and figures of {PAPER}</summary>{''.join(parts)}</details>"
+    return _section("Published numbers", body, "Of other problems and larger models: none of them is comparable with ours.")
+
+
+def _figure(title: str, told: str, charts: Sequence[Chart]) -> str:
+    said = f'<p class="note">{escape(told)}</p>' if told else ""
+    return f"<h3>{escape(title)}</h3>\n{said}{_plots(charts)}"
 
 
 def _budgets(report: Report) -> str:
@@ -184,12 +228,12 @@ def _settings(report: Report) -> str:
 
 def _plots(charts: Sequence[Chart]) -> str:
     figures = "".join(
-        f'<figure id="{chart.name}"{_theirs(chart)}>{chart.svg()}</figure>' for chart in charts
+        f'<figure id="{chart.name}"{_marked(chart)}>{chart.svg()}</figure>' for chart in charts
     )  # fmt: skip
     return f'<div class="plots">{figures}</div>'
 
 
-def _theirs(chart: Chart) -> str:
+def _marked(chart: Chart) -> str:
     """Marks a figure of nothing but published numbers."""
     return ' class="theirs"' if all(one.source == THEIRS for one in chart.series) else ""
 
@@ -228,8 +272,9 @@ def _percentiles(report: Report) -> str:
             for stop, count in s.stops.items()
         )
         heads = "".join(f'<th scope="col">{head}</th>' for head in ("cost", "mean", "p50", "p90", "p99", "max"))
+        tried = f"{row.problems:,} problems" + (f", {s.n:,} attempts" if s.n > row.problems else "")
         blocks.append(
-            f'<article><h3>{swatch(row.place)}{escape(s.name)}</h3><p class="chips">{stops}</p><table>'
+            f'<article><h3>{swatch(row.place)}{escape(s.name)} <small>{tried}</small></h3><p class="chips">{stops}</p><table>'
             f"<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></article>"
         )
     return _section(
@@ -258,10 +303,6 @@ def _pairs(values: Mapping[str, Any]) -> str:
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(v))}</td></tr>' for name, v in values.items()
     )
     return f'<table class="pairs"><tbody>{lines}</tbody></table>' if lines else ""
-
-
-def _ratio(a: float, b: float) -> str:
-    return f"\u00d7{a / b:.2f}" if b else "n/a"
 
 
 def _signed(points: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 
 from apr.report.chart import Chart, Column, Table
 from apr.report.content import Report
@@ -16,12 +17,21 @@ def markdown(report: Report) -> str:
         plain(report.lead),
         f"{plain(facts.date)}, commit {plain(facts.commit)}, {plain(facts.hardware)}: `{facts.command.replace('`', '')}`",
         *([_list(report.notices)] if report.notices else []),
-        *([_list([f"{one.sentence} p = {one.test.p_value:.2g}." for one in report.comparisons])] if report.comparisons else []),
-        *(f"## {plain(table.title)}\n\n{table_text(table)}\n\n{plain(table.note)}" for table in report.tables),
+        *map(_section, report.tables),
         *([_wall_times(facts.seconds)] if facts.seconds else []),
         "## Figures\n\n" + "\n".join(map(_link, report.charts)),
+        *([_folded("The paper's published numbers", _section(report.published))] if report.published else []),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _section(table: Table) -> str:
+    text = f"## {plain(table.title)}\n\n{table_text(table)}\n\n{plain(table.note)}"
+    return _folded(f"{table.title}, {len(table.records)} in all", text) if table.name == "paired" else text
+
+
+def _folded(summary: str, text: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>\n\n{text}\n\n</details>"
 
 
 def table_text(table: Table) -> str:

@@ -23,17 +23,19 @@ NAMES = {  # what is compared before and after RL (figures 5 and 7)
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """A figure of the paper: ours, and theirs (empty where ours have it on their axes)."""
+    """A figure of the paper: ours, and theirs (empty where ours have it on their axes). `number`: in the paper."""
 
     title: str
+    number: str
     note: str
+    their_note: str
     ours: Sequence[Chart]
     theirs: Sequence[Chart]
 
 
 def paper_figures(entries: Sequence[Entry]) -> list[PaperFigure]:
     """Figures 4a and 8 (by temperature), 4b (ours are the report's own curves), 6, 5 and 7; those that there is data for."""
-    shared = bool(entries) and all(map(_in_the_papers_setting, entries))
+    shared = in_the_papers_setting(entries)
     paced = [one for one in entries if not one.alone] or list(entries)
     temperatures = sorted({one.config.temperature for one in paced})
     places = {variant: place for place, variant in enumerate(dict.fromkeys(one.variant for one in entries))}
@@ -45,27 +47,28 @@ def paper_figures(entries: Sequence[Entry]) -> list[PaperFigure]:
     spans = _joined(by_tokens, their_tokens, shared and temperatures == [1.0])
     figures = [
         PaperFigure(
-            "Accuracy by total tokens (figures 4a and 8)",
-            "Points on a line: children asked for, or samples voted over. Total tokens are the mean work of a problem. The "
-            "paper draws its point of 9 children at T=1 (74.0%) but leaves it out of its line; here it is on it. Which of its "
-            "points are of how many children was inferred; its SoS+ is conditioned on 4,096 tokens, and its tokens at T=0.1 "
-            "and 0.5 are taken to be those at T=1.",
+            "Accuracy by total tokens", "figures 4a and 8",
+            "Points on a line: children asked for, or samples voted over. Total tokens are the mean work of a problem.",
+            "The paper draws its point of 9 children at T=1 (74.0%) but leaves it out of its line; here it is on it. Which of "
+            "its points are of how many children was inferred; its SoS+ is conditioned on 4,096 tokens, and its tokens at "
+            "T=0.1 and 0.5 are taken to be those at T=1.",
             [ours for ours, _ in pairs], [theirs for _, theirs in pairs if theirs],
         ),
         PaperFigure(
-            "Accuracy by context window (figure 4b)", "Ours is the first curve under Results. Theirs is at T=1.", [], [windows],
+            "Accuracy by context window", "figure 4b", "", "At T=1; ours is the first curve under Results.", [], [windows],
         ),
         PaperFigure(
-            "Accuracy by latency (figure 6)",
+            "Accuracy by latency", "figure 6",
             "Sequential tokens are span_sampled; milliseconds are of one problem at a time where such an evaluation is given, "
-            "on the hardware named below. Theirs are at T=1, their milliseconds of one problem on eight A6000 GPUs.",
+            "on the hardware named below.",
+            "At T=1; milliseconds of one problem on eight A6000 GPUs.",
             [spans[0], by_clock], [chart for chart in (spans[1], their_clock) if chart],
         ),
     ]  # fmt: skip
     if gains := before_and_after(entries):
         figures.append(
             PaperFigure(
-                "Before and after RL (figures 5 and 7)", "Theirs are greedy, at their own size.",
+                "Before and after RL", "figures 5 and 7", "", "Greedy, at their own size.",
                 [_bars(gains, quantity) for quantity in NAMES], [_published_bars(quantity) for quantity in NAMES],
             )
         )  # fmt: skip
@@ -78,16 +81,17 @@ def before_and_after(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
 
     def settings(one: Entry) -> tuple[object, ...]:
         c = one.config
-        solver = one.evaluation.card.get("solver")
-        return solver, one.problem_set, one.asked, c.limits, c.temperature, c.condition, c.samples, one.alone
+        return one.solver, one.problem_set, one.asked, c.limits, c.temperature, c.condition, c.samples, one.alone
 
-    def tuned(one: Entry) -> bool:
-        return "rl" in one.evaluation.card.get("trained", [])
-
-    coldest = min((one.config.temperature for one in entries if tuned(one) and not one.alone), default=0.0)
+    coldest = min((one.config.temperature for one in entries if one.tuned and not one.alone), default=0.0)
     entries = [one for one in entries if one.config.temperature == coldest and one.config.samples == 1 and not one.alone]
-    before = {settings(one): one for one in reversed(entries) if not tuned(one) and one.evaluation.card.get("solver")}
-    return [(before[settings(one)], one) for one in entries if tuned(one) and settings(one) in before]
+    before = {settings(one): one for one in reversed(entries) if not one.tuned and one.solver}
+    return [(before[settings(one)], one) for one in entries if one.tuned and settings(one) in before]
+
+
+def in_the_papers_setting(entries: Sequence[Entry]) -> bool:
+    """Whether all evaluations are: only then do published numbers stand beside ours."""
+    return bool(entries) and all(map(_in_the_papers_setting, entries))
 
 
 def _in_the_papers_setting(one: Entry) -> bool:

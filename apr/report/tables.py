@@ -3,56 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-from apr.evaluation.metrics import COSTS, McNemar, Summary, compare, summarise
+from apr.evaluation.metrics import COSTS, summarise
 from apr.report import published
 from apr.report.chart import OURS, THEIRS, Column, Table
 from apr.report.charts import points
 from apr.report.entries import Entry, RlRun, Row
 
+_PUBLISHED = (
+    "Published: 1,000 validation problems of four numbers from 1-99 in a window of 4,096 tokens, a binomial standard error of "
+    "1.2-1.6 points; other problems and another model than ours unless stated. The published SoS+ here is unconditioned; in "
+    "figures 4 and 8 it is conditioned on 4,096 tokens."
+)
+_PROBLEMS = Column("problems", lambda r: f"{r['problems']:,}")
 UNTOLD = ("out",)  # keys of a configuration that every run has another value of
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Evaluation `a` against `b`, by label, on the same problems."""
-
-    a: str
-    b: str
-    test: McNemar
-
-    @property
-    def sentence(self) -> str:
-        gain, n = 100 * self.test.gain, f"{self.test.n:,}"
-        if gain == 0:
-            return f"{self.a} solves as many of the same {n} problems as {self.b}: {self.test.only_a} that only it solves."
-        return (
-            f"{self.a} solves {abs(gain):.1f} points {'more' if gain > 0 else 'fewer'} of the same {n} problems "
-            f"than {self.b}: {self.test.only_a} that only it solves, against {self.test.only_b}."
-        )
-
-
-def compared(a: Entry, b: Entry) -> Comparison | None:
-    """None where a paired test would be wrong: of other problems, or at other temperatures, or of none that both tried."""
-    if a.problem_set != b.problem_set or a.config.temperature != b.config.temperature:
-        return None
-    if not {one.problem for one in a.first} & {one.problem for one in b.first}:
-        return None
-    return Comparison(a.title, b.title, compare(a.first, b.first))
-
-
 def results(rows: Sequence[Row]) -> Table:
-    """A record a row of the report: accuracy, its interval, how attempts ended, and each cost's mean and percentiles."""
+    """A record per row of the report: problems, accuracy, its interval, and each cost's mean and percentiles."""
     records = []
     for row in rows:
         s = row.summary
         record: dict[str, Any] = {
-            "model": s.name, "description": s.description, "problems": s.n, "lost": s.lost, "correct": s.correct,
-            "accuracy": s.accuracy, "low": s.interval[0], "high": s.interval[1],
+            "model": s.name, "description": s.description, "problems": row.problems, "attempts": s.n, "lost": s.lost,
+            "correct": s.correct, "accuracy": s.accuracy, "low": s.interval[0], "high": s.interval[1],
             "solver": row.teacher and row.teacher.name, "solver_solved": row.teacher and row.teacher.solved,
             "solver_problems": row.teacher and row.teacher.n,
         }  # fmt: skip
@@ -61,7 +38,7 @@ def results(rows: Sequence[Row]) -> Table:
         records.append(record)
     columns = [
         Column("model", lambda r: r["model"], lambda r: r["description"]),
-        Column("problems", lambda r: f"{r['problems']:,}"),
+        _PROBLEMS,
         Column("accuracy", lambda r: f"{r['accuracy']:.1%}", lambda r: f"{r['low']:.1%} to {r['high']:.1%}"),
         Column("its solver", lambda r: _share(r["solver_solved"], r["solver_problems"])),
         *[_cost_column(cost) for cost in ("context", "work", "span_sampled", "parallelism_sampled", "threads")],
@@ -69,32 +46,8 @@ def results(rows: Sequence[Row]) -> Table:
     return Table("results", "Results", records, columns, "Mean costs.")
 
 
-def paired(entries: Sequence[Entry]) -> Table:
-    """Exact McNemar tests between all evaluations of the same problems at the same temperature (their first samples)."""
-    records = []
-    for b, a in combinations(entries, 2):
-        if (found := compared(a, b)) is not None:
-            low, high = found.test.gain_interval
-            records.append(
-                {
-                    "model": a.title, "against": b.title, **asdict(found.test), "gain": found.test.gain, "low": low,
-                    "high": high,
-                }
-            )  # fmt: skip
-    columns = [
-        Column("model", lambda r: r["model"], lambda r: f"against {r['against']}"),
-        Column("problems", lambda r: f"{r['n']:,}"),
-        Column("gain, points", lambda r: _signed(r["gain"]), lambda r: f"{_signed(r['low'])} to {_signed(r['high'])}"),
-        Column("it alone", lambda r: f"{r['only_a']:,}"),
-        Column("the other alone", lambda r: f"{r['only_b']:,}"),
-        Column("p", lambda r: p_value(r["p_value"])),
-    ]
-    note = "Not corrected for the number of tests: among twenty of equals, one p below 0.05 is to be expected."
-    return Table("paired", "Paired tests on the same problems, at the same temperature", records, columns, note)
-
-
-def temperatures(entries: Sequence[Entry]) -> Table:
-    """Tables 1-3 of the paper: accuracy by model and temperature, over all samples, ours above theirs."""
+def temperatures(entries: Sequence[Entry], shared: bool) -> Table:
+    """Accuracy by model and temperature, over all samples; `shared`: with the paper's tables 1-3 below."""
     groups: dict[tuple[Any, ...], dict[float, Entry]] = {}
     for one in sorted(entries, key=lambda one: (-one.asked, one.config.samples)):
         if not one.alone:  # where there are several at a temperature, the one of most problems is taken
@@ -105,37 +58,59 @@ def temperatures(entries: Sequence[Entry]) -> Table:
         key[0] if alike[key[0]] == 1 else f"{key[0]} ({', '.join(one.evaluation.folder.name for one in row.values())})": row
         for key, row in sorted(groups.items(), key=lambda item: min(map(entries.index, item[1].values())))
     }
-    every = sorted({t for row in ours.values() for t in row} | set(published.TEMPERATURES))
-    records: list[dict[str, Any]] = []
+    heats = {t for row in ours.values() for t in row}
+    every = sorted(heats | set(published.TEMPERATURES)) if shared else sorted(heats)
+    own: list[dict[str, Any]] = []
     for name, row in ours.items():
         record: dict[str, Any] = {"model": name, "source": OURS}
         for t in every:
-            record |= _with_interval(f"T={t:g}", row[t].summary if t in row else None)
-        records.append(record)
+            record |= _at_temperature(t, row.get(t))
+        own.append(record)
+    title, note = "Accuracy by temperature", "The mean of all samples, with 95% intervals."
+    if not shared:
+        return _by_temperature("temperatures", title, own, every, note)
+    whole = f"{title} (the paper's tables 1-3)"
+    return _by_temperature("temperatures", whole, [*own, *_published(every)], every, f"Ours: {note} {_PUBLISHED}")
+
+
+def published_temperatures() -> Table:
+    """Tables 1-3 of the paper alone."""
+    every = published.TEMPERATURES
+    title = "Accuracy by temperature (tables 1-3)"
+    return _by_temperature("published_temperatures", title, _published(every), every, _PUBLISHED)
+
+
+def _published(every: Sequence[float]) -> list[dict[str, Any]]:
+    records = []
     for name, values in published.TABLES.items():
         known = dict(zip(published.TEMPERATURES, values))
-        record = {"model": name, "source": THEIRS}
+        record: dict[str, Any] = {"model": name, "source": THEIRS}
         for t in every:
             value = known.get(t)
-            record |= _with_interval(f"T={t:g}", None) | {f"T={t:g}": None if value is None else value / 100}
+            record |= _at_temperature(t, None) | {f"T={t:g}": None if value is None else value / 100}
         records.append(record)
-    columns = [Column("model", lambda r: r["model"]), Column("whose", lambda r: r["source"]), *map(_temperature_column, every)]
-    note = (
-        "Accuracy. Ours with 95% intervals, the mean of all samples. Published: 1,000 validation problems of four numbers from "
-        "1-99 in a window of 4,096 tokens, a binomial standard error of 1.2-1.6 points; other problems and another model than "
-        "ours unless stated. The published SoS+ here is unconditioned; in figures 4 and 8 it is conditioned on 4,096 tokens."
-    )
-    return Table("temperatures", "Accuracy by temperature (the paper's tables 1-3)", records, columns, note)
+    return records
+
+
+def _by_temperature(
+    name: str, title: str, records: Sequence[dict[str, Any]], every: Sequence[float], note: str
+) -> Table:
+    columns = [Column("model", lambda r: r["model"]), *map(_temperature_column, every)]
+    if len({record["source"] for record in records}) > 1:
+        columns.insert(1, Column("whose", lambda r: r["source"]))
+    return Table(name, title, records, columns, note)
 
 
 def other_systems(entries: Sequence[Entry]) -> Table:
     """Each evaluation by the measures that other systems report."""
-    records = [{"model": one.title, **asdict(one.systems)} for one in entries]
+    records = [{"model": one.title, "problems": one.problems, **asdict(one.systems)} for one in entries]
     shown = {
         "parallel": "#parallel, concurrency", "acceleration": "acceleration", "dp": "DP", "abn": "ABN", "ppd": "PPD",
         "tps": "TPS", "p_tps": "P-TPS", "tokens_per_thread": "tokens per thread",
     }  # fmt: skip
-    columns = [Column("model", lambda r: r["model"]), *(_number_column(key, head) for key, head in shown.items())]
+    columns = [
+        Column("model", lambda r: r["model"]), _PROBLEMS, *(_number_column(key, head) for key, head in shown.items()),
+    ]  # fmt: skip
     note = "Means and ratios over all samples. These measures are not comparable across papers: most reward extra tokens."
     return Table("other_systems", "By the measures of other systems", records, columns, note)
 
@@ -148,7 +123,8 @@ def prices(entries: Sequence[Entry]) -> Table:
         engine = one.config.engine
         records.append(
             {
-                "model": one.title, "pace": "one at a time" if one.alone else f"up to {one.config.in_flight} at once",
+                "model": one.title, "problems": one.problems,
+                "pace": "one at a time" if one.alone else f"up to {one.config.in_flight} at once",
                 "seconds_mean": seconds.mean, "seconds_p50": seconds.p50, "seconds_p90": seconds.p90,
                 "ms_per_span_token": one.systems.ms_per_span_token, "engine": engine.kind,
                 "hardware": str(one.evaluation.facts.get("hardware", "unknown")),
@@ -156,6 +132,7 @@ def prices(entries: Sequence[Entry]) -> Table:
         )  # fmt: skip
     columns = [
         Column("model", lambda r: r["model"], lambda r: r["pace"]),
+        _PROBLEMS,
         Column("seconds, mean", lambda r: number(r["seconds_mean"]), lambda r: f"p90 {number(r['seconds_p90'])}"),
         Column("p50", lambda r: number(r["seconds_p50"])),
         Column("ms per span token", lambda r: number(r["ms_per_span_token"])),
@@ -174,7 +151,7 @@ def budgets(entries: Sequence[Entry]) -> Table:
         low, high = success.interval
         records.append(
             {
-                "model": one.title,
+                "model": one.title, "problems": one.problems,
                 "budgets": ", ".join(f"{name} ≤ {value}" for name, value in one.budgets.items()) or "none",
                 "accuracy": s.accuracy, "within": sum(kept) / len(kept) if one.budgets else None,
                 "success": success.accuracy, "low": low, "high": high,
@@ -183,6 +160,7 @@ def budgets(entries: Sequence[Entry]) -> Table:
         )  # fmt: skip
     columns = [
         Column("model", lambda r: r["model"], lambda r: f"budgets: {r['budgets']}"),
+        _PROBLEMS,
         Column("accuracy", lambda r: f"{r['accuracy']:.1%}"),
         Column("within", lambda r: "" if r["within"] is None else f"{r['within']:.1%}"),
         Column("success", lambda r: f"{r['success']:.1%}", lambda r: f"{r['low']:.1%} to {r['high']:.1%}"),
@@ -209,6 +187,7 @@ def rl_runs(runs: Sequence[RlRun]) -> Table:
         steps = [line for line in run.records if "reward/success" in line]
         record: dict[str, Any] = {
             "run": run.label, "steps": len(steps), "commit": run.manifest.get("commit"),
+            "validation_problems": run.config.validate_problems,
             "validation_first": checks[0] if checks else None, "validation_best": max(checks, default=None),
             "validation_last": checks[-1] if checks else None,
         }  # fmt: skip
@@ -219,7 +198,7 @@ def rl_runs(runs: Sequence[RlRun]) -> Table:
         records.append(record)
     columns = [
         Column("run", lambda r: r["run"], lambda r: f"{r['steps']} steps, commit {r['commit'] or 'unknown'}"),
-        _change_column("validation", "validation accuracy, first check to last", ("first", "best", "last")),
+        _change_column("validation", "validation accuracy, first check to last", ("first", "best", "last"), _validated),
         _change_column("reward/success", "success in training"),
         *[_change_column(f"rollout/{key}", key.replace("_", " ")) for key in ("threads", "span_sampled", "work")],
         Column("seconds a step", lambda r: number(r["time/step_last"])),
@@ -267,13 +246,18 @@ def p_value(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.4f}" if p >= 1e-4 else f"{p:.0e}"
 
 
-def _with_interval(key: str, summary: Summary | None) -> dict[str, float | None]:
-    low, high = summary.interval if summary else (None, None)
-    return {key: summary.accuracy if summary else None, f"{key} low": low, f"{key} high": high}
+def _at_temperature(t: float, one: Entry | None) -> dict[str, float | None]:
+    low, high = one.summary.interval if one else (None, None)
+    key = f"T={t:g}"
+    return {
+        key: one.summary.accuracy if one else None, f"{key} low": low, f"{key} high": high,
+        f"{key} problems": one.problems if one else None,
+    }  # fmt: skip
 
 
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}"
+def signed(share: float) -> str:
+    """A difference of two shares in points."""
+    return f"{100 * share:+.1f}"
 
 
 def _share(part: float | None, whole: float | None) -> str:
@@ -292,13 +276,22 @@ def _said_column(label: str) -> Column:
     return Column(label, lambda r: "" if r[label] is None else str(r[label]))
 
 
-def _change_column(key: str, head: str, whens: Sequence[str] = ("first", "last")) -> Column:
-    return Column(head, lambda r: " → ".join(number(r[f"{key}_{when}"]) for when in whens))
+def _change_column(
+    key: str, head: str, whens: Sequence[str] = ("first", "last"), small: Callable[[Mapping[str, Any]], str] | None = None
+) -> Column:
+    return Column(head, lambda r: " → ".join(number(r[f"{key}_{when}"]) for when in whens), small)
+
+
+def _validated(record: Mapping[str, Any]) -> str:
+    return f"{record['validation_problems']:,} problems"
 
 
 def _temperature_column(t: float) -> Column:
     key = f"T={t:g}"
-    return Column(
-        key, lambda r: "" if r[key] is None else f"{r[key]:.1%}",
-        lambda r: "" if r[f"{key} low"] is None else f"{r[f'{key} low']:.1%} to {r[f'{key} high']:.1%}",
-    )  # fmt: skip
+
+    def small(record: Mapping[str, Any]) -> str:
+        if record[f"{key} low"] is None:
+            return ""
+        return f"{record[f'{key} low']:.1%} to {record[f'{key} high']:.1%}, {record[f'{key} problems']:,} problems"
+
+    return Column(key, lambda r: "" if r[key] is None else f"{r[key]:.1%}", small)

@@ -26,6 +26,7 @@ def summary(trace: Trace) -> dict[str, Any]:
         "stop": (trace.root.stop if outcome is None else outcome.stop).value,
         "answer": trace.answer,
         "threads": len(trace.threads),
+        "spawns": any(thread.strands for thread in trace.threads if thread is not trace.root),
         "timed": any(strand.ended > 0 for strand in trace.strands),
     }
 

@@ -23,7 +23,11 @@ SMALL = {
         "eval": ENGINE,
     },
 }
-EVALUATIONS = {"sos_plus_sft": 8, "sos_plus_sft_sampled": 6, "spawn_join_sft": 8, "spawn_join_rl": 8}
+EVALUATIONS = {  # traces of each, in the order of the report
+    "sos_plus_sft": 8, "sos_plus_sft_sampled": 6, "sos_plus_rl": 8, "sos_plus_rl_sampled": 6, "spawn_join_sft": 8,
+    "spawn_join_rl": 8,
+}  # fmt: skip
+STAGES = 12
 
 
 def quickstart(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -58,17 +62,27 @@ def test_the_whole_path_and_a_second_call_that_does_nothing(tmp_path: Path) -> N
         for name, count in EVALUATIONS.items()
         if count == 8
     ]
-    assert problems[0] == problems[1] == problems[2]
-    assert len((run / "rl" / "metrics.jsonl").read_text().splitlines()) == 2
-    assert (run / "rl" / "final" / "model.safetensors").is_file()
+    assert problems[0] == problems[1] == problems[2] == problems[3]
+    for rl in ("rl", "rl_serial"):
+        assert len((run / rl / "metrics.jsonl").read_text().splitlines()) == 2
+        assert (run / rl / "final" / "model.safetensors").is_file()
+    assert yaml.safe_load((run / "rl_serial" / "config.yaml").read_text())["protocol"] == "serial"
 
     report = (run / "report" / "report.html").read_text()
     assert not re.findall(r"""(?:src|href|action)\s*=\s*["']?\s*(?:https?:)?//[^"'\s>]*""", report)
     assert not re.findall(r"@import|url\(\s*[\"']?(?:https?:)?//|\bfetch\(|XMLHttpRequest", report)
 
+    models = [line.partition(",")[0] for line in (run / "report" / "data" / "results.csv").read_text().splitlines()[1:]]
+    assert models == [
+        "SoS+ SFT", "SoS+ SFT mean@2", "SoS+ SFT cons@2", "SoS+ SFT pass@2", "SoS+ RL", "SoS+ RL mean@2", "SoS+ RL cons@2",
+        "SoS+ RL pass@2", "spawn/join SFT", "spawn/join RL",
+    ]  # fmt: skip
+    runs = (run / "report" / "data" / "rl_runs.csv").read_text().splitlines()[1:]
+    assert [line.partition(",")[0] for line in runs] == ["rl", "rl_serial"]
+
     before = files(run)
     again = quickstart(tmp_path)
-    assert again.returncode == 0 and again.stdout.count("done before") == len(list((run / "done").iterdir())) == 9
+    assert again.returncode == 0 and again.stdout.count("done before") == len(list((run / "done").iterdir())) == STAGES
     lock = {run / ".lock", run / "config.yaml"}
     after = files(run)
     assert {path: at for path, at in after.items() if path not in lock} == {
@@ -78,12 +92,13 @@ def test_the_whole_path_and_a_second_call_that_does_nothing(tmp_path: Path) -> N
     # A stage whose product is gone runs again, whatever was done before.
     (run / "report" / "report.html").unlink()
     third = quickstart(tmp_path)
-    assert third.returncode == 0 and third.stdout.count("done before") == 8 and (run / "report" / "report.html").is_file()
+    assert third.returncode == 0 and third.stdout.count("done before") == STAGES - 1
+    assert (run / "report" / "report.html").is_file()
 
     # A stage that is asked for again is the only one that runs, and one that fails says how to go on.
     (run / "done" / "report").unlink()
     (run / "eval" / "spawn_join_sft" / "traces.jsonl.gz").write_bytes(b"spoilt")
     failed = quickstart(tmp_path)
-    assert failed.returncode == 2 and failed.stdout.count("done before") == 8
+    assert failed.returncode == 2 and failed.stdout.count("done before") == STAGES - 1
     assert "traces.jsonl.gz, line 1" in failed.stderr and "Traceback" not in failed.stderr
     assert "stage report ended with status 2; call the same command again" in failed.stderr

@@ -241,6 +241,26 @@ def test_a_quickstart_runs_the_stages_whose_product_is_gone(cli: Cli, monkeypatc
         assert ran == [stage.name for stage in gone]
 
 
+def test_a_quickstart_trains_both_students_by_rl_and_goes_on_with_either(tmp_path: Path) -> None:
+    def planned(run: Path) -> dict[str, list[str]]:
+        return {stage.name: stage.arguments for stage in starting.plan(QuickstartConfig(out=run), run)}
+
+    stages = planned(tmp_path)
+    protocols = {"rl": ("spawn_join", "spawn_join"), "rl_serial": ("sos_plus", "serial")}
+    for name, (solver, protocol) in protocols.items():
+        assert f"protocol={protocol}" in stages[name] and f"out={tmp_path / name}" in stages[name]
+        assert f"checkpoint={tmp_path / 'sft' / solver / 'checkpoint'}" in stages[name]
+    assert f"checkpoint={tmp_path / 'rl_serial' / 'final'}" in stages["eval_sos_plus_rl"]
+    evaluated = [Path(folder).name for folder in stages["report"] if "/eval/" in folder]
+    assert evaluated == [
+        "sos_plus_sft", "sos_plus_sft_sampled", "sos_plus_rl", "sos_plus_rl_sampled", "spawn_join_sft", "spawn_join_rl",
+    ]  # fmt: skip
+    for name in protocols:  # each goes on by itself
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        resumed = {stage for stage, arguments in planned(tmp_path).items() if "--resume" in arguments}
+        assert name in resumed and len(resumed) == len(list(tmp_path.glob("*/checkpoints")))
+
+
 def test_sigterm_ends_a_command_with_a_message(
     data: Path, start: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 // State and navigation: which traces, which one, over what, alone or side by side.
 const section = at("traces"), panelsBox = at("v-panels"), standalone = document.body.classList.contains("view");
-const state = { outcome: "all", stop: "", source: "", query: "", axis: "tokens", sides: null, items: [], at: 0, active: 0 };
+const opening = index.find((line) => line.spawns) ?? index[0];  // the first that spawns, if any does
+const state = { outcome: "all", stop: "", source: "", query: "", axis: "tokens", sides: null, items: [[opening]], at: 0, active: 0 };
 const found = firstPair();
 let panels = [], ticket = 0;
 const pairing = () => state.sides !== null;
