@@ -34,7 +34,7 @@ def main(run: Path, folder: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         page = Path(scratch) / "view.html"
-        view([evaluation], page, title="Traces", limit=200)
+        view([evaluation], page, title="Traces", limit=200, outcome="correct")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         take(browser, run / "report" / "report.html", folder / "report.png", 1120, 900, "#traces[data-drawn]")
         take(browser, page, folder / "viewer.png", 1120, 900, "#traces[data-drawn]")

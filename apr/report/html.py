@@ -78,7 +78,7 @@ def _comparisons(report: Report) -> str:
 def _question(question: Question) -> str:
     told = f'<p class="note">{escape(question.note)}</p>' if question.note else ""
     cards = [_card(f"at equal {named(costs)}", one) for costs, one in question.equal.items()] + [
-        f'<article class="card none"><h4>at equal {named([cost])}</h4><p>{escape(question.missing(cost))}</p></article>'
+        f'<article class="card none"><h4>at equal {named([cost])}</h4>\n<p>{escape(question.missing(cost))}</p></article>\n'
         for cost in question.unequal
     ]
     title = f"{swatch(question.model.place)}{escape(question.model.name)} <small>against {escape(question.kind)}</small>"
@@ -88,7 +88,7 @@ def _question(question: Question) -> str:
 def _card(head: str, one: Comparison) -> str:
     a, b, test = one.a, one.b, one.test
     low, high = (_signed(100 * end) for end in test.gain_interval)
-    prices = "".join(f"<span>{escape(word)} <b>{times(one.ratio(cost))}</b></span>" for cost, word in EQUAL.items())
+    prices = " ".join(f"<span>{escape(word)} <b>{times(one.ratio(cost))}</b></span>" for cost, word in EQUAL.items())
     sides = "".join(
         f"<p>{swatch(side.place)}{escape(side.name)} <b>{summary.accuracy:.1%}</b> "
         f'<small class="own">{summary.interval[0]:.1%} to {summary.interval[1]:.1%}{_at_window(summary)}</small></p>'
@@ -100,8 +100,8 @@ def _card(head: str, one: Comparison) -> str:
     return (
         f'<article class="card {tone}"><h4>{head}</h4>\n'
         f'<p class="gain">{_signed(100 * test.gain)} <small>points ({low} to {high})</small></p>\n'
-        f'<p class="price"><em>ratio of</em>{prices}</p>\n{sides}\n'
-        f'<p class="note">p {_p_value(test.p_value)} {escape(one.where + alone)}</p></article>'
+        f'<p class="price"><em>ratio of</em> {prices}</p>\n{sides}\n'
+        f'<p class="note">p {_p_value(test.p_value)} {escape(one.where + alone)}</p></article>\n'
     )
 
 

@@ -84,9 +84,11 @@ def test_a_table_by_temperature_names_the_models_once(data: Path, tmp_path: Path
     entries, _ = read_runs(
         [evaluation(tmp_path / f"t{t:g}", data, "spawn_join", [0], temperature=t) for t in (0.0, 0.1, 1.0)]
     )
-    table = tables.temperatures(entries)
+    table = tables.temperatures(entries, shared=True)
     ours = [record for record in table.records if record["source"] == "ours"]
     assert len(ours) == 1 and ours[0]["model"] == "spawn/join SFT" and ours[0]["T=0.5"] is None
-    assert all(ours[0][f"T={t}"] is not None for t in ("0", "0.1", "1"))
+    assert all(ours[0][f"T={t}"] is not None and ours[0][f"T={t} problems"] == 40 for t in ("0", "0.1", "1"))
+    alone = tables.temperatures(entries, shared=False)
+    assert len(alone.records) == 1 and "T=0.5" not in alone.records[0]
     theirs = {record["model"]: record for record in table.records if record["source"] == "published"}
     assert theirs["APR RL"]["T=0"] == pytest.approx(0.834) and theirs["SoS+ beam 15"]["T=0.5"] is None

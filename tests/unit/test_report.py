@@ -14,14 +14,15 @@ from scored import attempt_of
 from apr.config import RlConfig
 from apr.evaluation.metrics import mcnemar, summarise
 from apr.report import published
-from apr.report.chart import SERIES, Chart, Column, Series, Table
+from apr.report.chart import DASHES, MARKERS, SERIES, Chart, Column, Series, Table, apart, look
 from apr.report.charts import accuracy_within, rl_charts
+from apr.report.comparisons import RL, SPAWNING, Comparison, Contender, Question, equal_costs
 from apr.report.content import Report, RunFacts
 from apr.report.entries import RlRun, Row
 from apr.report.html import html
 from apr.report.markdown import markdown
 from apr.report.paper import PaperFigure
-from apr.report.tables import Comparison, differences, results, rl_runs
+from apr.report.tables import differences, published_temperatures, results, rl_runs
 from apr.report.teachers import Teacher
 from apr.threads.trace import StopReason
 
@@ -37,17 +38,27 @@ def row(name: str, solved: list[bool], place: int = 0, teacher: Teacher | None =
     return Row(summarise(name, tries, description), tries, place, teacher)
 
 
+def question(a: Row, b: Row, heading: str = SPAWNING, **more: Any) -> Question:
+    """Of rows on the same problems; a page draws nothing of their entries."""
+    test = mcnemar(*([one.correct for one in row.attempts] for row in (a, b)))
+    sides = [Contender(row.summary.name, None, row.attempts, row.place) for row in (a, b)]  # type: ignore[arg-type]
+    found = Comparison(*sides, a.summary, b.summary, test)
+    return Question(heading, sides[0], "serial rows", dict.fromkeys(("work", "context", "span_sampled"), found), **more)
+
+
 def report(**changes: Any) -> Report:
     rows = [
         row("serial", [True, False, False, False], 0, Teacher("SoS+ solver", 3, 4), "one line"),
         row("spawned", [True, True, False, True], 1, None, "threads"),
     ]
-    test = mcnemar([True, True, False, True], [True, False, False, False])
+    asked = [question(rows[1], rows[0], note="Teachers differ.")]
     whole = Report(
         title="Does it pay?", lead="In short.", notices=["Something is missing."], facts=FACTS, rows=rows,
         results=results(rows), curves=accuracy_within(rows, {"span_sampled": [120]}),
-        comparisons=[Comparison("spawned", "serial", test)], paired=EMPTY, temperatures=EMPTY,
-        paper=[PaperFigure("Theirs", "As printed.", [], [Chart("t", "theirs", "x", "y", published.by_window())])],
+        questions=asked, comparisons=equal_costs(asked), paired=EMPTY, temperatures=EMPTY, published=published_temperatures(),
+        paper=[
+            PaperFigure("Theirs", "figure 1", "", "As printed.", [], [Chart("t", "theirs", "x", "y", published.by_window())])
+        ],
         prices=EMPTY, other_systems=EMPTY, settings=EMPTY, in_force=EMPTY, view="<p>traces</p>",
     )  # fmt: skip
     return replace(whole, **changes)
@@ -102,7 +113,9 @@ def test_the_page_holds_results_figures_and_facts() -> None:
         assert f"{one.summary.accuracy:.1%}" in page.text
         assert one.summary.name in page.text and one.summary.description in page.text
     assert "75.0%" in page.text and "SoS+ solver, 4 problems" in page.text
-    said = ("In short.", "Something is missing.", "points (−16.6 to +83.2) on 4 problems; p = 0.500")
+    said = ("In short.", "Something is missing.", "Teachers differ.", "at equal work, context and sampled span")
+    assert all(words in page.text for words in said)
+    said = ("+50.0 points (−16.6 to +83.2)", "ratio of work ×1.00 context ×1.00", "p = 0.500 on the same 4 problems")
     assert all(words in page.text for words in said)
     assert all(words in page.text for words in ("1 min 01 s", "1 h 01 min", "abc123"))
     assert source.count('role="img" aria-label="accuracy by ') == 3 and source.count('class="theirs"') == 1
@@ -125,6 +138,30 @@ def test_the_summary_has_the_same_in_markdown() -> None:
     assert "| sft | 61 |" in text and "[accuracy by sampled span](figures/accuracy_within_span_sampled.svg)" in text
 
 
+def test_unequal_costs_are_a_sentence_and_no_gain() -> None:
+    tries = [attempt_of(str(i), True, work=30.0) for i in range(4)]
+    others = [attempt_of(str(i), i == 0) for i in range(4)]
+    rows = [Row(summarise(name, one), one, place) for place, (name, one) in enumerate((("spawned", tries), ("serial", others)))]
+    asked = [question(*rows, heading=RL)]
+    page = Page(html(report(rows=rows, questions=asked, comparisons=equal_costs(asked))))
+    said = "at equal work None of the serial rows is within 15%. The nearest is serial: 10 tokens against 30 (×3.00)."
+    assert said in page.text and "+75.0" not in page.text.partition("at equal work")[2]
+    assert "at equal context and sampled span +75.0 points" in page.text and "work ×3.00" in page.text
+    costs = {record["costs"]: record for record in equal_costs(asked).records}
+    assert costs["work"]["gain"] is None and costs["work"]["work_ratio"] == 3.0
+    assert (costs["context span_sampled"]["gain"], costs["context span_sampled"]["work_ratio"]) == (0.75, 3.0)
+
+
+def test_published_tables_stand_folded_at_the_end_unless_ours_are_in_their_setting() -> None:
+    away, within = html(report()), html(report(published=None))
+    assert away.index("<h2>Published numbers") > away.index("<h2>What the words mean")
+    assert away.index("<details><summary>Tables and figures of") < away.index('class="theirs"')
+    assert "Published numbers" not in within and within.index('class="theirs"') < within.index("<h2>What the words mean")
+    text = markdown(report())
+    assert text.rstrip().endswith("</details>") and text.index("APR RL") > text.index("<summary>The paper")
+    assert "APR RL" not in markdown(report(published=None))
+
+
 def test_equal_reports_make_equal_pages() -> None:
     assert html(report()) == html(report())
 
@@ -137,7 +174,8 @@ def test_text_from_outside_cannot_become_markup() -> None:
     content = report(
         title=HOSTILE, lead=HOSTILE, notices=[HOSTILE], rows=[hostile], results=results([hostile]),
         curves=[*accuracy_within([hostile], {}), chart, replace(chart, name="d", categories=[HOSTILE])],
-        comparisons=[Comparison(HOSTILE, HOSTILE, mcnemar([True], [False]))], prices=table, settings=table,
+        questions=[replace(question(hostile, hostile), kind=HOSTILE, heading=HOSTILE, note=HOSTILE)],
+        comparisons=equal_costs([question(hostile, hostile)]), prices=table, settings=table, published=table,
         facts=RunFacts(HOSTILE, HOSTILE, HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, {}), in_force=table,
     )  # fmt: skip
     page = Page(html(content))
@@ -150,7 +188,7 @@ def test_text_from_outside_cannot_become_markup() -> None:
 
 def test_a_page_of_nothing_but_one_evaluation() -> None:
     one = row("alone", [True])
-    page = Page(html(report(rows=[one], results=results([one]), comparisons=[], curves=[], paper=[], notices=[])))
+    page = Page(html(report(rows=[one], results=results([one]), questions=[], curves=[], paper=[], notices=[])))
     assert "its solver itself" not in page.text and "Does spawning pay" not in page.text
 
 
@@ -169,6 +207,25 @@ def test_curves_reach_the_accuracy() -> None:
     assert ">80%<" in svg or ">70%<" in svg
     assert "budget" in svg and "currentColor" in svg
     assert not re.search(r"#[0-9a-f]{6}\b", svg)  # no colour of its own, so that dark pages stay readable
+
+
+def test_no_two_series_look_alike() -> None:
+    first = [look(place) for place in range(SERIES)]
+    assert all(len({getattr(one, part) for one in first}) == SERIES for part in ("colour", "dash", "marker"))
+    places = range(SERIES * len(DASHES))
+    assert len({look(place)[:2] for place in places}) == len({(look(p).colour, look(p).marker) for p in places}) == len(places)
+    assert len(set(DASHES)) == len(DASHES) == len(MARKERS) == SERIES
+    same = [Series(f"{i}", [0.0, 1.0], [0.0, 1.0], "smooth", 3, dash=i % 3) for i in range(24)]
+    assert len({look(one.place, one.dash)[:2] for one in apart(same)}) == 24
+    drawn = re.findall(r"stroke-dasharray: ([^;]*);[^>]*?stroke: (var\(--s\d\))", Chart("c", "t", "x", "y", same[:3]).svg())
+    assert len(set(drawn)) == 2  # and the first is not dashed
+
+
+def test_rl_curves_of_many_runs_are_told_apart() -> None:
+    records = [{"step": i, "reward/success": 0.01 * i, "reward/correct": 0.5, "eval/accuracy": 0.1} for i in range(9)]
+    chart = rl_charts([run(f"run {i}", records) for i in range(12)])[0]
+    looks = [look(one.place, one.dash)[:2] for one in apart(chart.series)]
+    assert len(looks) == len(set(looks)) == 3 * SERIES
 
 
 def test_a_figure_file_has_colours_of_its_own() -> None:
@@ -238,4 +295,4 @@ def test_published_numbers_are_whole() -> None:
 def test_lost_attempts_are_counted_and_not_scored() -> None:
     tries = [attempt_of("a", True), replace(attempt_of("b", True), stop=StopReason.ENGINE_LOST)]
     one = Row(summarise("a", tries), tries, 0)
-    assert "1 lost" in Page(html(report(rows=[one], results=results([one]), comparisons=[]))).text
+    assert "1 lost" in Page(html(report(rows=[one], results=results([one]), questions=[]))).text
