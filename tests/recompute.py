@@ -1,6 +1,6 @@
 """Works the numbers of a report out again, from the raw traces of its evaluations and from its CSV files, and compares:
-every attempt's costs, the table of results, paired tests, prices, temperatures, other systems' measures, and the points of
-curves and of figures 4a, 6 and 8 that are of single evaluations.
+every attempt's costs, the table of results, comparisons at equal cost, paired tests, prices, temperatures, other systems'
+measures, and the points of curves and of figures 4a, 6 and 8 that are of single evaluations.
 
     python tests/recompute.py REPORT EVALUATION [EVALUATION ...]
 
@@ -26,6 +26,7 @@ CHECKED = (
     "context", "work", "work_sampled", "span", "span_sampled", "parallelism", "parallelism_sampled", "acceleration",
     "threads", "depth", "spawns", "branches", "parallel_tokens", "prefilled", "seconds", "parallel_seconds",
 )  # fmt: skip
+RIVALS = ("work", "context", "span_sampled")  # costs in which rivals are equal
 
 
 def costs_of(trace: Json) -> dict[str, float]:
@@ -129,8 +130,13 @@ def check(report: Path, folders: list[Path]) -> Checks:
         attempts[line["model"]].append(line)
     _traces(checks, list(attempts.values()), folders)
     _results(checks, table(data / "results.csv"), attempts)
-    for line in table(data / "paired.csv") if (data / "paired.csv").is_file() else []:
-        _paired(checks, line, _first(attempts[line["model"]]), _first(attempts[line["against"]]))
+    for line in _table_if_any(data / "paired.csv"):
+        a, b = _rows(attempts, line["model"]), _rows(attempts, line["against"])
+        _paired(checks, f"paired, {line['model']} against {line['against']}", line, a, b)
+    lines = _table_if_any(data / "comparisons.csv")
+    for line in lines:
+        _compared(checks, line, attempts)
+    _answered(checks, lines)
     for line in table(data / "other_systems.csv"):
         _systems(checks, line, attempts[line["model"]])
     for line in table(data / "prices.csv"):
@@ -159,8 +165,87 @@ def _traces(checks: Checks, models: list[list[Json]], folders: list[Path]) -> No
                 checks.same(f"{what} {cost}", line[cost], value)
 
 
-def _first(lines: list[Json]) -> dict[str, bool]:
-    return {line["problem"]: line["correct"] == "1" for line in lines if line["sample"] == "0"}
+def _table_if_any(path: Path) -> list[Json]:
+    return table(path) if path.is_file() else []
+
+
+Rows = dict[str, tuple[bool, dict[str, float]]]  # by problem: solved, and the three costs
+
+
+def _rows(attempts: dict[str, list[Json]], name: str) -> Rows:
+    """What was compared under a name: an evaluation, its first samples, or votes over the first of its samples."""
+    pattern = r"(.*?)(?:, first of (?P<of>\d+) samples| cons@(?P<k>\d+)(?: \(first \d+ of (?P<n>\d+) samples\))?)"
+    found = re.fullmatch(pattern, name)
+    if name in attempts or found is None:
+        lines, take = attempts[name], 1
+    else:
+        take = int(found["k"] or 1)
+        lines = attempts[f"{found[1]} ({found['of'] or found['n'] or found['k']} samples)"]
+    groups: dict[str, list[Json]] = defaultdict(list)
+    for line in lines:
+        if int(line["sample"]) < take:
+            groups[line["problem"]].append(line)
+    kind = "cons" if take > 1 else "mean"
+    return {
+        problem: (_solved(group, kind)[0], {cost: _spent(group, kind, cost)[0] for cost in RIVALS})
+        for problem, group in groups.items()
+    }
+
+
+def _ratio(a: Rows, b: Rows, cost: str) -> float:
+    """Of mean costs, over the problems that both tried, if any."""
+    shared = a.keys() & b.keys()
+    ours, theirs = ([rows[problem][1][cost] for problem in shared or rows] for rows in (a, b))
+    return (math.fsum(ours) / len(ours)) / (math.fsum(theirs) / len(theirs))
+
+
+def _compared(checks: Checks, line: Json, attempts: dict[str, list[Json]]) -> None:
+    what = f"comparisons, {line['model']} against {line['rival']}"
+    a, b = _rows(attempts, line["model"]), _rows(attempts, line["rival"])
+    shared = a.keys() & b.keys()
+    for side, rows in (("model", a), ("rival", b)):
+        solved = [rows[problem][0] for problem in shared or rows]
+        low, high = wilson(sum(solved), len(solved))
+        values = {"problems": len(solved), "accuracy": sum(solved) / len(solved), "low": low, "high": high}
+        for key, value in values.items():
+            checks.same(f"{what}, {side} {key}", line[f"{side}_{key}"], value)
+    equal = [cost for cost in RIVALS if 1 / 1.15 <= _ratio(a, b, cost) <= 1.15]
+    checks.same(f"{what}, equal", line["equal"], int(set(line["costs"].split()) <= set(equal)))
+    if line["equal"] == "1" and line["paired"] == "1":
+        _paired(checks, what, {**line, "n": line["model_problems"], "only_a": line["only_model"], "only_b": line["only_rival"]},
+                a, b)  # fmt: skip
+    else:
+        for cost in RIVALS:
+            checks.same(f"{what}, {cost}", line[f"{cost}_ratio"], _ratio(a, b, cost))
+    if line["equal"] == "1" and line["paired"] == "0":
+        _unpaired(checks, what, line, *([solved for solved, _ in rows.values()] for rows in (a, b)))
+    if line["equal"] == "0":
+        for key in ("gain", "low", "high", "p_value"):
+            checks.same(f"{what}, {key}", line[key], None)
+
+
+def _unpaired(checks: Checks, what: str, line: Json, ours: list[bool], theirs: list[bool]) -> None:
+    k, m, j, n = sum(ours), len(ours), sum(theirs), len(theirs)
+    (low_a, high_a), (low_b, high_b) = wilson(k, m), wilson(j, n)
+    gain = k / m - j / n
+    ways = [math.comb(m, i) * math.comb(n, k + j - i) for i in range(k + j + 1)]  # of which i are ours
+    found = {
+        "gain": gain, "low": gain - math.hypot(k / m - low_a, high_b - j / n),
+        "high": gain + math.hypot(high_a - k / m, j / n - low_b),
+        "p_value": sum(way for way in ways if way <= ways[k]) / sum(ways),
+    }  # fmt: skip
+    for key, value in found.items():
+        checks.same(f"{what}, {key}", line[key], value)
+
+
+def _answered(checks: Checks, lines: list[Json]) -> None:
+    """Each question has an answer for each cost, once."""
+    answers: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for line in lines:
+        answers[line["question"], line["model"]] += line["costs"].split()
+    for (question, model), costs in answers.items():
+        checks.same(f"comparisons, {question} {model}", len(costs), len(RIVALS))
+        checks.same(f"comparisons, {question} {model}, each once", len(set(costs)), len(RIVALS))
 
 
 def _results(checks: Checks, rows: list[Json], attempts: dict[str, list[Json]]) -> None:
@@ -175,7 +260,8 @@ def _results(checks: Checks, rows: list[Json], attempts: dict[str, list[Json]]) 
         solved = [_solved(group, kind) for group in groups.values()]
         n, k = sum(map(len, solved)), sum(map(sum, solved))
         low, high = clustered(solved)
-        for key, value in (("problems", n), ("correct", k), ("accuracy", k / n), ("low", low), ("high", high)):
+        found = {"problems": len(groups), "attempts": n, "correct": k, "accuracy": k / n, "low": low, "high": high}
+        for key, value in found.items():
             checks.same(f"results, {name}, {key}", row[key], value)
         for cost in CHECKED:
             values = [value for group in groups.values() for value in _spent(group, kind, cost)]
@@ -213,8 +299,8 @@ def _spread(checks: Checks, what: str, row: Json, cost: str, values: list[float]
         checks.same(f"{what} p{share}", row[f"{cost}_p{share}"], values[math.ceil(share * len(values) / 100) - 1])
 
 
-def _paired(checks: Checks, line: Json, ours: dict[str, bool], theirs: dict[str, bool]) -> None:
-    pairs = [(ours[problem], theirs[problem]) for problem in ours if problem in theirs]
+def _paired(checks: Checks, what: str, line: Json, ours: Rows, theirs: Rows) -> None:
+    pairs = [(ours[problem][0], theirs[problem][0]) for problem in ours if problem in theirs]
     b, c, n = pairs.count((True, False)), pairs.count((False, True)), len(pairs)
     # Agresti and Min: half a problem more of each of the four outcomes, then the variance of the differences as usual.
     more = [(1, b + 0.5), (-1, c + 0.5), (0, n - b - c + 1)]
@@ -224,10 +310,10 @@ def _paired(checks: Checks, line: Json, ours: dict[str, bool], theirs: dict[str,
     reach = 1.959963984540054 * math.sqrt(variance)
     found = {
         "n": n, "only_a": b, "only_b": c, "p_value": mcnemar(b, c), "gain": (b - c) / n, "low": middle - reach,
-        "high": middle + reach,
+        "high": middle + reach, **{f"{cost}_ratio": _ratio(ours, theirs, cost) for cost in RIVALS},
     }  # fmt: skip
     for key, value in found.items():
-        checks.same(f"paired, {line['model']} against {line['against']}, {key}", line[key], value)
+        checks.same(f"{what}, {key}", line[key], value)
 
 
 def _systems(checks: Checks, row: Json, lines: list[Json]) -> None:

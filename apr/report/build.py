@@ -154,7 +154,7 @@ def notices(entries: Sequence[Entry]) -> list[str]:
     if len(sets) > 1:
         told = "; ".join(f"{problems}: {', '.join(titles)}" for problems, titles in sets.items())
         said.append(
-            f"Not all were evaluated on the same problems, and no paired test is made between those that were not. {told}."
+            f"Not all were evaluated on the same problems: paired tests are made on those that two have in common. {told}."
         )
     most = {one.problem_set: max(other.asked for other in entries if other.problem_set == one.problem_set) for one in entries}
     few = [one for one in entries if one.asked < most[one.problem_set]]

@@ -160,10 +160,9 @@ def contenders(entry: Entry, every: bool = True) -> list[Contender]:
 
 
 def compared(a: Contender, b: Contender) -> Comparison:
-    """Paired on the problems that both tried and neither lost; unpaired where they share none."""
-    shared: list[str] = []
-    if a.entry.problem_set == b.entry.problem_set:
-        shared = [problem for problem in a.scored if problem in b.scored]
+    """Paired on the problems that both tried and neither lost, of whatever data; unpaired where they share none."""
+    told, others_told = a.entry.evaluation.problems, b.entry.evaluation.problems
+    shared = [problem for problem in a.scored if problem in b.scored and told[problem] == others_told[problem]]
     ours, theirs = ([one.scored[problem] for problem in shared or one.scored] for one in (a, b))
     solved, others = [one.correct for one in ours], [one.correct for one in theirs]
     test = mcnemar(solved, others) if shared else Unpaired(sum(solved), len(solved), sum(others), len(others))
@@ -248,7 +247,7 @@ def named(costs: Sequence[str]) -> str:
 
 
 def paired(entries: Sequence[Entry]) -> Table:
-    """Exact McNemar tests between all rows of the same problems, at whatever cost."""
+    """Exact McNemar tests between all rows that share problems, at whatever cost."""
     every = [one for entry in entries for one in contenders(entry, every=False)]
     records = []
     for b, a in combinations(every, 2):

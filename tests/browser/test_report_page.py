@@ -52,6 +52,7 @@ def test_figures_are_drawn_and_nothing_is_cut_off(
     report: Path, open_page: Callable[..., Any], scheme: str, width: int
 ) -> None:
     page = open_page(report / "report.html", color_scheme=scheme, viewport={"width": width, "height": 900}).page
+    unfold(page)
     figures = page.locator("figure svg")
     assert figures.count() == len(list((report / "figures").iterdir())) > 15
     for i in range(figures.count()):
@@ -64,8 +65,34 @@ def test_figures_are_drawn_and_nothing_is_cut_off(
     assert contrast(ink, paper) > 7
 
 
+def unfold(page: Any) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_comparisons_lead_and_published_tables_are_folded_at_the_end(
+    report: Path, open_page: Callable[..., Any], scheme: str
+) -> None:
+    page = open_page(report / "report.html", color_scheme=scheme).page
+    heads = page.locator("h2").all_inner_texts()
+    assert heads[:3] == ["Does spawning pay?", "Does RL pay?", "Results"] and heads[-1] == "Published numbers"
+    assert page.locator("figure.theirs").count() > 0 and not page.locator("figure.theirs").first.is_visible()
+    for card in page.locator(".card").all():
+        said = card.inner_text()
+        assert ("ratio of" in said and "work \u00d7" in said) or "is within 15%" in said
+    contrasts = (Path(__file__).parent / "contrast.js").read_text()
+    assert page.evaluate(contrasts, ".card :is(h4, p, small, b, em), .notices li, .lead, .note") == []
+
+
+def test_the_first_trace_shown_spawns(report: Path, open_page: Callable[..., Any]) -> None:
+    page = open_page(report / "report.html").page  # whose first evaluation is serial
+    page.wait_for_selector("#traces[data-drawn]", state="attached")
+    assert page.locator("#traces .lane").count() > 1 and "spawn/join" in page.locator("#traces .from").first.inner_text()
+
+
 def test_text_in_figures_can_be_read_in_the_dark(report: Path, open_page: Callable[..., Any]) -> None:
     page = open_page(report / "report.html", color_scheme="dark").page
+    unfold(page)
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     script = "all => all.map(one => [one.textContent, getComputedStyle(one).fill])"
     for text, fill in page.locator("figure svg text").evaluate_all(script):
@@ -90,6 +117,7 @@ def test_it_prints(report: Path, open_page: Callable[..., Any], tmp_path: Path) 
     a4 = {"width": 703, "height": 1000}  # less the margins, at 96 dots an inch
     page = open_page(report / "report.html", color_scheme="dark", viewport=a4).page
     page.emulate_media(media="print", color_scheme="dark")
+    unfold(page)
     for table in page.locator("table").all():
         if table.is_visible():
             box = table.bounding_box()

@@ -344,6 +344,17 @@ def test_two_traces_of_one_problem_lie_side_by_side(view: View) -> None:
     assert view.count(".panel") == 1 and view.place.endswith(" of 7")
 
 
+def test_the_first_trace_shown_spawns_if_any_does(tmp_path: Path, open_page: Open, sources: list[Source]) -> None:
+    spawning, alone = sources
+    write_view(tmp_path / "view.html", "View", [alone, spawning])
+    view = View(open_page(tmp_path / "view.html").page)
+    assert view.place == "4 of 7" and view.count(".lane") == 3
+    view.press("Home")
+    assert view.place == "1 of 7" and view.count(".lane") == 1
+    write_view(tmp_path / "alone.html", "View", [alone])
+    assert View(open_page(tmp_path / "alone.html").page).place == "1 of 3"
+
+
 def test_panels_are_stacked_where_it_is_narrow(tmp_path: Path, open_page: Open, sources: list[Source]) -> None:
     write_view(tmp_path / "view.html", "View", sources)
     view = View(open_page(tmp_path / "view.html", viewport={"width": 420, "height": 800}).page)

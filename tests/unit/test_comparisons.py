@@ -154,12 +154,17 @@ def test_models_after_rl_meet_serial_ones_after_rl_and_themselves_before(
 
 def test_other_problems_are_compared_unpaired_and_say_so(entries: list[Entry], tmp_path: Path) -> None:
     _, _, spawned, _ = entries
-    other = evaluation(tmp_path / "other", make_data(tmp_path / "data", high=11), "sos_plus", [0])
+    other = evaluation(tmp_path / "other", make_data(tmp_path / "data", numbers=4), "sos_plus", [0])
     [rival] = read_runs([other])[0]
     found = compared(contenders(spawned)[0], contenders(rival)[0])
     assert not found.paired and found.alone == (None, None)
     assert found.where == "on 40 and 40 problems, none of them the same"
     assert paired([spawned, rival]).records == []
+    overlapping = evaluation(tmp_path / "overlapping", make_data(tmp_path / "more", high=11), "sos_plus", [0])
+    [rival] = read_runs([overlapping])[0]
+    shared = {one.problem for one in spawned.attempts} & {one.problem for one in rival.attempts}
+    found = compared(contenders(spawned)[0], contenders(rival)[0])
+    assert found.paired and 0 < found.a.n == len(shared) < 40
 
 
 def test_newcombes_interval_is_that_of_his_paper() -> None:

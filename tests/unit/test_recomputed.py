@@ -1,5 +1,6 @@
 """A report's numbers against those that `tests/recompute.py`, which shares no code with it, works out from the traces."""
 
+import csv
 from pathlib import Path
 
 import recompute
@@ -14,16 +15,34 @@ def test_every_number_can_be_worked_out_again(tmp_path: Path) -> None:
         evaluation(tmp_path / "serial", data, "sos_plus", [0]),
         evaluation(tmp_path / "spawned", data, "spawn_join", [0]),
         evaluation(tmp_path / "voted", data, "sos_plus", [1, 2, 3]),
+        evaluation(tmp_path / "tuned", data, "spawn_join", [4], trained=("sft", "rl"), temperature=0.0),
     ]
     out = tmp_path / "report"
     build_report(folders, None, out, "Report")
     found = recompute.check(out, folders)
     assert found.wrong == [] and found.count > 3_000
 
-    results = out / "data" / "results.csv"
-    lines = results.read_text().splitlines()
-    column = lines[0].split(",").index("accuracy")
-    cells = lines[1].split(",")
-    cells[column] = str(float(cells[column]) + 0.001)
-    results.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]))
-    assert len(recompute.check(out, folders).wrong) == 1  # it notices
+    for count, (name, key) in enumerate((("results", "accuracy"), ("comparisons", "work_ratio"), ("paired", "gain")), 1):
+        path = out / "data" / f"{name}.csv"
+        with path.open() as file:
+            lines = list(csv.DictReader(file))
+        lines[0][key] = str(float(lines[0][key]) + 0.001)
+        with path.open("w") as file:
+            writer = csv.DictWriter(file, list(lines[0]))
+            writer.writeheader()
+            writer.writerows(lines)
+        assert len(recompute.check(out, folders).wrong) == count  # it notices
+
+
+def test_comparisons_of_other_problems_can_be_worked_out_again(tmp_path: Path) -> None:
+    folders = [
+        evaluation(tmp_path / "serial", make_data(tmp_path / "data"), "sos_plus", [0], limits={"context": 4096}),
+        evaluation(tmp_path / "spawned", make_data(tmp_path / "other", high=60), "spawn_join", [0], limits={"context": 4096}),
+    ]
+    out = tmp_path / "report"
+    build_report(folders, None, out, "Report")
+    with (out / "data" / "comparisons.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert any(line["equal"] == "1" and line["paired"] == "0" and line["p_value"] for line in lines)
+    assert recompute.check(out, folders).wrong == []
+    assert "Newcombe" in (out / "summary.md").read_text()

@@ -93,7 +93,7 @@ def test_other_problems_are_told_and_not_paired(place: Place) -> None:
     assert len(table.read_text().splitlines()) == 2
     page = place.report(same[0], place.evaluation("c", split="validation"))
     said = notices(page)
-    assert len(said) == 1 and "no paired test is made between those" in said[0]
+    assert len(said) == 1 and "paired tests are made on those that two have in common" in said[0]
     assert "split test of data" in said[0] and "split validation of data" in said[0]
     assert not table.exists()
 

@@ -112,6 +112,8 @@ def test_the_index_says_what_a_trace_is_found_by() -> None:
     assert line["title"] == "3, 5, 8 to make 24" and line["problem"] == trace.problem["id"]
     assert (line["answer"], line["correct"], line["verdict"], line["stop"]) == ("3*8=24", True, "reaches", "answered")
     assert (line["step"], line["sample"], line["threads"], line["timed"]) == (3, 0, len(trace.threads), False)
+    assert line["spawns"] is (len(trace.threads) > 1)
+    assert not summary(replace(trace, threads=trace.threads[:1]))["spawns"]
     assert summary(replace(trace, problem={"id": "x", "question": "why?"}))["title"] == "why?"
     assert summary(replace(trace, problem={"id": "x", "numbers": 3, "target": 4}))["title"] == "numbers 3, target 4"
 
