@@ -87,13 +87,14 @@ def budget_charts(entries: Sequence[Entry]) -> list[Chart]:
 
 def rl_charts(runs: Sequence[RlRun]) -> list[Chart]:
     """What the metrics of at most `SERIES` runs hold of `RL_PANELS`. One run: a colour per metric; several: a colour per
-    run, a dash per metric."""
+    run, and a dash per metric or, if there is but one, per run."""
     charts = []
     for panel in RL_PANELS:
         series = [
             Series(
                 word if len(runs) == 1 else run.label if len(panel.metrics) == 1 else f"{run.label}: {word}", *found,
-                "line" if metric.startswith("eval/") else "smooth", index if len(runs) == 1 else place, dash=index,
+                "line" if metric.startswith("eval/") else "smooth", index if len(runs) == 1 else place,
+                dash=index if len(panel.metrics) > 1 else None,
             )
             for place, run in enumerate(runs[:SERIES])
             for index, (metric, word) in enumerate(panel.metrics.items())
