@@ -208,7 +208,8 @@ def over_seeds() -> Iterator[Row]:
             half = STUDENT[len(gains)] * statistics.stdev(gains) / len(gains) ** 0.5
             centre = statistics.fmean(gains)
             each = ", ".join(f"{gain:+.1f}" for gain in gains)
-            yield what, str(temperature), each, f"{centre:+.1f} ({centre - half:+.1f} to {centre + half:+.1f})"
+            low, high = max(-100.0, centre - half), min(100.0, centre + half)
+            yield what, str(temperature), each, f"{centre:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def nesting() -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Hashable
 from typing import Any
 
 from envs.countdown.verify import Verdict
@@ -27,4 +28,9 @@ class Env(typing.Protocol):
 
     def verify(self, problem: dict[str, Any], answer: str | None) -> Verdict:
         """Whether the answer is right; never raises, whatever the answer says."""
+        ...
+
+    def canonical(self, answer: str) -> Hashable:
+        """The key under which an answer votes: two answers mean the same if and only if their keys are equal. `verify` then
+        accepts both or neither. Decided by what the text says, never by whether it is right."""
         ...

@@ -16,7 +16,7 @@ import json
 import math
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -276,10 +276,36 @@ def _solved(group: list[Json], kind: str) -> list[bool]:
         return each
     if kind == "pass":
         return [any(each)]
-    answers = [re.sub(r"\s*([-+*/=,])\s*", r"\1", one["answer"].strip()) for one in group]
-    votes = Counter(answer for answer in answers if answer)
-    winner = max(votes, key=lambda answer: votes[answer]) if votes else None
-    return [winner is not None and each[answers.index(winner)]]
+    said = [one["answer"] if one["answer"].strip() else None for one in group]
+    votes = [sum(other is not None and same_answer(one, other) for other in said) if one is not None else 0 for one in said]
+    return [max(votes) > 0 and each[votes.index(max(votes))]]
+
+
+def same_answer(a: str, b: str) -> bool:
+    """Whether two answers are one derivation: as many of each step, and the same ones before others that share a value with
+    their result. What is no list of steps is compared as text, without spaces beside marks."""
+    x, y = derivation(a), derivation(b)
+    if x is None or y is None:
+        return x is y and plain(a) == plain(b)
+    return x == y
+
+
+def plain(answer: str) -> str:
+    return answer if len(answer) > 2000 else re.sub(r"\s*([-+*/=,])\s*", r"\1", answer.strip())
+
+
+def derivation(answer: str) -> set[Any] | None:
+    """Its steps, each with how often it was there before, and the ordered pairs of those that cannot change places."""
+    form = r"\s*(\d{1,24})\s*([-+*/])\s*(\d{1,24})\s*=\s*(\d{1,24})\s*"
+    found = [re.fullmatch(form, part, re.A) for part in answer.split(",")]
+    if len(answer) > 2000 or not all(found):
+        return None
+    steps: list[Any] = []
+    for a, op, b, result in (one.groups() for one in found if one):
+        pair = (int(a), int(b)) if op in "-/" else tuple(sorted((int(a), int(b))))
+        steps.append((op, pair, int(result), sum(one[:3] == (op, pair, int(result)) for one in steps)))
+    tied = {(x, y) for i, y in enumerate(steps) for x in steps[:i] if x[2] in y[1] or y[2] in x[1]}
+    return {*steps, *tied}
 
 
 def _spent(group: list[Json], kind: str, cost: str) -> list[float]:
@@ -309,8 +335,8 @@ def _paired(checks: Checks, what: str, line: Json, ours: Rows, theirs: Rows) -> 
     variance = sum(count * (gain - middle) ** 2 for gain, count in more) / total / total
     reach = 1.959963984540054 * math.sqrt(variance)
     found = {
-        "n": n, "only_a": b, "only_b": c, "p_value": mcnemar(b, c), "gain": (b - c) / n, "low": middle - reach,
-        "high": middle + reach, **{f"{cost}_ratio": _ratio(ours, theirs, cost) for cost in RIVALS},
+        "n": n, "only_a": b, "only_b": c, "p_value": mcnemar(b, c), "gain": (b - c) / n, "low": max(-1, middle - reach),
+        "high": min(1, middle + reach), **{f"{cost}_ratio": _ratio(ours, theirs, cost) for cost in RIVALS},
     }  # fmt: skip
     for key, value in found.items():
         checks.same(f"{what}, {key}", line[key], value)

@@ -3,14 +3,13 @@
 A report row is a name, a description and an attempt per problem, whichever way the attempts came about:
 
     sampled = samples_by_problem(traces)
-    summarise("SoS+ cons@4", [majority(group) for group in sampled], "vote of 4 samples at temperature 1")
+    summarise("SoS+ cons@4", [majority(group, env.canonical) for group in sampled], "vote of 4 samples at temperature 1")
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from apr.evaluation.metrics import COSTS, RATIOS, Attempt, attempts, with_ratios
 from apr.threads.trace import StopReason, Trace
@@ -27,24 +26,19 @@ def samples_by_problem(tries: Iterable[Trace | Attempt]) -> list[list[Attempt]]:
     return list(groups.values())
 
 
-def without_idle_spaces(answer: str) -> str:
-    """The canonical form of an answer: spaces beside `+ - * / = ,` mean nothing. Others do: `1 2` is no `12`."""
-    return re.sub(r"\s*([-+*/=,])\s*", r"\1", answer.strip())
+def majority(tries: Sequence[Trace | Attempt], canonical: Callable[[str], Hashable]) -> Attempt:
+    """cons@n: the answer that most attempts gave, correct iff it is. No answer and blank ones do not vote.
 
-
-def majority(tries: Sequence[Trace | Attempt], canonical: Callable[[str], str] = without_idle_spaces) -> Attempt:
-    """cons@n: the answer that most attempts gave, correct iff it is. Those without an answer do not vote.
-
-    `canonical` maps answers that mean the same to the same text; it must not look at correctness. Ties go to the
+    `canonical`: the environment's (`envs.base.Env`), which gives answers that mean the same the same key. Ties go to the
     answer seen first. Raises `ValueError` unless all are of one problem.
     """
     samples = _samples(tries)
-    votes = Counter(canonical(one.answer) for one in samples if one.answer is not None)  # keeps first-seen order
-    if not votes:
+    ballots = [(canonical(one.answer), one) for one in samples if one.answer is not None and one.answer.strip()]
+    if not ballots:
         return _together(samples, samples[0])
-    winner = max(votes, key=lambda answer: votes[answer])
-    chosen = next(one for one in samples if one.answer is not None and canonical(one.answer) == winner)
-    return _together(samples, chosen)
+    votes = Counter(key for key, _ in ballots)  # keeps the order in which keys were first seen
+    winner = max(votes, key=lambda key: votes[key])
+    return _together(samples, next(one for key, one in ballots if key == winner))
 
 
 def pass_at(tries: Sequence[Trace | Attempt]) -> Attempt:

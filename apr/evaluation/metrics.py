@@ -50,15 +50,17 @@ METRICS: dict[str, str] = {
     "accuracy within a cost": "Share of all problems solved by an attempt that cost at most this much. For context, "
     "this is what a smaller window would leave of the same attempts: a lower bound where threads are spawned, since "
     "a child cut short need not fail its trace.",
-    "cons@n": "n sampled attempts side by side; the answer given most often counts (first seen wins ties). Attempts without "
-    "an answer do not vote. Of more samples, the first n are taken.",
+    "cons@n": "n sampled attempts side by side; the answer given most often counts (first seen wins ties). Answers that the "
+    "environment calls equal vote together: for Countdown the same steps, whatever the order of the operands of + and * and of "
+    "steps that do not need each other. Missing and blank answers do not vote. Of more samples, the first n are taken.",
     "mean@n": "Accuracy and costs of single samples, averaged over n of each problem.",
     "pass@n": "n sampled attempts side by side; solved if any is. Needs a verifier that no one has at test time.",
     "costs of cons@n, pass@n": "Work, threads and width add up over the samples; context, span and seconds are those "
     "of the largest, since the samples run side by side.",
     "McNemar": "Exact two-sided test on the problems that only one of two models solved.",
     "gain": "Points of accuracy between two models on the same problems. Its 95% interval is the adjusted Wald interval for "
-    "paired proportions (Agresti and Min, Statistics in Medicine 24, 2005): half a problem is added to each of four outcomes.",
+    "paired proportions (Agresti and Min, Statistics in Medicine 24, 2005): half a problem is added to each of four "
+    "outcomes; it ends at -100 and +100 points.",
     "ms per span token": "Mean seconds of an attempt / mean sampled span, in milliseconds; alone or under load as stated.",
     "alone, under load": "Attempts run one at a time, or as many at once as is stated. Both on the hardware named below.",
     "DP": "Degree of parallelism: parallel_tokens / work_sampled over all attempts (ASPD, arXiv 2508.08895).",
@@ -120,10 +122,10 @@ class McNemar:
         return self.gain_bounds(Z)
 
     def gain_bounds(self, z: float) -> tuple[float, float]:
-        """The same, reaching `z` standard deviations to either side."""
+        """The same, reaching `z` standard deviations to either side, within -1 and 1."""
         n, apart, alone = self.n + 2, self.only_a - self.only_b, self.only_a + self.only_b + 1
         reach = z * math.sqrt(alone - apart**2 / n) / n
-        return apart / n - reach, apart / n + reach
+        return max(-1.0, apart / n - reach), min(1.0, apart / n + reach)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any
 
-from apr.evaluation.baselines import majority, samples_by_problem
+from apr.evaluation.baselines import samples_by_problem
 from apr.evaluation.metrics import Attempt, McNemar, Summary, interval, mcnemar, summarise
 from apr.report.chart import Column, Table
 from apr.report.entries import Entry
@@ -153,7 +153,7 @@ def contenders(entry: Entry, every: bool = True) -> list[Contender]:
     groups = samples_by_problem(entry.attempts)
     votes = [
         Contender(f"{entry.label} cons@{k}{f' (first {k} of {n} samples)' if k < n else ''}", entry,
-                  [majority(group[:k]) for group in groups], entry.place + 1)
+                  [entry.majority(group[:k]) for group in groups], entry.place + 1)
         for k in range(2 if every else n, n + 1)
     ]  # fmt: skip
     return [Contender(f"{entry.label}, first of {n} samples", entry, entry.first, entry.place), *votes]

@@ -69,6 +69,10 @@ class Entry:
         """The first sample of each problem, as paired tests take it."""
         return [one for one in self.attempts if one.sample == 0]
 
+    def majority(self, samples: Sequence[Attempt]) -> Attempt:
+        """The vote of samples of one problem: answers that their environment calls equal vote together."""
+        return majority(samples, self.evaluation.canonical)
+
     @property
     def sampling(self) -> str:
         return "greedy" if self.config.temperature == 0 else f"sampled at temperature {self.config.temperature:g}"
@@ -173,7 +177,7 @@ def rows_of(entry: Entry, teacher: Teacher | None) -> list[Row]:
         return [Row(summarise(entry.label, entry.attempts, how), entry.attempts, entry.place, teacher)]
     groups = samples_by_problem(entry.attempts)
     note = f"{n} samples a problem at temperature {entry.config.temperature:g}, {len(groups)} problems"
-    kinds = (("cons", "majority of", majority), ("pass", "any of", pass_at))
+    kinds = (("cons", "majority of", entry.majority), ("pass", "any of", pass_at))
     mean = summarise(f"{entry.label} mean@{n}", entry.attempts, f"mean of {note}")
     return [Row(mean, entry.attempts, entry.place, teacher)] + [
         Row(summarise(f"{entry.label} {kind}@{n}", tries, f"{word} {note}"), tries, entry.place + i)

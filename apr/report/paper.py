@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from apr.evaluation.baselines import majority, pass_at, samples_by_problem
+from apr.evaluation.baselines import pass_at, samples_by_problem
 from apr.evaluation.metrics import Attempt, Summary, summarise
 from apr.report import published
 from apr.report.chart import THEIRS, Chart, Series
@@ -152,7 +152,7 @@ def _tokens(entries: Sequence[Entry], temperature: float, places: Mapping[str, i
     voted = [one for one in own if one.config.samples > 1]
     for number, one in enumerate(voted):
         groups = samples_by_problem(one.attempts)
-        for i, (kind, vote) in enumerate((("cons", majority), ("pass", pass_at))):
+        for i, (kind, vote) in enumerate((("cons", one.majority), ("pass", pass_at))):
             votes = [_votes(groups, vote, n) for n in range(1, one.config.samples + 1)]
             points = [_point(summary, summary.costs["work"].mean) for summary in votes]
             series.append(_line(f"{one.label} {kind}@n", len(places) + 2 * number + i, points, []))

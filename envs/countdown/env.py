@@ -6,7 +6,7 @@ was seen in training: each multiset belongs to one split, decided by a hash of (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import chain
 from math import comb
 from random import Random
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from apr.errors import DataError
 from apr.seeds import derive_rng, derive_seed
 from apr.tokens.dialect import Dialect, condition_of
-from envs.countdown.verify import Verdict, verify
+from envs.countdown.verify import Verdict, canonical, verify
 from solvers.exhaustive import reachable
 
 SPLITS = ("train", "validation", "test")
@@ -155,6 +155,9 @@ class Countdown:
 
     def verify(self, problem: dict[str, Any], answer: str | None) -> Verdict:
         return verify(problem["numbers"], problem["target"], answer)
+
+    def canonical(self, answer: str) -> Hashable:
+        return canonical(answer)
 
 
 def _new(problems: Problems, seen: set[bytes], count: int) -> NDArray[np.bool_]:

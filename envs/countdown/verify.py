@@ -1,4 +1,4 @@
-"""The rules of Countdown, as a verifier of answers.
+"""The rules of Countdown, as a verifier of answers, and when two answers are the same.
 
 Every number is used exactly once; intermediates are non-negative integers (0 is allowed); a-b needs a >= b; a/b needs
 b > 0 and an exact quotient; the last value is the target. Answers are model text: they are parsed, never evaluated,
@@ -11,9 +11,19 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_ANSWER = 2_000  # characters; six numbers of any sensible size need far fewer
 _STEP = re.compile(r"\s*([0-9]{1,24})\s*([-+*/])\s*([0-9]{1,24})\s*=\s*([0-9]{1,24})\s*", re.ASCII)
+
+
+class Step(NamedTuple):
+    """One step of an answer as it was written, right or wrong: `a op b = result`."""
+
+    a: int
+    op: str
+    b: int
+    result: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +42,11 @@ def verify(numbers: Sequence[int], target: int, answer: str | None) -> Verdict:
         return Verdict(False, f"answer is longer than {MAX_ANSWER} characters")
     at_hand = Counter(numbers)
     value: int | None = None
-    parts = answer.split(",")
-    for part in parts:
-        match = _STEP.fullmatch(part)
-        if match is None:
+    for part in answer.split(","):
+        step = _step(part)
+        if step is None:
             return Verdict(False, f"not a step: {part.strip()[:40]!r}")
-        a, op, b, result = int(match[1]), match[2], int(match[3]), int(match[4])
+        a, op, b, result = step
         for operand in (a, b):
             if at_hand[operand] == 0:
                 return Verdict(False, f"{operand} is not at hand in {part.strip()!r}")
@@ -54,6 +63,44 @@ def verify(numbers: Sequence[int], target: int, answer: str | None) -> Verdict:
     if value != target:
         return Verdict(False, f"ends at {value}, not at {target}")
     return Verdict(True, "reaches the target")
+
+
+def canonical(answer: str) -> str | tuple[tuple[int, Step], ...]:
+    """The key of an answer. Two answers are the same if and only if their keys are equal; the verifier then accepts both
+    or neither, whatever the problem.
+
+    Answers are the same derivation if one becomes the other by swapping the operands of + and *, and by swapping
+    neighbouring steps that are independent: neither takes as an operand the value that the other results in. Numbers
+    count by value, so `02+3=5` is `2+3=5`. The key holds each step with its level, which is one above the highest level of
+    the earlier steps that it depends on; levels are all that such swaps leave of the order (Foata normal form).
+
+    Text with any part that is no step equals only the same text, up to spaces beside `+ - * / = ,`. So does text that is
+    too long for the verifier, to the last space. No arithmetic is checked or done.
+    """
+    if len(answer) > MAX_ANSWER:
+        return answer
+    steps = [_step(part) for part in answer.split(",")]
+    levels: list[tuple[int, Step]] = []
+    for step in steps:
+        if step is None:
+            return re.sub(r"\s*([-+*/=,])\s*", r"\1", answer.strip())
+        level = 1 + max((before for before, other in levels if _dependent(step, other)), default=0)
+        levels.append((level, _ordered(step)))
+    return tuple(sorted(levels))
+
+
+def _step(text: str) -> Step | None:
+    match = _STEP.fullmatch(text)
+    return None if match is None else Step(int(match[1]), match[2], int(match[3]), int(match[4]))
+
+
+def _ordered(step: Step) -> Step:
+    """The step with the smaller operand first, where their order means nothing."""
+    return step._replace(a=step.b, b=step.a) if step.op in "+*" and step.b < step.a else step
+
+
+def _dependent(x: Step, y: Step) -> bool:
+    return x.result in (y.a, y.b) or y.result in (x.a, x.b)
 
 
 def _apply(a: int, op: str, b: int) -> int | None:

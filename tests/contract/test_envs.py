@@ -115,6 +115,19 @@ def test_whatever_the_answer_says_there_is_a_verdict(name: str, answer: str) -> 
     assert isinstance(verdict.ok, bool) and verdict.reason and len(verdict.reason) < 500
 
 
+@given(st.lists(TEXTS, min_size=2, max_size=5))
+@pytest.mark.parametrize("name", ENVS)
+def test_answers_that_are_equal_are_right_together(name: str, answers: list[str]) -> None:
+    env = ENVS[name][0]
+    problem = env.problems("train", 1, 0)[0]
+    answers = [*answers, env.read(ENVS[name][1](problem, env.dialect)) or ""]
+    verdicts: dict[Any, set[bool]] = {}
+    for answer in answers:
+        assert env.canonical(answer) == env.canonical(answer)
+        verdicts.setdefault(env.canonical(answer), set()).add(env.verify(problem, answer).ok)
+    assert all(len(found) == 1 for found in verdicts.values())
+
+
 @given(st.lists(st.integers(0, len(DIALECT.vocabulary) - 1), max_size=80))
 @pytest.mark.parametrize("name", ENVS)
 def test_whatever_a_thread_returns_can_be_read_and_judged(name: str, ids: list[int]) -> None:

@@ -4,9 +4,11 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scored import attempt_of
 
-from apr.evaluation.baselines import majority, pass_at, samples_by_problem, without_idle_spaces
+from apr.evaluation.baselines import majority, pass_at, samples_by_problem
 from apr.evaluation.metrics import (
     COSTS,
     METRICS,
@@ -34,6 +36,7 @@ from apr.threads.trace import (
     Thread,
     Trace,
 )  # fmt: skip
+from envs.countdown import canonical
 
 
 def trace(
@@ -142,40 +145,45 @@ def test_majority_votes_over_canonical_answers() -> None:
         trace("p", True, right, context=70, work=300, span=90),
         trace("p", False, " 2 * 5 = 11 "),
     ]
-    vote = majority(group)
+    vote = majority(group, canonical)
     assert (vote.answer, vote.correct, vote.stop) == (wrong, False, StopReason.ANSWERED)
-    assert majority(group, canonical=lambda answer: "all the same").answer == wrong
-    assert majority(group[1:3]).answer == wrong  # a tie: first seen
-    assert majority(group[2:]).correct
-    none = majority([group[0], trace("p", False, None, StopReason.MALFORMED)])
+    assert majority(group, lambda answer: "all the same").answer == wrong
+    assert majority(group[1:3], canonical).answer == wrong  # a tie: first seen
+    assert majority(group[2:], canonical).correct
+    none = majority([group[0], trace("p", False, None, StopReason.MALFORMED)], canonical)
     assert (none.answer, none.correct, none.stop) == (None, False, StopReason.CONTEXT)
     assert pass_at(group).correct
     assert not pass_at([group[0], group[1]]).correct
 
 
-@pytest.mark.parametrize(
-    ("answer", "same"),
-    [
-        ("8-6=2, 4+1=5, 2*5=10", "8 - 6 = 2 ,4+1\t=5,\n2*5=10 "),
-        ("12/3=4", "12 / 3 = 4"),
-    ],
-)
-def test_idle_spaces_make_no_other_answer(answer: str, same: str) -> None:
-    assert without_idle_spaces(answer) == without_idle_spaces(same)
+def test_equal_answers_vote_together() -> None:
+    """Three say the same right thing, each in other words, and two the same wrong one."""
+    right = ["2+3=5, 5+6=11", "3+2=5, 6+5=11", "2+3=5, 6+5=11"]
+    group = [trace("p", False, "2*3=6, 6+6=12"), trace("p", False, "2*3=6, 6+6=12"), *(trace("p", True, one) for one in right)]
+    vote = majority(group, canonical)
+    assert (vote.answer, vote.correct) == (right[0], True)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n", "\t \n"])
+def test_blank_answers_do_not_vote(blank: str) -> None:
+    silent = [trace("p", False, blank, StopReason.NO_ANSWER) for _ in range(3)]
+    assert majority([*silent, trace("p", True, "2+3=5")], canonical).correct
+    assert not majority(silent, canonical).correct
 
 
 def test_a_malformed_answer_takes_no_votes_from_a_right_one() -> None:
     right, torn, other = "12+3=15", "1 2+3=15", "3*5=15"
     group = [trace("p", False, torn), trace("p", True, right), trace("p", False, other), trace("p", False, other)]
-    vote = majority(group)
+    vote = majority(group, canonical)
     assert (vote.answer, vote.correct) == (other, False)
-    assert majority([trace("p", False, torn), trace("p", True, right), trace("p", True, "12 + 3 = 15")]).correct
+    votes = [trace("p", False, torn), trace("p", True, right), trace("p", True, "12 + 3 = 15")]
+    assert majority(votes, canonical).correct
 
 
 def test_samples_run_side_by_side() -> None:
     first = trace("p", False, "a", context=60, work=100, span=50)
     group = [first, trace("p", True, "b", context=40, work=200, span=90)]
-    for together in (majority(group), pass_at(group)):
+    for together in (majority(group, canonical), pass_at(group)):
         assert dict(together.costs) == {
             "work": 300, "work_sampled": 280, "span": 90, "span_sampled": 80, "context": 60, "threads": 6, "width": 4,
             "seconds": 1.5, "parallelism": 300 / 90, "parallelism_sampled": 280 / 80, "acceleration": 1 - 80 / 280,
@@ -186,7 +194,7 @@ def test_samples_run_side_by_side() -> None:
 
 def test_votes_need_one_problem_and_no_lost_engine() -> None:
     with pytest.raises(ValueError, match="of 2"):
-        majority([trace("p", True), trace("q", True)])
+        majority([trace("p", True), trace("q", True)], canonical)
     with pytest.raises(ValueError, match="of 0"):
         pass_at([])
     assert pass_at([trace("p", True), trace("p", False, stop=StopReason.ENGINE_LOST)]).lost
@@ -196,7 +204,7 @@ def test_samples_are_grouped_in_order() -> None:
     traces = [trace("b", True), trace("a", True), trace("b", False)]
     tries = [attempt(one) for one in traces]
     assert samples_by_problem(traces) == samples_by_problem(tries) == [[tries[0], tries[2]], [tries[1]]]
-    votes: list[Attempt] = [majority(group) for group in samples_by_problem(traces)]
+    votes: list[Attempt] = [majority(group, canonical) for group in samples_by_problem(traces)]
     assert summarise("cons@2", votes).n == 2
 
 
@@ -264,3 +272,19 @@ def test_samples_of_a_problem_are_not_independent() -> None:
     single = [attempt_of(str(i), i < 60) for i in range(100)]
     assert clustered_interval(single) == interval(60, 100)
     assert clustered_interval([attempt_of("a", True)] * 3) == interval(1, 1)
+
+
+@pytest.mark.parametrize("n", [1, 3, 50])
+def test_no_gain_reaches_beyond_what_two_rates_can_differ_by(n: int) -> None:
+    won = mcnemar([True] * n, [False] * n)
+    lost = mcnemar([False] * n, [True] * n)
+    assert won.gain_interval[1] == 1 and -1 < won.gain_interval[0] < 1
+    assert lost.gain_interval == (-1, -won.gain_interval[0])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40), st.sampled_from([1.0, 1.96, 5.0]))
+def test_a_gain_lies_in_its_interval(pairs: list[tuple[bool, bool]], z: float) -> None:
+    test = mcnemar(*zip(*pairs))
+    low, high = test.gain_bounds(z)
+    assert -1 <= low <= high <= 1
+    assert low <= test.gain * test.n / (test.n + 2) <= high

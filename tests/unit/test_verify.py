@@ -4,12 +4,13 @@ import random
 from itertools import combinations, permutations, product
 
 import pytest
+import recompute
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import envs.countdown
 from apr.tokens.log import Step
-from envs.countdown.verify import MAX_ANSWER, Verdict, verify
+from envs.countdown.verify import MAX_ANSWER, Verdict, canonical, verify
 from solvers.exhaustive import reachable, solve
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
@@ -222,3 +223,116 @@ def test_the_exhaustive_solver_on_five_numbers() -> None:
     assert reachable(numbers) == values
     unreachable = next(n for n in range(1000) if n not in values)
     assert solve(numbers, unreachable) is None
+
+
+# When two answers are the same. Few numbers, so that steps meet: right ones, wrong ones, and ones that reuse values.
+
+SMALL = st.integers(0, 6)
+STEPS = st.lists(st.tuples(SMALL, st.sampled_from("+-*/"), SMALL, st.integers(0, 9)), min_size=1, max_size=6)
+Steps = list[tuple[int, str, int, int]]
+
+
+def written(steps: Steps) -> str:
+    return ", ".join(f"{a}{op}{b}={result}" for a, op, b, result in steps)
+
+
+def independent(x: tuple[int, str, int, int], y: tuple[int, str, int, int]) -> bool:
+    return x[3] not in (y[0], y[2]) and y[3] not in (x[0], x[2])
+
+
+@st.composite
+def rewritten(draw: st.DrawFn) -> tuple[str, str]:
+    """An answer, and the same one with operands and neighbouring independent steps swapped."""
+    steps = draw(STEPS)
+    other = list(steps)
+    for _ in range(draw(st.integers(0, 12))):
+        i = draw(st.integers(0, len(other) - 1))
+        a, op, b, result = other[i]
+        if op in "+*" and draw(st.booleans()):
+            other[i] = (b, op, a, result)
+        if i + 1 < len(other) and independent(other[i], other[i + 1]):
+            other[i], other[i + 1] = other[i + 1], other[i]
+    space = draw(st.sampled_from(["", " ", "\t"]))
+    return written(steps), written(other).replace(",", f"{space},").replace("=", f"={space}")
+
+
+@settings(PATIENT, max_examples=300)
+@given(rewritten(), NUMBERS, st.integers(0, 12))
+def test_swapped_operands_and_independent_steps_make_no_other_answer(
+    answers: tuple[str, str], numbers: tuple[int, ...], target: int
+) -> None:
+    one, other = answers
+    assert canonical(one) == canonical(other)
+    assert verify(numbers, target, one).ok == verify(numbers, target, other).ok
+
+
+@PATIENT
+@given(solved(), st.randoms(use_true_random=False))
+def test_every_order_that_reaches_the_target_is_accepted_like_its_equals(
+    problem: tuple[tuple[int, ...], int, list[Step]], rng: random.Random
+) -> None:
+    """Any order at all: where the keys are equal, so are the verdicts, for the problem that the steps solve."""
+    numbers, target, steps = problem
+    right = spell(steps)
+    shuffled = rng.sample(steps, len(steps))
+    other = ", ".join(f"{s.b}{s.op}{s.a}={s.result}" if s.op in "+*" else f"{s.a}{s.op}{s.b}={s.result}" for s in shuffled)
+    if canonical(other) == canonical(right):
+        assert verify(numbers, target, other).ok
+
+
+ANSWERS = STEPS.map(written) | rewritten().map(lambda pair: pair[1]) | st.text("0123 +*=,", max_size=12) | st.text(max_size=20)
+
+
+@settings(PATIENT, max_examples=300)
+@given(st.lists(ANSWERS, min_size=3, max_size=6), NUMBERS, st.integers(0, 12))
+def test_equality_is_an_equivalence_that_the_verifier_respects(
+    answers: list[str], numbers: tuple[int, ...], target: int
+) -> None:
+    keys = [canonical(one) for one in answers]
+    assert keys == [canonical(one) for one in answers]
+    assert len({hash(key) for key in keys}) <= len(set(keys))
+    for (a, x), (b, y) in product(zip(answers, keys), repeat=2):
+        assert (x == y) == (y == x)
+        if x == y:
+            assert verify(numbers, target, a).ok == verify(numbers, target, b).ok
+            assert all((x == z) == (y == z) for z in keys)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("8-6=2, 4+1=5, 2*5=10", "1+4=5,8 - 6 = 2 ,5*2\t=10\n"),
+        ("2+3=5", "02+3=5"),
+        ("2+3=5, 2+3=5", "3+2=5, 2+3=5"),
+        ("1 2+3", "1 2 + 3"),
+        ("7*7", " 7 * 7 "),
+    ],
+)
+def test_answers_that_are_the_same(one: str, other: str) -> None:
+    assert canonical(one) == canonical(other)
+    assert recompute.same_answer(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("2+3=5, 5+6=11", "5+6=11, 2+3=5"),  # the order matters: 5 is made first
+        ("2+3=5, 5+6=11", "3+6=9, 9+2=11"),  # another derivation of the same value
+        ("5-3=2", "3-5=2"),
+        ("2+3=5", "2+3=5, 2+3=5"),
+        ("2+3=5", "2+3=6"),
+        ("1 2+3=15", "12+3=15"),
+        ("2+3", "3+2"),  # no step: compared as text
+        ("2+3=5", "2+3=5" + " " * MAX_ANSWER),  # too long to be right
+        ("2+3=5", "2+3=5,"),
+    ],
+)
+def test_answers_that_are_not_the_same(one: str, other: str) -> None:
+    assert canonical(one) != canonical(other)
+    assert not recompute.same_answer(one, other)
+
+
+@settings(PATIENT, max_examples=300)
+@given(ANSWERS | rewritten().map(lambda pair: pair[0]), ANSWERS)
+def test_equality_is_as_foreign_code_has_it(one: str, other: str) -> None:
+    assert (canonical(one) == canonical(other)) == recompute.same_answer(one, other)
