@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from apr.contact import sources, told
 from apr.protocols import protocol_by_name
 from apr.provenance import MEANS, Result, Stage
 from apr.tokens.chat import ChatDialect
@@ -160,6 +161,7 @@ def _stage(number: int, stage: Stage, card: dict[str, Any]) -> str:
         lines.append(f"- conditions in their prompts: {_plain(ASKED.get(card.get('condition', ''), UNKNOWN))}")
     if stage.name == "adapter":
         return "\n".join([*lines, "- a low-rank adapter; how it was trained is unknown"])
+    lines += [f"- problems: {_plain(source)}" for source in sources(card) if source.stage == stage.name]
     recorded = card if stage.name == "sft" else {}  # a checkpoint's card has the data and the commit of its SFT
     for fact, words in (("data_hash", "data hash"), ("commit", "commit"), ("started", "last started")):
         if fact != "started" or stage.facts:
@@ -318,6 +320,7 @@ def _measured(result: Result) -> str:
         versions = ["a server, whose versions are unknown"]
     parts = [
         f"Countdown problems{drawn}, split {config.split}, data hash {result.facts['data_hash']}",
+        f"contact with training: {told(result.contact)}",
         f"protocol {config.protocol}",
         f"limits: {limits}",
         *([f"budgets, which the accuracy does not heed: {budgets}"] if budgets else []),

@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from apr.config import DataConfig, EvalConfig
+from apr.contact import Contact
 from apr.data.store import problems_hash
 from apr.errors import ConfigError, DataError
-from apr.evaluation.folder import SUMMARY, read_facts
+from apr.evaluation.folder import SUMMARY, read_contact, read_facts
 from apr.presets import load
 from apr.runs import CONFIG, MANIFEST
 from apr.sft.train import CHECKPOINT
@@ -38,13 +39,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished evaluation. `problems` says what its problems are like, if their data set is at hand."""
+    """A finished evaluation. `problems` says what its problems are like, if their data set is at hand; `contact` what they
+    share with training, if that was recorded."""
 
     name: str
     config: EvalConfig
     facts: dict[str, Any]
     summary: dict[str, Any]
     problems: dict[str, Any] | None
+    contact: Contact | None
 
 
 def stages(checkpoint: Path, card: dict[str, Any]) -> list[Stage]:
@@ -111,7 +114,8 @@ def read_result(folder: Path) -> Result:
             f"since. To finish it, {again}"
         )
     config = load(EvalConfig, [folder / CONFIG])
-    return Result(folder.resolve().name, config, facts, summary, _problems(config, facts["data_hash"]))
+    problems = _problems(config, facts["data_hash"])
+    return Result(folder.resolve().name, config, facts, summary, problems, read_contact(folder, facts))
 
 
 def _summary(path: Path, again: str) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import json
 import shutil
 from pathlib import Path
 
+from apr.contact import TRAINED_ON, with_source
 from apr.engines.weights import WEIGHTS_FILE
 from apr.errors import CheckpointError
-from apr.runs import whole_folder
+from apr.runs import recorded, whole_folder
+from apr.sft.train import CARD, read_card
 from apr.threads.trace import SCHEMA
 from rl.learner import LearnerApi
 from rl.parallel import OPTIMIZER_FILE, ZERO_FOLDER
@@ -25,7 +27,8 @@ def folder_of(run: Path, step: int) -> Path:
 
 
 async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
-    """Write the checkpoint after `step` steps; drop all but the newest `keep`.
+    """Write the checkpoint after `step` steps; drop all but the newest `keep`. Its card tells the problems that the run
+    draws from, which the run's manifest has.
 
     Raises `CheckpointError` if what the learner wrote is not here.
     """
@@ -38,6 +41,8 @@ async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
                     f"the learner saved its checkpoint, but {folder / names[0]} is not here. Does it run on another node? "
                     "`out` must be a folder that all nodes of the cluster share"
                 )
+        card = with_source(read_card(folder), recorded(run)[TRAINED_ON])
+        (folder / CARD).write_text(json.dumps(card, indent=1))
         (folder / STATE_FILE).write_text(json.dumps({"schema": SCHEMA, "step": step}))
     torn = final.parent.glob(".step_*")  # what a killed process left
     for old in [*sorted(final.parent.glob("step_*"))[:-keep], *torn]:

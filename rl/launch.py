@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.config import RlConfig
+from apr.contact import TRAINED_ON, trained_on
 from apr.data.store import problems_hash, read_problems
 from apr.dialects import dialect_of
 from apr.engines.base import Engine
@@ -70,7 +71,8 @@ def launch(config: RlConfig, resume: bool) -> Path:
     check_condition(read_card(start_from), config.condition, start_from)
     dialect = dialect_of(start_from, config.dialect)
     spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash}
-    with run_directory(config.out, config, data_hash=data_hash, **spelt) as run:
+    source = {TRAINED_ON: trained_on(config.data, "rl")}
+    with run_directory(config.out, config, data_hash=data_hash, **spelt, **source) as run:
         if resume and not found:
             print(f"{run} has no checkpoint yet: starting at step 0", file=sys.stderr)
         if start >= config.steps:

@@ -24,7 +24,7 @@ from apr.data.store import (
     problems_folder,
     problems_hash,
 )
-from envs.countdown.env import SPLITS
+from envs.countdown.env import SPLITS, CountdownSpec
 
 CARD = "README.md"
 
@@ -60,9 +60,7 @@ problems = load_dataset(FOLDER, "problems", split="train")  # or the name of a t
 
 {_table(("split", "problems", "shards"), [_problems(folder, split) for split in SPLITS])}
 
-Splits share no number multiset: each multiset belongs to the one split that SHA-256 of it and of `split_seed`
-({spec.split_seed}) says, {spec.validation_share:g} of them to validation, {spec.test_share:g} to test. Within a split, no
-problem is there twice. Seed: {config.seed}.
+{_rule(spec)} Within a split, no problem is there twice. Seed: {config.seed}.
 
 ## Demonstrations
 
@@ -93,6 +91,18 @@ them again.
 ```yaml
 {yaml.safe_dump(made_by, sort_keys=False)}```
 """
+
+
+def _rule(spec: CountdownSpec) -> str:
+    said = f"""each belongs to the one split that SHA-256 of it and of `split_seed` ({spec.split_seed}) says,
+{spec.validation_share:g} of them to validation, {spec.test_share:g} to test"""
+    if spec.split_by == "multisets":
+        return f"""Splits share no number multiset: {said}.
+States below the root may be in several: what one step leaves of a test problem's numbers may win for a training problem with
+the same target too."""
+    return f"""Splits share no winning child state (the numbers that one step leaves, and the target, where these reach it):
+{said}; problems with states of several splits
+are in none. Number multisets may be in several, with other targets."""
 
 
 def _header(config: DataConfig) -> dict[str, Any]:

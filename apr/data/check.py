@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -36,26 +36,29 @@ from apr.presets import load
 from apr.progress import Progress
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect
+from envs.countdown.env import SHARED, CountdownSpec, Part
 from envs.countdown.verify import Verdict, verify
 
-Owners = dict[tuple[int, ...], str]
+Owners = dict[Part, str]
 
 
 class Shard(NamedTuple):
-    """One shard of demonstrations, to be checked; `held_out`: the number multisets it may not hold, and their splits."""
+    """One shard of demonstrations, to be checked; `held_out`: what its problems may not have (`CountdownSpec.parts`), and the
+    split of each."""
 
     solver: str
     path: Path
+    spec: CountdownSpec
     held_out: Owners
 
 
 def check_folder(folder: Path) -> str:
     """A few lines of counts. Raises `DataError` that names the file, the row and the fault."""
     config = load(DataConfig, [folder / CONFIG])
-    counts, held_out = _check_problems(folder)
-    lines = [f"{folder}: {', '.join(counts)} problems, no number multiset in two splits"]
+    counts, held_out = _check_problems(folder, config.problems)
+    lines = [f"{folder}: {', '.join(counts)} problems, no {SHARED[config.problems.split_by]} in two splits"]
     shards = [
-        Shard(name, path, held_out)
+        Shard(name, path, config.problems, held_out)
         for name in config.solvers
         for path in shard_paths(demonstrations_folder(folder, name), "train")
     ]
@@ -87,23 +90,35 @@ def _check_demonstrations(shards: Sequence[Shard]) -> tuple[Counter[str], Counte
     return traces, solved
 
 
-def _check_problems(folder: Path) -> tuple[list[str], Owners]:
-    """How many problems each split has, and the number multisets of those held out."""
+def _check_problems(folder: Path, spec: CountdownSpec) -> tuple[list[str], Owners]:
+    """How many problems each split has, and what those held out share with no training problem."""
     held_out: Owners = {}
     counts = []
     for split in ("validation", "test", "train"):  # what training may not hold is known before it is gone through
         seen: set[str] = set()
         for path in shard_paths(problems_folder(folder), split):
-            for row, problem in enumerate(problems_of(path, seen)):
-                numbers = tuple(problem["numbers"])
-                owner = held_out.get(numbers, split)
-                if owner != split:
-                    raise DataError(f"{path}, row {row}: numbers {numbers} are in the {owner} split too; {AGAIN}")
+            problems = problems_of(path, seen)
+            for row, parts in enumerate(_parts(problems, spec)):
+                if fault := _in_another(parts, split, held_out, spec):
+                    raise DataError(f"{path}, row {row}: {fault}; {AGAIN}")
                 if split != "train":
-                    held_out[numbers] = split
+                    held_out |= dict.fromkeys(parts, split)
             _check_hash(path, read_shard(path, PROBLEMS, PROBLEM_COLUMNS.names))
         counts.append(f"{len(seen)} {split}")
     return [counts[-1], *counts[:-1]], held_out
+
+
+def _parts(problems: Sequence[dict[str, Any]], spec: CountdownSpec) -> list[list[Part]]:
+    return spec.parts([one["numbers"] for one in problems], [one["target"] for one in problems])
+
+
+def _in_another(parts: Sequence[Part], split: str, held_out: Owners, spec: CountdownSpec) -> str | None:
+    """What a problem of `split` shares with a held-out one of another, if anything."""
+    for part in parts:
+        if (owner := held_out.get(part, split)) != split:
+            what = f"numbers {part}" if spec.split_by == "multisets" else f"numbers {part[1:]}, which win for {part[0]},"
+            return f"{what} are in the {owner} split too"
+    return None
 
 
 def check_shard(shard: Shard) -> tuple[str, int, int]:
@@ -112,8 +127,9 @@ def check_shard(shard: Shard) -> tuple[str, int, int]:
     columns = table.select([*COSTS, "children"]).to_pylist()
     solved = 0
     dialect = dialect_of_shard(shard.path, facts_in(table)["dialect"])
+    parts = _parts(table.select(["numbers", "target"]).to_pylist(), shard.spec)
     for row, trace in enumerate(traces_of(table, str(shard.path), dialect)):
-        if fault := _fault(trace, columns[row], shard.held_out, dialect):
+        if fault := _in_another(parts[row], "train", shard.held_out, shard.spec) or _fault(trace, columns[row], dialect):
             raise DataError(f"{shard.path}, row {row}: {fault}")
         solved += trace.correct
     facts = _check_hash(shard.path, table)
@@ -123,10 +139,8 @@ def check_shard(shard: Shard) -> tuple[str, int, int]:
     return shard.solver, len(table), solved
 
 
-def _fault(trace: Trace, columns: dict[str, int], held_out: Owners, dialect: Dialect) -> str | None:
+def _fault(trace: Trace, columns: dict[str, int], dialect: Dialect) -> str | None:
     """What is wrong with a demonstration, if anything is."""
-    if owner := held_out.get(tuple(trace.problem["numbers"])):
-        return f"numbers {trace.problem['numbers']} are in the {owner} split too"
     verdict = _verdict(trace, trace.answer)
     if trace.correct != verdict.ok:
         return f"says solved={trace.correct}, but the verifier says: {verdict.reason}"

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from apr.config import EvalConfig
+from apr.contact import Contact
 from apr.errors import DataError
 from apr.evaluation.metrics import Attempt, attempt
 from apr.presets import load
@@ -30,7 +33,8 @@ _AGAIN = "evaluate again, with another `out`"
 @dataclass(frozen=True)
 class Evaluation:
     """An evaluation as read back: its configuration, the facts of its manifest, and its attempts, in the order of
-    problems. `problems`: each problem tried, by its id. `skipped`: what is wrong with lines that could not be read."""
+    problems. `problems`: each problem tried, by its id. `skipped`: what is wrong with lines that could not be read.
+    `contact`: with training; None if it was made before that was recorded."""
 
     folder: Path
     config: EvalConfig
@@ -38,6 +42,7 @@ class Evaluation:
     attempts: list[Attempt]
     problems: dict[str, dict[str, Any]]
     skipped: list[str]
+    contact: Contact | None
 
     @property
     def card(self) -> dict[str, Any]:
@@ -69,6 +74,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     again = f"`apr eval --config {folder / CONFIG} out={folder}`"
     facts = read_facts(folder, FACTS, f"write it anew with {again}, which keeps the traces")
     _check_card(folder, facts["card"])
+    contact = read_contact(folder, facts)
     found: dict[tuple[str, int], Attempt] = {}
     problems: dict[str, dict[str, Any]] = {}
     skipped: list[str] = []
@@ -91,7 +97,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     if not attempts:
         why = skipped[0] if skipped else "nothing was evaluated yet"
         raise DataError(f"{folder / TRACES} holds no trace that can be read ({why}): run {again}")
-    return Evaluation(folder, config, facts, attempts, problems, skipped)
+    return Evaluation(folder, config, facts, attempts, problems, skipped, contact)
 
 
 def _check_card(folder: Path, card: dict[str, Any]) -> None:
@@ -105,6 +111,16 @@ def _check_card(folder: Path, card: dict[str, Any]) -> None:
         and all(name in Budgets.model_fields and type(value) in (int, type(None)) for name, value in budgets.items())
     ):
         raise DataError(f"{folder / MANIFEST} is corrupt: its card is none that a checkpoint has; {_AGAIN}")
+
+
+def read_contact(folder: Path, facts: dict[str, Any]) -> Contact | None:
+    """What the manifest of an evaluation says of contact with training, if anything. Raises `DataError`."""
+    if "contact" not in facts:
+        return None
+    try:
+        return Contact.model_validate(facts["contact"])
+    except ValidationError as error:
+        raise DataError(f"{folder / MANIFEST} is corrupt (contact: {error}); {_AGAIN}") from error
 
 
 def _read_config(folder: Path) -> EvalConfig:

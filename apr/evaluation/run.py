@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.config import EvalConfig
+from apr.contact import contact
 from apr.data.store import problems_hash, read_problems
 from apr.dialects import dialect_of
 from apr.engines.base import Engine
@@ -51,15 +53,20 @@ def evaluate(config: EvalConfig) -> Summary:
     config = _with_whole_model(config)
     check_finite_files(config.checkpoint)
     dialect = dialect_of(config.checkpoint, config.dialect)
+    card = _card(config)
+    shared = contact(card, config.data, problems)
     facts = {
         "data_hash": problems_hash(config.data, config.split),
         "checkpoint_hash": file_hash(config.checkpoint / "model.safetensors"),
-        "card": _card(config),
+        "card": card,
         "dialect": dialect.name,
         "vocabulary": dialect.vocabulary.hash,
         "traces": len(jobs),
+        "contact": shared.model_dump(),
     }
     _check_before(config, facts)
+    if str(shared) != "none":
+        print(f"apr: contact with training: {shared}", file=sys.stderr)
     with run_directory(config.out, config, **facts) as run:
         TraceWriter(run / TRACES).close()  # drops what a kill left unfinished
         tried = _done(run, jobs)
@@ -68,7 +75,7 @@ def evaluate(config: EvalConfig) -> Summary:
             with _engine(config) as engine:
                 tried += asyncio.run(_attempts(config, dialect, engine, missing, run / TRACES))
         summary = summarise(config.out.name, tried)
-        write_text(run / SUMMARY, json.dumps(asdict(summary), indent=1))
+        write_text(run / SUMMARY, json.dumps({**asdict(summary), "contact": facts["contact"]}, indent=1))
     return summary
 
 

@@ -147,6 +147,11 @@ def notices(entries: Sequence[Entry]) -> list[str]:
                 f"{one.title}: {missing} of {asked} attempts are missing; its numbers are of the other {len(one.attempts)}. "
                 + (f"Finish it with {cure}." if not skipped else f"Delete {one.evaluation.folder / TRACES} and call {cure}.")
             )
+    said += [
+        f"{one.title}: contact with training: {contact}."
+        for one in entries
+        if (contact := one.evaluation.contact) is not None and contact.shared
+    ]
     sets: dict[str, list[str]] = {}
     for one in entries:
         data_hash, split = one.problem_set

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from apr.contact import told
 from apr.evaluation.metrics import COSTS, summarise
 from apr.report import published
 from apr.report.chart import OURS, THEIRS, Column, Table
@@ -217,14 +218,18 @@ def in_force(entries: Sequence[Entry]) -> Table:
             {
                 "model": one.title, "limits": ", ".join(f"{name} {value}" for name, value in limits.items()),
                 "budgets": ", ".join(f"{name} {value}" for name, value in one.budgets.items()) or "none",
+                "contact with training": told(one.evaluation.contact),
                 "seed": config.seed, "commit": facts.get("commit"), "started": facts.get("started"),
                 "hardware": facts.get("hardware"), "checkpoint_hash": facts.get("checkpoint_hash"),
                 "versions": ", ".join(f"{name} {value}" for name, value in dict(facts.get("versions") or {}).items()),
             }
         )  # fmt: skip
-    shown = ("limits", "budgets", "commit", "started", "hardware", "versions")
+    shown = ("limits", "budgets", "contact with training", "commit", "started", "hardware", "versions")
     columns = [Column("model", lambda r: r["model"], lambda r: f"seed {r['seed']}"), *map(_said_column, shown)]
-    note = "Limits stop a thread or a trace while it runs; budgets are conditions on costs that enter reward and success."
+    note = (
+        "Limits stop a thread or a trace while it runs; budgets are conditions on costs that enter reward and success. Contact "
+        "with training counts problems that share with training problems what splits should not share."
+    )
     return Table("in_force", "Limits, budgets, and what each evaluation was made with", records, columns, note)
 
 

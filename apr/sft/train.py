@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from apr.config import ConditionConfig, ModelConfig, SftConfig
+from apr.contact import TRAINED_ON, trained_on
 from apr.data.store import demonstrations_facts, demonstrations_folder, demonstrations_hash
 from apr.dialects import dialect_in
 from apr.errors import CheckpointError, ConfigError, NotFiniteError
@@ -60,7 +61,7 @@ def train(config: SftConfig) -> Path:
         check_base(config.base, vocabulary)
         card = {
             "solver": config.solver, "protocol": facts["protocol"], "trained": ["sft"], "data_hash": data_hash,
-            "commit": commit(),
+            "commit": commit(), TRAINED_ON: [trained_on(config.data, "sft")],
         }  # fmt: skip
         if "condition" in facts:
             card["condition"] = facts["condition"]

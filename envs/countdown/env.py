@@ -1,7 +1,13 @@
 """Countdown problems, made from a seed: numbers and target drawn uniformly, again until solvable and not seen before.
 
-A problem is its sorted numbers and its target. Splits share no number multiset, so no search tree of a held-out problem
-was seen in training: each multiset belongs to one split, decided by a hash of (seed, multiset).
+A problem is its sorted numbers and its target. By default (`split_by: multisets`) splits share no number multiset: each
+belongs to one split, decided by a hash of (seed, multiset). So the root of a held-out problem was never seen in training.
+States below it were: most held-out problems have a child state that wins and that a training problem with the same target
+has as well (docs/data.md has the figures).
+
+With `split_by: states` splits share no winning child state instead (`envs.countdown.states`): a hash of (seed, target,
+state) puts each in one split, and a problem belongs to a split if all its winning child states do. Problems whose states
+are in several splits belong to none. Losing child states, and a multiset with another target, may be in two splits.
 """
 
 from __future__ import annotations
@@ -10,7 +16,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from itertools import chain
 from math import comb
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from apr.errors import DataError
 from apr.seeds import derive_rng, derive_seed
 from apr.tokens.dialect import Dialect, condition_of
+from envs.countdown.states import winning_states
 from envs.countdown.verify import Verdict, canonical, verify
 from solvers.exhaustive import reachable
 
+Part = tuple[int, ...]
 SPLITS = ("train", "validation", "test")
+SHARED = {"multisets": "number multiset", "states": "winning child state"}  # what splits do not share, by `split_by`
 MAX_DRAWS_PER_PROBLEM = 2_000
 MAX_DRAWS_IN_VAIN = 2_000_000  # without one new problem: there are hardly more
 MAX_NUMBER = 10**15  # a problem is stored as 64-bit integers
@@ -40,9 +49,12 @@ class CountdownSpec(BaseModel):
     high: int = Field(default=99, ge=1, le=MAX_NUMBER)
     target_low: int = Field(default=10, ge=0, le=MAX_NUMBER)
     target_high: int = Field(default=100, ge=0, le=MAX_NUMBER)
-    validation_share: float = Field(default=0.08, gt=0, lt=0.5, description="of number multisets")
-    test_share: float = Field(default=0.17, gt=0, lt=0.5, description="of number multisets")
+    validation_share: float = Field(default=0.08, gt=0, lt=0.5, description="of number multisets, or of states")
+    test_share: float = Field(default=0.17, gt=0, lt=0.5, description="of number multisets, or of states")
     split_seed: int = 0
+    split_by: Literal["multisets", "states"] = Field(
+        default="multisets", description="what splits do not share: number multisets, or winning child states"
+    )
 
     @model_validator(mode="after")
     def _ranges(self) -> CountdownSpec:
@@ -54,6 +66,25 @@ class CountdownSpec(BaseModel):
     def possible(self) -> int:
         """Distinct problems in all splits, those without a solution included."""
         return comb(self.high - self.low + self.numbers, self.numbers) * (self.target_high - self.target_low + 1)
+
+    def parts(self, numbers: Sequence[Sequence[int]], targets: Sequence[int]) -> list[list[Part]]:
+        """What each problem may share with no problem of another split: its number multiset, ascending; or its winning child
+        states, each as the target and then its numbers. A problem without a solution has no such state."""
+        if self.split_by == "multisets":
+            return [[tuple(sorted(row))] for row in numbers]
+        states = winning_states(numbers, targets)
+        return [[(target, *state) for state in row] for row, target in zip(states, targets)]
+
+    def split_of(self, part: Part) -> str:
+        """The split that a number multiset, or a state, belongs to."""
+        share = derive_seed(self.split_seed, "split", *part) / 2**63
+        if share < self.test_share:
+            return "test"
+        return "validation" if share < self.test_share + self.validation_share else "train"
+
+    def splits(self, numbers: Sequence[Sequence[int]], targets: Sequence[int]) -> list[set[str]]:
+        """The splits that the parts of each problem belong to. It is a problem of a split if that is the only one."""
+        return [{self.split_of(part) for part in parts} for parts in self.parts(numbers, targets)]
 
 
 class Problems(NamedTuple):
@@ -75,6 +106,11 @@ class Problems(NamedTuple):
         except ValueError:  # too large for compiled arithmetic
             pairs = zip(self.numbers.tolist(), self.targets.tolist())
             return np.array([target in reachable(tuple(numbers)) for numbers, target in pairs], dtype=np.bool_)
+
+    def of_split(self, spec: CountdownSpec, split: str) -> NDArray[np.bool_]:
+        """bool[N]: which problems belong to a split."""
+        splits = spec.splits(self.numbers.tolist(), self.targets.tolist())
+        return np.array([found == {split} for found in splits], np.bool_)
 
     def dictionaries(self) -> list[dict[str, Any]]:
         return [problem_of(numbers, target) for numbers, target in zip(self.numbers.tolist(), self.targets.tolist())]
@@ -102,10 +138,7 @@ class Countdown:
 
     def split_of(self, numbers: Sequence[int]) -> str:
         """The split that this number multiset belongs to."""
-        share = derive_seed(self.spec.split_seed, "split", *sorted(numbers)) / 2**63
-        if share < self.spec.test_share:
-            return "test"
-        return "validation" if share < self.spec.test_share + self.spec.validation_share else "train"
+        return self.spec.split_of(tuple(sorted(numbers)))
 
     def problems(self, split: str, count: int, seed: int) -> list[dict[str, Any]]:
         return [problem for batch in self.draw(split, count, seed) for problem in batch.dictionaries()]
@@ -122,20 +155,30 @@ class Countdown:
         rng = derive_rng(seed, "problems", split)
         seen: set[bytes] = set()
         draws, last, most = 0, 0, MAX_DRAWS_PER_PROBLEM * count
+        more = "" if self.spec.split_by == "multisets" else (
+            "; or set a larger share for that split: split_by=states leaves out problems whose winning child states belong to "
+            "several splits"
+        )  # fmt: skip
         while len(seen) < count:
             if draws == most or draws - last >= MAX_DRAWS_IN_VAIN:
                 raise DataError(
                     f"only {len(seen)} of {count} distinct solvable {split} problems found in {draws} draws: "
-                    "widen the ranges of numbers or targets, or ask for fewer"
+                    f"widen the ranges of numbers or targets, or ask for fewer{more}"
                 )
             size = min(BATCH, DRAWS_FOR_ONE * (count - len(seen)), most - draws)
             draws += size
-            drawn = self._drawn(rng, size)
-            drawn = drawn.where(np.array([self.split_of(row) == split for row in drawn.numbers.tolist()], np.bool_))
-            drawn = drawn.where(drawn.solvable())
+            drawn = self._usable(self._drawn(rng, size), split)
             before = len(seen)
             yield drawn.where(_new(drawn, seen, count))
             last = draws if len(seen) > before else last
+
+    def _usable(self, drawn: Problems, split: str) -> Problems:
+        """Those of a split that have a solution. What is cheaper is tested first."""
+        if self.spec.split_by == "multisets":
+            drawn = drawn.where(drawn.of_split(self.spec, split))
+            return drawn.where(drawn.solvable())
+        drawn = drawn.where(drawn.solvable())
+        return drawn.where(drawn.of_split(self.spec, split))
 
     def _drawn(self, rng: Random, size: int) -> Problems:
         """`size` problems, solvable or not, each as one draw of its numbers and then its target."""

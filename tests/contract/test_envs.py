@@ -1,7 +1,8 @@
 """What every environment promises (`envs.base.Env`)."""
 
 import json
-from itertools import islice
+from collections.abc import Iterator
+from itertools import combinations_with_replacement, islice, permutations
 from typing import Any
 
 import pytest
@@ -196,3 +197,63 @@ def test_more_problems_than_there_can_be_are_refused_at_once() -> None:
     assert spec.possible == 15 * 10
     with pytest.raises(DataError, match="no more than 150"):
         Countdown(spec, DIALECT).problems("train", 151, 0)
+
+
+# A split by states: what one step leaves of a held-out problem's numbers, where it wins, is never left in training.
+
+SMALL = CountdownSpec(numbers=3, high=9, target_low=1, target_high=20, validation_share=0.2, test_share=0.3, split_by="states")
+
+
+def states_by_hand(numbers: list[int]) -> set[tuple[int, ...]]:
+    """All that one step leaves, whether it wins or not."""
+    found = set()
+    for i, a in enumerate(numbers):
+        for j, b in enumerate(numbers):
+            if i != j:
+                rest = [number for k, number in enumerate(numbers) if k not in (i, j)]
+                results = [a + b, a * b, *([a - b] if a >= b else []), *([a // b] if b and a % b == 0 else [])]
+                found |= {tuple(sorted([*rest, result])) for result in results}
+    return found
+
+
+def every_problem(spec: CountdownSpec) -> Iterator[dict[str, Any]]:
+    for numbers in combinations_with_replacement(range(spec.low, spec.high + 1), spec.numbers):
+        for target in range(spec.target_low, spec.target_high + 1):
+            if target in reachable(numbers):
+                yield problem_of(numbers, target)
+
+
+@pytest.mark.parametrize("spec", [SMALL, SMALL.model_copy(update={"numbers": 2}), SMALL.model_copy(update={"split_seed": 5})])
+def test_no_winning_state_of_a_held_out_problem_is_seen_in_training(spec: CountdownSpec) -> None:
+    """Of all problems that there are: each split has some, and none of its winning states is any state of another's."""
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for problem in every_problem(spec):
+        [found] = spec.splits([problem["numbers"]], [problem["target"]])
+        if len(found) == 1:
+            splits[found.pop()].append(problem)
+    every = {s: {(t["target"], c) for t in some for c in states_by_hand(t["numbers"])} for s, some in splits.items()}
+    wins = {s: {(target, state) for target, state in some if target in reachable(state)} for s, some in every.items()}
+    for one, other in permutations(SPLITS, 2):
+        assert splits[one] and not wins[one] & every[other]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_problems_split_by_states_are_drawn_from_their_split_alone(split: str) -> None:
+    env = Countdown(SMALL, DIALECT)
+    problems = env.problems(split, 40, 3)
+    assert problems == env.problems(split, 40, 3) and len({one["id"] for one in problems}) == 40
+    for problem in problems:
+        states = [state for state in states_by_hand(problem["numbers"]) if problem["target"] in reachable(state)]
+        assert states and {SMALL.split_of((problem["target"], *state)) for state in states} == {split}
+
+
+def test_states_too_large_for_compiled_arithmetic_are_found_as_well() -> None:
+    spec = SMALL.model_copy(update={"high": 10**12, "target_high": 10**13})
+    [parts] = spec.parts([[2, 10**12, 10**12]], [2 * 10**12 + 2])
+    assert set(parts) == {(2 * 10**12 + 2, 2, 2 * 10**12), (2 * 10**12 + 2, 10**12, 10**12 + 2)}
+
+
+def test_too_few_problems_with_states_of_one_split_are_an_error() -> None:
+    spec = CountdownSpec(numbers=3, high=5, target_low=10, target_high=11, test_share=0.01, split_by="states")
+    with pytest.raises(DataError, match=r"of 50 distinct solvable test problems .* split_by=states leaves out"):
+        Countdown(spec, DIALECT).problems("test", 50, 0)

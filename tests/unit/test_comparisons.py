@@ -64,7 +64,7 @@ def test_what_can_be_compared(entries: list[Entry]) -> None:
     assert first.name == "SoS+ SFT, first of 3 samples" and list(first.attempts) == voted.first
     assert two.name == "SoS+ SFT cons@2 (first 2 of 3 samples)" and three.name == "SoS+ SFT cons@3"
     groups = samples_by_problem(voted.attempts)
-    assert two.attempts == [majority(group[:2]) for group in groups]
+    assert two.attempts == [voted.majority(group[:2]) for group in groups]
     assert two.attempts[0].costs["work"] == sum(one.costs["work"] for one in groups[0][:2])
     assert [one.name for one in contenders(voted, every=False)] == [first.name, three.name]
     assert not any("pass@" in one.name for entry in entries for one in contenders(entry))
