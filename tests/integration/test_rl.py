@@ -64,6 +64,7 @@ def test_a_run_trains_on_spawned_threads(whole: Path, spawning: Path) -> None:
     assert weights(whole) != (spawning / "start" / "model.safetensors").read_bytes()
     card = json.loads((whole / "final" / "apr_card.json").read_text())
     assert card["trained"] == ["sft", "rl"] and card["reward"] == {"budgets": {}}
+    assert [(source["stage"], source["split"]) for source in card["trained_on"]] == [("rl", "train")]
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step_000004"]
     traces = list(read_traces(whole / "traces" / "step_000000.jsonl.gz"))
     assert {span.version for trace in traces for strand in trace.strands for span in strand.versions} == {0}

@@ -11,6 +11,7 @@ import torch
 from toys import SPAWNING
 
 from apr.config import DataConfig, SftConfig
+from apr.contact import trained_on
 from apr.data.generate import generate
 from apr.data.shards import shard_facts, shard_paths
 from apr.data.store import (
@@ -88,6 +89,7 @@ def test_the_checkpoint_says_what_it_is(trained: Path, data: Path) -> None:
     card = read_card(trained)
     assert card["solver"] == "toy" and card["trained"] == ["sft"]
     assert card["data_hash"] and card["commit"] and card["condition"] == "none"
+    assert card["trained_on"] == [trained_on(data, "sft")]
     assert check_checkpoint(trained) == 64
 
 

@@ -12,18 +12,19 @@ from data_sets import COMPACT, EASY, SHARDS, config, files, first
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apr.config import SolverConfig
+from apr.config import DataConfig, SolverConfig
 from apr.data import generate as generating
 from apr.data import store
 from apr.data.card import content_hashes
 from apr.data.check import check_folder
 from apr.data.demonstrate import demonstrate
 from apr.data.generate import demonstrations, generate
-from apr.data.shards import content_hash, rows_hash, shard_facts
+from apr.data.shards import content_hash, rows_hash, shard_facts, shard_path
 from apr.data.store import (
     DEMONSTRATIONS,
     demonstrations_folder,
     demonstrations_hash,
+    problems_folder,
     problems_hash,
     read_demonstrations,
     read_problems,
@@ -32,6 +33,7 @@ from apr.data.store import (
 )
 from apr.data.teacher import Teacher, fast, plain
 from apr.errors import ConfigError, DataError, ResourceError, RunDirectoryError
+from apr.presets import load
 from apr.protocols import protocol_by_name
 from apr.runs import run_directory
 from envs.countdown.env import MAX_NUMBER, SPLITS, Countdown, CountdownSpec
@@ -173,6 +175,23 @@ def test_compiled_shards_are_the_plain_ones(solver: dict[str, Any], kind: dict[s
     traces = list(store.traces_of(table, "test", COMPACT))
     assert [store.row_of(trace)["tokens"].tolist() for trace in traces] == table["tokens"].to_pylist()
     assert {**store.row_of(traces[0]), "tokens": None} == {**table.slice(0, 1).to_pylist()[0], "tokens": None}
+
+
+def test_a_data_set_split_by_states_is_made_and_verified(tmp_path: Path) -> None:
+    made = config(tmp_path / "set", problems={**EASY["problems"], "split_by": "states"})
+    generate(made)
+    assert "no winning child state in two splits" in check_folder(made.out)
+    text = (made.out / "README.md").read_text()
+    assert "Splits share no winning child state" in text and "split_by: states" in text
+    said = load(DataConfig, [made.out / "config.yaml"]).problems
+    assert said.split_by == "states"
+    swapped = [shard_path(problems_folder(made.out), "train", i, 3) for i in (0, 1)]
+    wrong = config(tmp_path / "wrong")  # the same numbers, split by multisets
+    generate(wrong)
+    for path in swapped:
+        path.write_bytes((wrong.out / path.relative_to(made.out)).read_bytes())
+    with pytest.raises(DataError, match=r"which win for \d+, are in the (test|validation) split too"):
+        check_folder(made.out)
 
 
 def test_rejected_problems_leave_a_shorter_set_and_are_counted(tmp_path: Path) -> None:
