@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from solver_evaluations import evaluation, make_data
 
-from apr.evaluation.baselines import majority, samples_by_problem
+from apr.evaluation.baselines import samples_by_problem
 from apr.report.build import build_report
 from apr.report.chart import apart, look
 from apr.report.comparisons import (
