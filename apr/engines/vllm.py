@@ -343,7 +343,5 @@ def _set_environment(verbose: bool, tensor_parallel: int, threads: int | None) -
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["VLLM_LOGGING_LEVEL"] = "INFO" if verbose else "ERROR"
-    # Where other processes want the cores too, OpenMP threads that spin while they wait cost nine tenths of the speed.
     # oneDNN keeps what it compiled for each shape of a batch: 200 MB of it by default, and no faster.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
