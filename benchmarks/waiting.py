@@ -1,10 +1,10 @@
 """How OpenMP threads should wait, and how many there should be: rates of SFT, engine and learner, on free cores and beside
 a program that keeps one core busy.
 
-    python benchmarks/waiting.py [--data FOLDER] [--parts sft engine learner] [--runs 3] [--seconds 5]
+    python benchmarks/waiting.py [--data FOLDER] [--parts sft engine learner] [--runs 3] [--seconds 4]
 
-Each setting has a process of its own, since OpenMP reads its variables when torch is loaded. Settings take turns: one computes for
-`--seconds` (to the end of its unit of work) while the others sleep. The units: an SFT step of `configs/sft/tiny_cpu`, 256
+Each setting has a process of its own, since OpenMP reads its variables when torch is loaded. Settings take turns: one computes
+for `--seconds` (to the end of its unit of work) while the others sleep. The units: an SFT step of `configs/sft/tiny_cpu`, 256
 requests to vLLM, a learner's step on 96 traces. The busy program is a Python loop, started for every second window.
 Prints medians of work per second as a Markdown table; the shares are of the first setting, on free cores.
 """
@@ -31,6 +31,7 @@ SETTINGS: dict[str, tuple[dict[str, str], int]] = {  # name: variables, threads
     "unset, 2 threads": ({}, 2),
     "GOMP_SPINCOUNT=100000, 2 threads": ({"GOMP_SPINCOUNT": "100000"}, 2),
     "GOMP_SPINCOUNT=10000, 2 threads": ({"GOMP_SPINCOUNT": "10000"}, 2),
+    "GOMP_SPINCOUNT=3000, 2 threads": ({"GOMP_SPINCOUNT": "3000"}, 2),
     "GOMP_SPINCOUNT=1000, 2 threads": ({"GOMP_SPINCOUNT": "1000"}, 2),
     "OMP_WAIT_POLICY=passive, 2 threads": ({"OMP_WAIT_POLICY": "passive"}, 2),
     "1 thread": ({}, 1),
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/tiny_cpu/data"), help="apr data generate --config tiny_cpu")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:

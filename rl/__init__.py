@@ -1,0 +1,1 @@
+import apr  # noqa: F401 (settles how threads wait, before a module here imports torch)

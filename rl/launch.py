@@ -23,7 +23,7 @@ from apr.finite import check_finite_files
 from apr.presets import load
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
-from apr.runs import refuse_other, run_directory, whole_folder
+from apr.runs import automatic_threads, refuse_other, run_directory, whole_folder
 from apr.sft.train import CARD, check_condition, read_card
 from envs.countdown.env import Countdown, CountdownSpec
 from rl import checkpoint, loop
@@ -72,7 +72,11 @@ def launch(config: RlConfig, resume: bool) -> Path:
     dialect = dialect_of(start_from, config.dialect)
     spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash}
     source = {TRAINED_ON: trained_on(config.data, "rl")}
-    with run_directory(config.out, config, data_hash=data_hash, **spelt, **source) as run:
+    threads = None
+    if config.engine.threads is None or config.learner.threads is None:
+        threads = automatic_threads(config.out if found else None)
+    with run_directory(config.out, config, data_hash=data_hash, threads=threads, **spelt, **source) as run:
+        config = _with_threads(config, threads)
         if resume and not found:
             print(f"{run} has no checkpoint yet: starting at step 0", file=sys.stderr)
         if start >= config.steps:
@@ -96,6 +100,13 @@ def _with_horizon(config: RlConfig) -> RlConfig:
     if config.learner.lr_schedule == "constant" or config.learner.lr_steps is not None:
         return config
     return config.model_copy(update={"learner": config.learner.model_copy(update={"lr_steps": config.steps})})
+
+
+def _with_threads(config: RlConfig, threads: int | None) -> RlConfig:
+    """`config`, with so many threads for engine and learner where it names no number."""
+    engine = config.engine.model_copy(update={"threads": config.engine.threads or threads})
+    learner = config.learner.model_copy(update={"threads": config.learner.threads or threads})
+    return config.model_copy(update={"engine": engine, "learner": learner})
 
 
 def weight_sync(config: RlConfig, run: Path) -> WeightSync:

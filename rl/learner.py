@@ -92,7 +92,8 @@ class Learner:
         resumed: bool = False, origin: Path | None = None, rank: Rank = ALONE,
     ) -> None:  # fmt: skip
         keep_freed_memory()
-        torch.set_num_threads(config.threads)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         self.config = config
         self.rank = rank
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,15 +1,15 @@
 """Fixtures shared by all tests."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+import apr  # noqa: F401 (settles how threads wait, before a test imports torch)
+
 settings.register_profile("apr", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("apr")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported; spinning threads starve busy machines
 
 Checkpoints = Callable[..., Path]
 

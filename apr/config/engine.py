@@ -23,7 +23,7 @@ class EngineConfig(Strict):
     block_size: int = Field(default=32, ge=1)
     tensor_parallel: int = Field(default=1, ge=1, description="devices that one copy of the model is divided among")
     dtype: Literal["float32", "bfloat16"] = "float32"
-    threads: int = Field(default=2, ge=1)
+    threads: int | None = Field(default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start")
 
     @model_validator(mode="after")
     def _endpoint(self) -> EngineConfig:

@@ -77,7 +77,7 @@ class LearnerConfig(Strict):
     activation_checkpointing: bool = False
     row_tokens: int = Field(default=256, ge=16, description="of a packed row; longer samples get rows of their own")
     tokens_per_pass: int = Field(default=8192, ge=64)
-    threads: int = Field(default=2, ge=1)
+    threads: int | None = Field(default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start")
 
     @model_validator(mode="after")
     def _ratio_moves(self) -> LearnerConfig:

@@ -59,7 +59,7 @@ class SftConfig(Strict):
         default=[], description="shares of the training after which a checkpoint is kept, to see when it levelled off"
     )
     activation_checkpointing: bool = False
-    threads: int = Field(default=2, ge=1)
+    threads: int | None = Field(default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start")
     out: Path = Path("runs/sft")
 
     @model_validator(mode="after")

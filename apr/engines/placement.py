@@ -20,6 +20,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from apr.errors import ResourceError
+from apr.processors import waiting
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -113,15 +114,17 @@ async def reserve(bundles: Sequence[Bundle], strategy: str, timeout: float, what
     return group
 
 
-def options(cpus: float, gpus: float, threads: int, group: PlacementGroup, index: int = 0) -> dict[str, Any]:
+def options(cpus: float, gpus: float, threads: int | None, group: PlacementGroup, index: int = 0) -> dict[str, Any]:
     """How an actor is started in bundle `index` of `group`. Ray sets OMP_NUM_THREADS from an actor's CPUs, which would
-    halve a learner's speed: it is set from `threads`."""
+    halve a learner's speed: it is set from `threads`, where given. Threads wait as in this process."""
     quiet = {
-        "OMP_NUM_THREADS": str(threads),
+        **waiting(os.environ),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
+    if threads is not None:
+        quiet["OMP_NUM_THREADS"] = str(threads)
     place = PlacementGroupSchedulingStrategy(group, index)
     return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": quiet}, "scheduling_strategy": place}
 

@@ -25,7 +25,7 @@ from apr.merge import MERGED, model_folder, whole_model
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller, with_condition
-from apr.runs import check_kind, file_hash, refuse_other, run_directory, write_text
+from apr.runs import automatic_threads, check_kind, file_hash, refuse_other, run_directory, write_text
 from apr.seeds import derive_seed
 from apr.sft.train import check_condition, read_card
 from apr.threads.codec import TraceWriter, read_traces
@@ -67,7 +67,9 @@ def evaluate(config: EvalConfig) -> Summary:
     _check_before(config, facts)
     if str(shared) != "none":
         print(f"apr: contact with training: {shared}", file=sys.stderr)
-    with run_directory(config.out, config, **facts) as run:
+    threads = config.engine.threads or automatic_threads(config.out if (config.out / TRACES).is_file() else None)
+    with run_directory(config.out, config, **facts, threads=threads) as run:
+        config = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": threads})})
         TraceWriter(run / TRACES).close()  # drops what a kill left unfinished
         tried = _done(run, jobs)
         if missing := jobs[len(tried) :]:

@@ -44,7 +44,7 @@ def examples_of(config: SftConfig) -> tuple[pa.Table, int]:
         Reading(index, shard, config.model.window, config.overlong, config.only_solved)
         for index, shard in enumerate(shard_paths(folder, "train"))
     ]
-    with closing(in_processes(read, readings, config.threads)) as done:
+    with closing(in_processes(read, readings, config.threads or 1)) as done:
         parts = sorted(done, key=lambda part: part[0])
     table = pa.concat_tables([part for _, part, _ in parts])
     if not len(table):

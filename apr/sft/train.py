@@ -20,7 +20,7 @@ from apr.errors import CheckpointError, ConfigError, NotFiniteError
 from apr.finite import check_finite, check_finite_files
 from apr.memory import keep_freed_memory
 from apr.pretrained import pretrained_model
-from apr.runs import commit, refuse_other, run_directory, whole_folder
+from apr.runs import automatic_threads, commit, refuse_other, run_directory, whole_folder
 from apr.seeds import derive_seed
 from apr.sft.base import WEIGHTS, adapters, check_base, let_head_train, merged
 from apr.sft.examples import examples_of, lengths_of, token_batches
@@ -47,7 +47,9 @@ def train(config: SftConfig) -> Path:
         refuse_other(config.out, config, ANYTHING, data_hash=data_hash)
     if finished.is_dir():
         return finished
-    with run_directory(config.out, config, data_hash=data_hash) as run:
+    threads = config.threads or automatic_threads(config.out if _last_checkpoint(config.out) else None)
+    with run_directory(config.out, config, data_hash=data_hash, threads=threads) as run:
+        config = config.model_copy(update={"threads": threads})
         start = _last_checkpoint(run)
         if start:
             _check_whole(start)
@@ -106,7 +108,8 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocab
     from apr.sft.optimizer import MuonWithAdamW
 
     keep_freed_memory()
-    torch.set_num_threads(config.threads)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     batches = token_batches(lengths_of(examples), config.batch_tokens, config.tokens, config.seed)
     cuda = torch.cuda.is_available()
     loaders = 2 if cuda else 0  # processes that lay out the next batches while a GPU computes

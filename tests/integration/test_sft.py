@@ -10,6 +10,7 @@ import pytest
 import torch
 from toys import SPAWNING
 
+from apr import runs
 from apr.config import DataConfig, SftConfig
 from apr.contact import trained_on
 from apr.data.generate import generate
@@ -23,7 +24,7 @@ from apr.data.store import (
 )
 from apr.engines.build import check_checkpoint
 from apr.errors import CheckpointError, DataError, RunDirectoryError
-from apr.presets import check
+from apr.presets import check, load
 from apr.sft import train as sft
 from apr.sft.examples import examples_of, token_batches
 from apr.sft.rows import IGNORED, rows
@@ -157,6 +158,28 @@ def test_an_interrupted_training_goes_on_where_it_stopped(
     whole = losses(trained)
     assert losses(resumed).keys() == whole.keys()
     assert losses(resumed) == pytest.approx(whole, rel=1e-3)
+
+
+def test_threads_chosen_at_the_start_are_recorded_and_kept(
+    data: Path, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of threads changes roundings: a run goes on with that which it began with, whatever is free then."""
+    make_trainer, used = sft._trainer, []
+
+    def seen(config: SftConfig, *others: Any) -> Any:
+        used.append(config.threads)
+        return make_trainer(config, *others)
+
+    monkeypatch.setattr(sft, "_trainer", seen)
+    monkeypatch.setattr(runs, "threads_now", lambda: 2)
+    made = config(data, tmp_path / "new", tokens=300, threads=None)
+    train(made)
+    assert runs.recorded(made.out)["threads"] == 2
+    assert load(SftConfig, [made.out / "config.yaml"]).threads is None
+    shutil.copytree(interrupted, tmp_path / "run")
+    train(config(data, tmp_path / "run", threads=None))
+    assert runs.recorded(tmp_path / "run")["threads"] == 1
+    assert used == [2, 1]
 
 
 def test_an_interrupted_training_does_not_go_on_as_another(data: Path, interrupted: Path) -> None:
