@@ -149,3 +149,13 @@ def test_a_run_that_goes_on_keeps_the_threads_that_it_began_with(tmp_path: Path,
 def test_threads_are_chosen_unless_the_configuration_names_them() -> None:
     for config in (SftConfig(), RlConfig().learner, RlConfig().engine, EvalConfig().engine):
         assert config.threads is None
+
+
+def test_engine_and_learner_take_the_chosen_threads_where_none_are_named() -> None:
+    from rl.launch import _with_threads
+
+    named = RlConfig.model_validate({"learner": {"threads": 1}})
+    taken = _with_threads(named, 2)
+    assert (taken.engine.threads, taken.learner.threads) == (2, 1)
+    assert _with_threads(taken, None) == taken
+    assert named.engine.threads is None
