@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-WAITING = {"GOMP_SPINCOUNT": "10000"}  # turns of a waiting thread before it sleeps: about a tenth of a millisecond
+WAITING = {"GOMP_SPINCOUNT": "3000"}  # turns of a waiting thread before it sleeps
 USERS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # either of them set by the user decides instead
 MOST = 2  # threads: a third gains nothing for models of a few million parameters
 SAMPLES, SECONDS = 3, 0.3

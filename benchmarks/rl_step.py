@@ -1,6 +1,6 @@
 """One step of RL beside TRL's GRPO: the same model, problems, group, window and KL term, both in one process on the CPU.
 
-    python benchmarks/rl_step.py [--data FOLDER] [--runs 2] [--steps 6] [--batch 48]
+    python benchmarks/rl_step.py [--data FOLDER] [--runs 2] [--steps 5] [--batch 192]
 
 Ours is `apr rl --config tiny_cpu` as it stands, in one process, on the serial student (whose traces are one strand each, as
 TRL's are); TRL's is `GRPOTrainer` with generation by transformers, which stops at <eos>, and batches of `--batch` completions
@@ -124,8 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("runs/tiny_cpu/data"), help="apr data generate --config tiny_cpu")
     parser.add_argument("--runs", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--trl", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     data, steps, batch = arguments.data.resolve(), arguments.steps, arguments.batch

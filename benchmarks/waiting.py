@@ -1,7 +1,7 @@
 """How OpenMP threads should wait, and how many there should be: rates of SFT, engine and learner, on free cores and beside
 a program that keeps one core busy.
 
-    python benchmarks/waiting.py [--data FOLDER] [--parts sft engine learner] [--runs 3] [--seconds 4]
+    python benchmarks/waiting.py [--data FOLDER] [--parts sft engine learner] [--settings NAME ...] [--runs 3]
 
 Each setting has a process of its own, since OpenMP reads its variables when torch is loaded. Settings take turns: one computes
 for `--seconds` (to the end of its unit of work) while the others sleep. The units: an SFT step of `configs/sft/tiny_cpu`, 256
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -178,9 +178,9 @@ def busy(programs: int) -> Iterator[None]:
             loop.wait()
 
 
-def measure(part: str, data: Path, runs: int, seconds: float) -> None:
+def measure(part: str, data: Path, names: Sequence[str], runs: int, seconds: float) -> None:
     """Print the table of a part."""
-    workers = {name: Worker(part, data, *setting) for name, setting in SETTINGS.items()}
+    workers = {name: Worker(part, data, *setting) for name, setting in SETTINGS.items() if name in names}
     for worker in workers.values():
         worker.answer()
     rates: dict[tuple[str, int], list[float]] = {(name, load): [] for name in workers for load in (0, 1)}
@@ -206,6 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("runs/tiny_cpu/data"), help="apr data generate --config tiny_cpu")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
@@ -217,7 +218,7 @@ def main() -> None:
         PARTS[part](Windows(), arguments.data, int(threads))
         return
     for part in arguments.parts:
-        measure(part, arguments.data, arguments.runs, arguments.seconds)
+        measure(part, arguments.data, arguments.settings, arguments.runs, arguments.seconds)
 
 
 if __name__ == "__main__":
