@@ -262,6 +262,7 @@ def _check_needs(config: BaseModel) -> None:
             read_problems(config.data, config.split)
             check_window(model_folder(config.checkpoint, config.base), config.limits.context, config.dialect)
         case c.RlConfig():
+            c.refuse_idle(config)
             for split in ("train", "validation"):
                 read_problems(config.data, split)
             check_window(config.checkpoint, config.limits.context, config.dialect)

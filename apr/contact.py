@@ -90,17 +90,19 @@ def told(contact: Contact | None) -> str:
     return UNKNOWN if contact is None else str(contact)
 
 
-def trained_on(data: Path, stage: str) -> dict[str, Any]:
-    """For a card: the training problems of the data set in `data`. Raises `DataError` or `ConfigError` if it lacks them, or
-    does not say how they were drawn."""
+def trained_on(data: Path, stage: str) -> list[dict[str, Any]]:
+    """For a card: the training problems of the data set in `data`. Empty, so unknown, if it has none or does not say how they
+    were drawn."""
+    if not (data / CONFIG).is_file() or not any(problems_folder(data).glob(f"{TRAIN}-*.parquet")):
+        return []
     spec = load(DataConfig, [data / CONFIG]).problems
-    return Source(stage=stage, split=TRAIN, hash=problems_hash(data, TRAIN), problems=spec).model_dump()
+    return [Source(stage=stage, split=TRAIN, hash=problems_hash(data, TRAIN), problems=spec).model_dump()]
 
 
-def with_source(card: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
-    """The card, with one more source of training problems unless it is there already."""
+def with_sources(card: dict[str, Any], more: list[dict[str, Any]]) -> dict[str, Any]:
+    """The card, with those sources of training problems that it does not name yet."""
     sources = card.get(TRAINED_ON, [])
-    return {**card, TRAINED_ON: sources if source in sources else [*sources, source]}
+    return {**card, TRAINED_ON: [*sources, *(source for source in more if source not in sources)]}
 
 
 def sources(card: dict[str, Any]) -> list[Source]:

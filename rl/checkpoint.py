@@ -10,7 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
-from apr.contact import TRAINED_ON, with_source
+from apr.contact import TRAINED_ON, with_sources
 from apr.engines.weights import WEIGHTS_FILE
 from apr.errors import CheckpointError
 from apr.runs import recorded, whole_folder
@@ -41,7 +41,7 @@ async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
                     f"the learner saved its checkpoint, but {folder / names[0]} is not here. Does it run on another node? "
                     "`out` must be a folder that all nodes of the cluster share"
                 )
-        card = with_source(read_card(folder), recorded(run)[TRAINED_ON])
+        card = with_sources(read_card(folder), recorded(run)[TRAINED_ON])
         (folder / CARD).write_text(json.dumps(card, indent=1))
         (folder / STATE_FILE).write_text(json.dumps({"schema": SCHEMA, "step": step}))
     torn = final.parent.glob(".step_*")  # what a killed process left

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from apr.config import RlConfig
+from apr.config import RlConfig, refuse_idle
 from apr.contact import TRAINED_ON, trained_on
 from apr.data.store import problems_hash, read_problems
 from apr.dialects import dialect_of
@@ -20,7 +20,7 @@ from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
 from apr.errors import EngineLostError, LearnerLostError, RunDirectoryError
 from apr.finite import check_finite_files
-from apr.presets import load
+from apr.presets import check, load
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
 from apr.runs import automatic_threads, refuse_other, run_directory, whole_folder
@@ -64,7 +64,9 @@ def launch(config: RlConfig, resume: bool) -> Path:
     data_hash = problems_hash(config.data, "train")
     if resume:
         _refuse_another_run(config, data_hash)
-    config = _with_horizon(config)
+    else:
+        refuse_idle(config)
+    config = _with_horizon(config, resume)
     start_from, start = found or (config.checkpoint, 0)
     check_window(start_from, config.limits.context, config.dialect)
     check_finite_files(start_from)
@@ -94,12 +96,15 @@ def launch(config: RlConfig, resume: bool) -> Path:
     raise KeyboardInterrupt(f"stopped after step {reached}; go on with: apr rl --resume {config.out}")
 
 
-def _with_horizon(config: RlConfig) -> RlConfig:
-    """The configuration that the run directory keeps: the schedule's horizon is this start's, whatever `steps` a later call
-    asks for."""
+def _with_horizon(config: RlConfig, resume: bool) -> RlConfig:
+    """The configuration that the run directory keeps: the schedule's horizon is that of the run's start, whatever `steps` a
+    later call asks for."""
     if config.learner.lr_schedule == "constant" or config.learner.lr_steps is not None:
         return config
-    return config.model_copy(update={"learner": config.learner.model_copy(update={"lr_steps": config.steps})})
+    # A run of an earlier version did not keep it: it is the `steps` of its last call.
+    steps = load(RlConfig, [config.out / "config.yaml"]).steps if resume else config.steps
+    learner = config.learner.model_copy(update={"lr_steps": steps})
+    return check(RlConfig, config.model_copy(update={"learner": learner}).model_dump(), str(config.out))
 
 
 def _with_threads(config: RlConfig, threads: int | None) -> RlConfig:

@@ -6,12 +6,12 @@ Which algorithm it is depends on a few choices, all of them configuration. A tes
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 | paper | APR, arXiv 2504.15466 | trace | true | 0 | 2 x 1 | token | clip | 0.2, 0.2 | 0.001 |
 | dr_grpo | Dr.GRPO, arXiv 2503.20783 | constant | false | 0 | 1 x 1 | token | clip | 0.2, 0.2 | 0 |
-| dapo | DAPO, arXiv 2503.14476 | token | true | 10 | 1 x 16 | token | clip | 0.2, 0.28 | 0 |
+| dapo | DAPO, arXiv 2503.14476 | token | true | 9 | 1 x 16 | token | clip | 0.2, 0.28 | 0 |
 | gspo | GSPO, arXiv 2507.18071 | strand | true | 0 | 1 x 4 | strand | clip | 0.0003, 0.0004 | 0 |
 | cispo | CISPO, arXiv 2506.13585 | token | true | 0 | 1 x 16 | token | cispo | 1, 0.2 | 0 |
 
 `updates`: `inner_steps` x `minibatches`. The ratio new / old is 1 at the first update of a step: with one update per step
-nothing is clipped, so that ratio, surrogate and clip cannot act: the configuration refuses to change them there.
+nothing is clipped, so that ratio, surrogate and clip cannot act: a new run that sets them there is refused.
 """
 
 from __future__ import annotations

@@ -71,13 +71,14 @@ async def roll_out(config: RlConfig, parts: Parts, roller: Roller, step: int) ->
     # A problem may come twice in a step, at an epoch's edge: its samples are then numbered on, as keys must differ.
     numbers: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
     groups: list[list[Trace]] = []
+    traces: list[Trace] = []
     missing, k = config.problems_per_step, config.group_size
     for _ in range(1 + config.redraws):
         drawn = itertools.islice(problems, missing)
         jobs = [Job(problem, next(numbers[problem["id"]])) for problem in drawn for _ in range(k)]
-        traces = [rewarded(trace, config.reward) async for trace in roller.run(jobs, step)]
+        traces += [rewarded(trace, config.reward) async for trace in roller.run(jobs, step)]
         lost = lost_traces(traces, config.max_lost_share, f"step {step}")
-        groups += [traces[i : i + k] for i in range(0, len(traces), k) if not any(lost[i : i + k])]
+        groups = [traces[i : i + k] for i in range(0, len(traces), k) if not any(lost[i : i + k])]
         missing = config.problems_per_step - sum(map(has_signal, groups))
         if not missing:
             break

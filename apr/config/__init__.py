@@ -8,7 +8,7 @@ from apr.config.data import DataConfig, Rejection, SolverConfig
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
 from apr.config.evaluation import EvalConfig
 from apr.config.quickstart import QuickstartConfig
-from apr.config.rl import Bonus, LearnerConfig, RewardConfig, RlConfig, SoftBudget
+from apr.config.rl import Bonus, LearnerConfig, RewardConfig, RlConfig, SoftBudget, refuse_idle
 from apr.config.sft import LoraConfig, ModelConfig, SftConfig
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "SolverConfig",
     "Strict",
     "Temperature",
+    "refuse_idle",
 ]

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from apr.config.base import DialectName, ProtocolName, Strict, Temperature
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
 from apr.config.sft import LoraConfig
+from apr.errors import ConfigError
 from apr.threads.limits import Budgets, Limits
 
 
@@ -78,23 +79,6 @@ class LearnerConfig(Strict):
     row_tokens: int = Field(default=256, ge=16, description="of a packed row; longer samples get rows of their own")
     tokens_per_pass: int = Field(default=8192, ge=64)
     threads: int | None = Field(default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start")
-
-    @model_validator(mode="after")
-    def _ratio_moves(self) -> LearnerConfig:
-        """With one update per step the ratio new / old is 1, and what bounds it does nothing."""
-        if self.inner_steps * self.minibatches > 1:
-            return self
-        idle = [
-            f"{name}={getattr(self, name):g}" if name.startswith("clip") else f"{name}={getattr(self, name)}"
-            for name in ("surrogate", "ratio", "clip_low", "clip_high")
-            if getattr(self, name) != type(self).model_fields[name].default
-        ]
-        if idle:
-            raise ValueError(
-                f"learner.{', learner.'.join(idle)} cannot act with one update per step, where no probability has moved "
-                "yet: set learner.minibatches (DAPO 16, GSPO 4, CISPO 16) or learner.inner_steps above 1, or leave them out"
-            )
-        return self
 
     @model_validator(mode="after")
     def _horizon(self) -> LearnerConfig:
@@ -204,3 +188,23 @@ class RlConfig(Strict):
                 "share a GPU, with engine.tensor_parallel=1), or set weight_sync=tensors or file"
             )
         return self
+
+
+def refuse_idle(config: RlConfig) -> None:
+    """Raise `ConfigError` for options of a new run that cannot act. Runs of earlier versions may have them, and stay readable.
+
+    With one update per step the ratio new / old is 1, so that nothing which bounds it does anything.
+    """
+    learner = config.learner
+    if learner.inner_steps * learner.minibatches > 1:
+        return
+    idle = [
+        f"learner.{name}={value:g}" if isinstance(value, float) else f"learner.{name}={value}"
+        for name in ("surrogate", "ratio", "clip_low", "clip_high")
+        if (value := getattr(learner, name)) != LearnerConfig.model_fields[name].default
+    ]
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)} cannot act with one update per step, where no probability has moved yet: set "
+            "learner.minibatches (DAPO 16, GSPO 4, CISPO 16) or learner.inner_steps above 1, or leave them out"
+        )

@@ -22,10 +22,11 @@ from apr.evaluation.folder import SUMMARY, TRACES, read_facts
 from apr.evaluation.metrics import Attempt, Summary, attempt, lost, summarise
 from apr.finite import check_finite_files
 from apr.merge import MERGED, model_folder, whole_model
+from apr.presets import load
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller, with_condition
-from apr.runs import automatic_threads, check_kind, file_hash, refuse_other, run_directory, write_text
+from apr.runs import CONFIG, automatic_threads, check_kind, file_hash, refuse_other, run_directory, write_text
 from apr.seeds import derive_seed
 from apr.sft.train import check_condition, read_card
 from apr.threads.codec import TraceWriter, read_traces
@@ -149,6 +150,9 @@ def _check_before(config: EvalConfig, facts: dict[str, Any]) -> None:
     if not (config.out / TRACES).is_file():
         return
     manifest = read_facts(config.out, HASHES, f"delete {config.out}, or give another `out`")
+    before = load(EvalConfig, [config.out / CONFIG]).engine.threads  # goes on with as many; earlier versions named them
+    if config.engine.threads is None:
+        config = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": before})})
     refuse_other(config.out, config, ANYTHING, **{name: facts[name] for name in HASHES})
     if (asked := manifest.get("traces", 0)) > facts["traces"]:
         raise RunDirectoryError(

@@ -63,7 +63,7 @@ def train(config: SftConfig) -> Path:
         check_base(config.base, vocabulary)
         card = {
             "solver": config.solver, "protocol": facts["protocol"], "trained": ["sft"], "data_hash": data_hash,
-            "commit": commit(), TRAINED_ON: [trained_on(config.data, "sft")],
+            "commit": commit(), TRAINED_ON: trained_on(config.data, "sft"),
         }  # fmt: skip
         if "condition" in facts:
             card["condition"] = facts["condition"]

@@ -90,7 +90,7 @@ def test_the_checkpoint_says_what_it_is(trained: Path, data: Path) -> None:
     card = read_card(trained)
     assert card["solver"] == "toy" and card["trained"] == ["sft"]
     assert card["data_hash"] and card["commit"] and card["condition"] == "none"
-    assert card["trained_on"] == [trained_on(data, "sft")]
+    assert card["trained_on"] == trained_on(data, "sft") != []
     assert check_checkpoint(trained) == 64
 
 

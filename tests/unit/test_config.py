@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from apr.config import DataConfig, EvalConfig, QuickstartConfig, RlConfig, SftConfig
+from apr.config import DataConfig, EvalConfig, QuickstartConfig, RlConfig, SftConfig, refuse_idle
 from apr.errors import ConfigError
 from apr.presets import dump, load, preset
 
@@ -81,9 +81,6 @@ def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
         (RlConfig, ["weighting=tokens"], ["weighting: ", "'constant'"]),
         (RlConfig, ["group_size=1"], ["group_size: ", "1 gives no advantage"]),
         (RlConfig, ["top_p=0.9"], ["top_p: ", "not its own"]),
-        (RlConfig, ["learner.clip_high=0.28"], ["learner.clip_high=0.28 cannot act", "learner.minibatches", "inner_steps"]),
-        (RlConfig, ["learner.surrogate=cispo"], ["learner.surrogate=cispo cannot act"]),
-        (RlConfig, ["learner.ratio=strand", "learner.clip_low=0.1"], ["learner.ratio=strand, learner.clip_low=0.1 cannot"]),
         (RlConfig, ["learner.minibatches=257"], ["learner.minibatches (257)", "256 traces"]),
         (RlConfig, ["constant=99"], ["constant=99", "weighting=constant"]),
         (RlConfig, ["learner.lr_steps=9"], ["lr_steps", "lr_schedule=linear"]),
@@ -175,3 +172,23 @@ def test_any_override_is_either_taken_or_refused(given_: dict[str, Any]) -> None
     except ConfigError:
         return
     assert config.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["learner.clip_high=0.28"], r"learner\.clip_high=0\.28 cannot act .* set learner\.minibatches .* inner_steps"),
+        (["learner.surrogate=cispo"], r"learner\.surrogate=cispo cannot act"),
+        (["learner.ratio=strand", "learner.clip_low=0.1"], r"learner\.ratio=strand, learner\.clip_low=0\.1 cannot act"),
+    ],
+)
+def test_what_cannot_act_is_refused_in_a_new_run_and_read_in_an_old_one(
+    overrides: list[str], says: str, tmp_path: Path
+) -> None:
+    config = load(RlConfig, [], overrides)
+    with pytest.raises(ConfigError, match=says):
+        refuse_idle(config)
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert load(RlConfig, [tmp_path / "config.yaml"]) == config
+    refuse_idle(load(RlConfig, [], [*overrides, "learner.minibatches=2"]))
+    refuse_idle(load(RlConfig, [], [*overrides, "learner.inner_steps=2"]))

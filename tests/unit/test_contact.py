@@ -9,7 +9,7 @@ from places import Place
 from solver_evaluations import make_data
 
 from apr.config import DataConfig
-from apr.contact import contact, trained_on, with_source
+from apr.contact import contact, trained_on, with_sources
 from apr.data.store import read_problems
 from apr.errors import CheckpointError, DataError
 from apr.presets import load, preset
@@ -19,7 +19,7 @@ CHECKPOINTS = Path(__file__).parents[2] / "checkpoints" / "tiny_cpu"
 
 
 def card(data: Path, **more: Any) -> dict[str, Any]:
-    return {"trained": ["sft"], "trained_on": [trained_on(data, "sft")], **more}
+    return {"trained": ["sft"], "trained_on": trained_on(data, "sft"), **more}
 
 
 def test_splits_of_one_data_set_have_no_contact_and_training_problems_have_all(place: Place) -> None:
@@ -63,9 +63,9 @@ def test_what_a_card_does_not_say_is_unknown(place: Place) -> None:
     assert str(contact({}, place.data, problems)) == "unknown for training: the checkpoint's card does not say"
     assert contact({"trained": ["sft", "rl"]}, place.data, problems).unknown == ["sft", "rl"]
     assert contact(card(place.data, trained=["sft", "rl"]), place.data, problems).unknown == ["rl"]
-    both = with_source(card(place.data, trained=["sft", "rl"]), trained_on(place.data, "rl"))
+    both = with_sources(card(place.data, trained=["sft", "rl"]), trained_on(place.data, "rl"))
     assert str(contact(both, place.data, problems)) == "none"
-    assert with_source(both, trained_on(place.data, "rl")) == both  # a run that goes on
+    assert with_sources(both, trained_on(place.data, "rl")) == both  # a run that goes on
 
 
 @pytest.mark.parametrize("spoilt", [{"trained_on": 3}, {"trained_on": [{}]}, {"trained_on": [{"stage": "sft", "hash": 1}]}])
