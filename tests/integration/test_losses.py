@@ -353,7 +353,7 @@ def test_a_logprob_that_is_no_number_is_no_parity(side: str, make_learner: Calla
         with torch.no_grad():
             learner.model.get_input_embeddings().weight[BATCH[0].block.ids[0]] = math.inf
     with pytest.raises(ParityError, match="nan"):
-        asyncio.run(learner.update(batch, 1e-4, ANY_GAP))
+        asyncio.run(learner.update([batch], 1e-4, ANY_GAP))
 
 
 def test_weights_that_are_not_finite_are_not_saved(make_learner: Callable[..., Learner], tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_any_override_is_either_taken_or_refused(given_: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["learner.clip_high=0.28"], r"learner\.clip_high=0\.28 cannot act .* set learner\.minibatches .* inner_steps"),
+        (["learner.clip_high=0.28"], r"learner\.clip_high=0\.28 cannot act .* set learner\.minibatches .*inner_steps"),
         (["learner.surrogate=cispo"], r"learner\.surrogate=cispo cannot act"),
         (["learner.ratio=strand", "learner.clip_low=0.1"], r"learner\.ratio=strand, learner\.clip_low=0\.1 cannot act"),
     ],
