@@ -88,6 +88,22 @@ def test_a_run_stopped_and_resumed_is_the_whole_run_bit_for_bit(
     assert same_run(config.out, whole)
 
 
+def test_a_run_of_several_updates_and_redraws_goes_on_bit_for_bit(
+    spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = {"lr": 3e-4, "threads": 1, "minibatches": 3, "kl_weight": 0.1}
+    changes = {"steps": 2, "redraws": 1, "learner": learner, "validate_problems": 0}
+    whole, config = (rl_config(spawning, tmp_path / name, **changes) for name in ("whole", "run"))
+    launch(whole, resume=False)
+    with monkeypatch.context() as patch:
+        after_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(KeyboardInterrupt, match="--resume"):
+            launch(config, resume=False)
+    launch(config, resume=True)
+    assert same_run(config.out, whole.out)
+    assert all(line["loss/updates"] == 3 and line["rollout/groups"] > 4 for line in metrics(config.out))
+
+
 def test_a_crash_between_checkpoints_costs_only_the_steps_since(
     whole: Path, spawning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
