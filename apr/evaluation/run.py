@@ -150,9 +150,9 @@ def _check_before(config: EvalConfig, facts: dict[str, Any]) -> None:
     if not (config.out / TRACES).is_file():
         return
     manifest = read_facts(config.out, HASHES, f"delete {config.out}, or give another `out`")
-    before = load(EvalConfig, [config.out / CONFIG]).engine.threads  # goes on with as many; earlier versions named them
-    if config.engine.threads is None:
-        config = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": before})})
+    if config.engine.threads is None and (config.out / CONFIG).is_file():  # earlier versions wrote a number where none was given
+        threads = load(EvalConfig, [config.out / CONFIG]).engine.threads
+        config = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": threads})})
     refuse_other(config.out, config, ANYTHING, **{name: facts[name] for name in HASHES})
     if (asked := manifest.get("traces", 0)) > facts["traces"]:
         raise RunDirectoryError(

@@ -278,6 +278,10 @@ def test_a_linear_schedule_keeps_its_horizon_when_steps_are_raised(tmp_path: Pat
     assert kept.learner.lr_steps == 2
     with pytest.raises(ConfigError, match=r"steps \(4\) goes beyond learner.lr_steps \(2\)"):
         load(RlConfig, [out / "config.yaml"], ["steps=4"])
+    earlier = load(RlConfig, [out / "config.yaml"], ["steps=4", "learner.lr_steps=null"])  # a version that kept none
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("lr_steps: 2", "lr_steps: null"))
+    with pytest.raises(ConfigError, match=r"beyond learner.lr_steps \(2\)"):
+        launch(earlier, resume=True)
     longer = load(RlConfig, [out / "config.yaml"], ["steps=4", "learner.lr_steps=8"])
     launch(longer, resume=True)
     assert [line["loss/lr"] for line in metrics(out)] == pytest.approx([3e-4, 1.5e-4, 3e-4 * 6 / 8, 3e-4 * 5 / 8])

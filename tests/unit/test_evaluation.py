@@ -77,6 +77,17 @@ def test_another_call_on_a_partial_or_missing_configuration(place: Place) -> Non
         evaluate(place.config())
 
 
+def test_an_evaluation_of_an_earlier_version_goes_on(place: Place) -> None:
+    """It named two threads where the configuration named none."""
+    path = place.evaluation() / "config.yaml"
+    assert "threads: null" in (text := path.read_text())
+    path.write_text(text.replace("threads: null", "threads: 2"))
+    evaluate(place.config())
+    with pytest.raises(RunDirectoryError, match=r"engine\.threads"):
+        path.write_text(text.replace("threads: null", "threads: 2"))
+        evaluate(place.config(engine={"threads": 1}))
+
+
 @pytest.mark.parametrize("change", ["seed", "limits", "checkpoint", "problems"])
 def test_traces_of_another_evaluation_are_not_added_to(place: Place, change: str) -> None:
     folder = place.evaluation()
