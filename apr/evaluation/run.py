@@ -150,7 +150,7 @@ def _check_before(config: EvalConfig, facts: dict[str, Any]) -> None:
     if not (config.out / TRACES).is_file():
         return
     manifest = read_facts(config.out, HASHES, f"delete {config.out}, or give another `out`")
-    if config.engine.threads is None and (config.out / CONFIG).is_file():  # earlier versions wrote a number where none was given
+    if config.engine.threads is None and (config.out / CONFIG).is_file():  # earlier versions wrote a number
         threads = load(EvalConfig, [config.out / CONFIG]).engine.threads
         config = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": threads})})
     refuse_other(config.out, config, ANYTHING, **{name: facts[name] for name in HASHES})
