@@ -213,7 +213,7 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
         print(dump(config), end="")
         return 0
     if arguments.dry_run:
-        _check_needs(config)
+        _check_needs(config, resume is not None)
         print(f"{stage}: the configuration is sound, and what it needs is there; nothing was run")
         return 0
     match config:
@@ -242,8 +242,9 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_needs(config: BaseModel) -> None:
-    """Raise `UserError` if data or a checkpoint that `config` names is missing or unfit."""
+def _check_needs(config: BaseModel, resume: bool) -> None:
+    """Raise `UserError` if data or a checkpoint that `config` names is missing or unfit, or an option of a new run cannot
+    act."""
     from apr import config as c
     from apr.data.store import read_demonstrations, read_problems
     from apr.engines.build import check_window
@@ -262,7 +263,8 @@ def _check_needs(config: BaseModel) -> None:
             read_problems(config.data, config.split)
             check_window(model_folder(config.checkpoint, config.base), config.limits.context, config.dialect)
         case c.RlConfig():
-            c.refuse_idle(config)
+            if not resume:
+                c.refuse_idle(config)
             for split in ("train", "validation"):
                 read_problems(config.data, split)
             check_window(config.checkpoint, config.limits.context, config.dialect)

@@ -84,13 +84,13 @@ def check_kind(path: Path, kind: str) -> None:
 def refuse_other(path: Path, config: BaseModel, may_differ: Collection[str], **facts: Any) -> None:
     """Raise `RunDirectoryError`, with the keys that differ, unless the run in `path` is one of `config` and `facts`.
 
-    `may_differ`: top-level keys of the configuration that change no result.
+    `may_differ`: keys of the configuration that change no result, dotted ones or whole top-level ones.
     """
     check_kind(path, _kind(config))
     if not (path / CONFIG).is_file():
         raise RunDirectoryError(f"{path} does not say how it was made (no {CONFIG}): give another `out`")
     before, now = flat(load(type(config), [path / CONFIG]).model_dump()), flat(config.model_dump())
-    keys = [key for key in {**now, **before} if key.partition(".")[0] not in may_differ]
+    keys = [key for key in {**now, **before} if not {key, key.partition(".")[0]}.intersection(may_differ)]
     changed = [key for key in keys if (key in before, before.get(key)) != (key in now, now.get(key))]
     then = recorded(path)
     changed += [name for name, fact in facts.items() if then.get(name, fact) != fact]

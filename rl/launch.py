@@ -38,9 +38,9 @@ from rl.weight_sync import TRANSFERS, FileSync, TensorSync, WeightSync
 MAY_DIFFER = (
     "out", "steps", "checkpoint_every", "keep_checkpoints", "validate_every", "validate_problems", "cluster", "engine",
     "weight_sync", "in_flight", "traces_per_step", "tensorboard", "wandb", "max_silent_steps", "max_lost_share", "parity_mean",
-    "parity_max",
+    "parity_max", "learner.lr", "learner.lr_schedule", "learner.lr_steps", "learner.threads", "learner.row_tokens",
+    "learner.tokens_per_pass", "learner.activation_checkpointing",
 )  # fmt: skip
-LEARNER_MAY_DIFFER = ("lr", "lr_schedule", "lr_steps", "threads", "row_tokens", "tokens_per_pass", "activation_checkpointing")
 WHILE_RUNNING = (OPTIMIZER_FILE, ZERO_FOLDER, STATE_FILE, ADAPTER_FILE)  # in a checkpoint that a run goes on from
 # Engine and learner after a loss: from a checkpoint, with the optimiser's state or without.
 Replace = Callable[[Path, bool], Awaitable[tuple[Engine, LearnerApi]]]
@@ -63,7 +63,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
         )
     data_hash = problems_hash(config.data, "train")
     if resume:
-        _refuse_another_run(config, data_hash)
+        refuse_other(config.out, config, MAY_DIFFER, data_hash=data_hash)
     else:
         refuse_idle(config)
     config = _with_horizon(config, resume)
@@ -123,12 +123,6 @@ def weight_sync(config: RlConfig, run: Path) -> WeightSync:
     from rl.weight_transfer import TransferSync
 
     return TransferSync(config.weight_sync, config.engine.tensor_parallel, keep)
-
-
-def _refuse_another_run(config: RlConfig, data_hash: str) -> None:
-    before = load(RlConfig, [config.out / "config.yaml"]).learner
-    learner = config.learner.model_copy(update={name: getattr(before, name) for name in LEARNER_MAY_DIFFER})
-    refuse_other(config.out, config.model_copy(update={"learner": learner}), MAY_DIFFER, data_hash=data_hash)
 
 
 def _finished(run: Path, newest: Path, config: RlConfig) -> Path:

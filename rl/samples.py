@@ -88,14 +88,15 @@ def samples(
                     continue
                 if strand.logprobs is None:
                     raise ValueError(f"strand {strand.id} has no sampler logprobs: a demonstration cannot train RL")
+                share = weight(one, strand)
                 own = range(segment.start + len(strand.injected_ids), segment.stop)
                 sample.trained.extend(own)
                 sample.before.extend(before[place] for place in own)
                 sample.strands.extend([number] * len(own))
                 sample.logprobs.extend(strand.logprobs)
                 sample.advantages.extend([one.advantage] * len(own))
-                sample.weights.extend([weight(one, strand)] * len(own))
-                sample.kl_weights.extend([1.0 / tokens if weighting == "constant" else weight(one, strand)] * len(own))
+                sample.weights.extend([share] * len(own))
+                sample.kl_weights.extend([1.0 / tokens if weighting == "constant" else share] * len(own))
                 sample.lags.extend(_lags(strand, version))
             if sample.trained:
                 result.append(sample)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from toys import SPAWNING, make_task
+from toys import MODEL, SPAWNING, make_task, sft_config
 
 from apr.cli import main
 from apr.config import SftConfig
@@ -21,7 +21,6 @@ from apr.engines.base import Engine, Request
 from apr.engines.tiny import TinyEngine
 from apr.errors import CheckpointError, EngineError, NotFiniteError
 from apr.finite import check_finite_files, first_not_finite
-from apr.presets import check
 from apr.pretrained import pretrained_model
 from apr.sft import train as sft
 from apr.sft.train import train
@@ -31,7 +30,6 @@ from apr.threads.session import Sampling, attempt
 from apr.threads.trace import StrandKey
 from apr.tokens.compact import CompactDialect
 
-MODEL = {"layers": 1, "hidden": 64, "heads": 2, "intermediate": 128, "window": 64}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e5m2)
 Change = Callable[[Any, int], None]  # of a model, after a step
 
@@ -61,11 +59,8 @@ def data(task: Path) -> Path:
 
 
 def config(data: Path, out: Path, **more: Any) -> SftConfig:
-    content = {
-        "data": data, "solver": "toy", "model": MODEL, "tokens": 8_000, "batch_tokens": 256, "warmup_steps": 2,
-        "log_every": 3, "checkpoint_every": 4, "threads": 1, "out": out,
-    }  # fmt: skip
-    return check(SftConfig, {**content, **more}, "toy")
+    """A training of few steps, which logs and saves often."""
+    return sft_config(data, out, **{"tokens": 8_000, "warmup_steps": 2, "log_every": 3, "checkpoint_every": 4, **more})
 
 
 def changing(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:

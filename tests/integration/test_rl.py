@@ -14,8 +14,17 @@ import pytest
 from processes import command, finish, left_behind, recorded, same_run, session_members, wait_for, weights
 from toys import SERIAL, SPAWNING, make_task, metrics, rl_config
 
+from apr.cli import main
 from apr.engines.tiny import TinyEngine
-from apr.errors import CheckpointError, EngineLostError, NoSignalError, ParityError, ResourceError, RunDirectoryError
+from apr.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineLostError,
+    NoSignalError,
+    ParityError,
+    ResourceError,
+    RunDirectoryError,
+)
 from apr.runs import run_directory
 from apr.threads.codec import read_traces
 from rl import checkpoint, loop, rollouts
@@ -184,6 +193,21 @@ def test_a_run_goes_on_only_as_it_began(whole: Path, spawning: Path, tmp_path: P
     resume(in_flight=3, validate_problems=0, checkpoint_every=1, learner={"lr": 1e-4, "threads": 1}, steps=5)
     (line,) = metrics(tmp_path / "run")[STEPS:]
     assert line["loss/lr"] == 1e-4
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_options_that_never_acted(
+    whole: Path, spawning: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("clip_high: 0.2\n", "clip_high: 0.28\n"))
+    idle = rl_config(spawning, tmp_path / "new", learner={"clip_high": 0.28})
+    with pytest.raises(ConfigError, match="cannot act"):
+        launch(idle, resume=False)
+    assert main(["rl", "--resume", str(run), "steps=5", "--dry-run"]) == 0
+    assert main(["rl", "--resume", str(run), "steps=5", "validate_problems=0"]) == 0
+    assert len(metrics(run)) == 5
 
 
 def test_a_checkpoint_that_is_not_here_is_not_taken_for_one(

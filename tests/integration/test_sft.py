@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pytest
 import torch
-from toys import SPAWNING
+from toys import MODEL, SPAWNING, sft_config
 
 from apr import runs
 from apr.config import DataConfig, SftConfig
@@ -32,7 +32,6 @@ from apr.sft.train import read_card, train
 from apr.tokens.compact import CompactDialect
 
 VOCABULARY = CompactDialect().vocabulary
-MODEL = {"layers": 1, "hidden": 64, "heads": 2, "intermediate": 128, "window": 64}
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +41,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def config(data: Path, out: Path, **more: Any) -> SftConfig:
-    content = {
-        "data": data, "solver": "toy", "model": MODEL, "tokens": 30_000, "batch_tokens": 256, "warmup_steps": 5,
-        "log_every": 5, "checkpoint_every": 20, "threads": 1, "out": out,
-    }  # fmt: skip
-    return check(SftConfig, {**content, **more}, "toy")
-
-
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(config(data, tmp_path_factory.mktemp("trained") / "run", snapshots=[0.5]))
+    return train(sft_config(data, tmp_path_factory.mktemp("trained") / "run", snapshots=[0.5]))
 
 
 def losses(checkpoint: Path) -> dict[int, float]:
@@ -106,26 +97,26 @@ def test_a_snapshot_is_a_checkpoint_of_its_own(trained: Path) -> None:
 
 def test_a_finished_training_is_not_repeated(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sft, "_trainer", None)
-    assert train(config(data, trained.parent, threads=2, log_every=7, checkpoint_every=9)) == trained
+    assert train(sft_config(data, trained.parent, threads=2, log_every=7, checkpoint_every=9)) == trained
 
 
 def test_the_checkpoint_of_another_training_is_not_returned(trained: Path, data: Path, tmp_path: Path) -> None:
     before = (trained.parent / "config.yaml").read_bytes()
     with pytest.raises(RunDirectoryError, match=r"differs: seed, model\.layers\. Give another `out`"):
-        train(config(data, trained.parent, seed=1, model={**MODEL, "layers": 2}))
+        train(sft_config(data, trained.parent, seed=1, model={**MODEL, "layers": 2}))
     shutil.copytree(data, tmp_path / "data")
-    assert train(config(tmp_path / "data", trained.parent)) == trained  # the same data elsewhere
+    assert train(sft_config(tmp_path / "data", trained.parent)) == trained  # the same data elsewhere
     shutil.rmtree(tmp_path / "data")
     generate(check(DataConfig, {**SPAWNING, "seed": 1, "out": tmp_path / "data"}, "toy"))
     with pytest.raises(RunDirectoryError, match=r"differs: data_hash\."):
-        train(config(tmp_path / "data", trained.parent))
+        train(sft_config(tmp_path / "data", trained.parent))
     assert (trained.parent / "config.yaml").read_bytes() == before
 
 
 @pytest.fixture(scope="module")
 def interrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was stopped at step 30; its last checkpoint is of step 20."""
-    made = config(data, tmp_path_factory.mktemp("interrupted") / "run")
+    made = sft_config(data, tmp_path_factory.mktemp("interrupted") / "run")
     make_trainer = sft._trainer
 
     def stopped(*arguments: Any) -> Any:
@@ -153,7 +144,7 @@ def test_an_interrupted_training_goes_on_where_it_stopped(
     trained: Path, data: Path, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(interrupted, tmp_path / "run")
-    resumed = train(config(data, tmp_path / "run", checkpoint_every=30))
+    resumed = train(sft_config(data, tmp_path / "run", checkpoint_every=30))
     assert capsys.readouterr().out.startswith(f"sft toy: reading {demonstrations_folder(data, 'toy')}\n")
     whole = losses(trained)
     assert losses(resumed).keys() == whole.keys()
@@ -172,12 +163,12 @@ def test_threads_chosen_at_the_start_are_recorded_and_kept(
 
     monkeypatch.setattr(sft, "_trainer", seen)
     monkeypatch.setattr(runs, "threads_now", lambda: 2)
-    made = config(data, tmp_path / "new", tokens=300, threads=None)
+    made = sft_config(data, tmp_path / "new", tokens=300, threads=None)
     train(made)
     assert runs.recorded(made.out)["threads"] == 2
     assert load(SftConfig, [made.out / "config.yaml"]).threads is None
     shutil.copytree(interrupted, tmp_path / "run")
-    train(config(data, tmp_path / "run", threads=None))
+    train(sft_config(data, tmp_path / "run", threads=None))
     assert runs.recorded(tmp_path / "run")["threads"] == 1
     assert used == [2, 1]
 
@@ -186,7 +177,7 @@ def test_an_interrupted_training_does_not_go_on_as_another(data: Path, interrupt
     before = (interrupted / "config.yaml").read_bytes()
     for more, said in (({"model": {**MODEL, "layers": 2}}, r"model\.layers"), ({"lr": 0.5}, "lr")):
         with pytest.raises(RunDirectoryError, match=f"differs: {said}\\. Give another `out`"):
-            train(config(data, interrupted, **more))
+            train(sft_config(data, interrupted, **more))
     assert (interrupted / "config.yaml").read_bytes() == before
 
 
@@ -199,7 +190,7 @@ def test_a_damaged_checkpoint_to_go_on_from_is_named(
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     monkeypatch.setattr(sft, "_trainer", None)
     with pytest.raises(CheckpointError, match=f"{path} is damaged .*: delete the folder {path.parent}"):
-        train(config(data, run))
+        train(sft_config(data, run))
 
 
 def test_a_run_that_left_no_checkpoint_may_be_started_anew_with_another_configuration(
@@ -208,20 +199,20 @@ def test_a_run_that_left_no_checkpoint_may_be_started_anew_with_another_configur
     monkeypatch.setattr(sft, "_trainer", None)
     for seed in (0, 1):
         with pytest.raises(TypeError, match="not callable"):
-            train(config(data, tmp_path, seed=seed))
+            train(sft_config(data, tmp_path, seed=seed))
 
 
 def test_rows_are_those_of_the_traces_cut_to_the_window(data: Path, tmp_path: Path) -> None:
     expected = [row for trace in read_demonstrations(data, "toy") for row in rows(trace)]
-    examples, over = examples_of(config(data, tmp_path))
+    examples, over = examples_of(sft_config(data, tmp_path))
     assert over == 0 and len(examples) == len(expected)
     found = [(e["input_ids"], e["labels"]) for e in examples.to_pylist()]
     assert sorted(found) == sorted((list(r.ids), r.labels) for r in expected)
     short = {**MODEL, "window": 32}
-    examples, over = examples_of(config(data, tmp_path, model=short))
+    examples, over = examples_of(sft_config(data, tmp_path, model=short))
     cut = examples.to_pylist()
     assert over > 0 and max(len(example["input_ids"]) for example in cut) == 32
-    dropped, over_ = examples_of(config(data, tmp_path, model=short, overlong="drop"))
+    dropped, over_ = examples_of(sft_config(data, tmp_path, model=short, overlong="drop"))
     assert over_ == over and len(dropped) == len(expected) - over
     assert all(any(label != IGNORED for label in example["labels"]) for example in cut)
 
@@ -230,8 +221,8 @@ def test_rows_are_the_same_in_however_many_processes_their_shards_are_read(tmp_p
     data = tmp_path / "data"
     generate(check(DataConfig, {**SPAWNING, "shard_rows": 3, "out": data}, "toy"))
     assert len(shard_paths(demonstrations_folder(data, "toy"), "train")) > 2
-    one, over = examples_of(config(data, tmp_path))
-    several, over_ = examples_of(config(data, tmp_path, threads=3))
+    one, over = examples_of(sft_config(data, tmp_path))
+    several, over_ = examples_of(sft_config(data, tmp_path, threads=3))
     assert several.equals(one) and over_ == over
 
 
@@ -241,7 +232,7 @@ def test_nothing_to_train_on_is_an_error_that_leaves_nothing(data: Path, tmp_pat
     unsolved = table.filter(pc.invert(table["solved"]))
     facts = shard_facts(path, DEMONSTRATIONS)
     write_demonstrations(demonstrations_folder(tmp_path / "data", "toy") / path.name, unsolved, len(unsolved), facts)
-    made = config(tmp_path / "data", tmp_path / "run", only_solved=True)
+    made = sft_config(tmp_path / "data", tmp_path / "run", only_solved=True)
     with pytest.raises(DataError, match="holds no row to train on"):
         train(made)
     assert not (made.out / "checkpoint").exists()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from apr.config import DataConfig, ModelConfig, RlConfig
+from apr.config import DataConfig, ModelConfig, RlConfig, SftConfig
 from apr.data.generate import generate
 from apr.data.store import read_demonstrations
 from apr.presets import check
@@ -20,6 +20,7 @@ from apr.tokens.compact import CompactDialect
 
 VOCABULARY = CompactDialect().vocabulary
 WINDOW = 64
+MODEL = {"layers": 1, "hidden": 64, "heads": 2, "intermediate": 128, "window": WINDOW}
 # Two numbers, to be multiplied: half of the demonstrations test the right operation at once, half try + and -
 # before, which is too long for a span budget of 20.
 SERIAL = {
@@ -46,9 +47,7 @@ def make_task(folder: Path, data: dict[str, Any], steps: int) -> Path:
     labels = torch.tensor([[*row.labels, *[IGNORED] * (length - len(row.ids))] for row in examples])
     torch.set_num_threads(1)
     with torch.random.fork_rng():
-        model = new_model(
-            ModelConfig(layers=1, hidden=64, heads=2, intermediate=128, window=WINDOW), len(VOCABULARY), 0, 1
-        )
+        model = new_model(ModelConfig.model_validate(MODEL), len(VOCABULARY), 0, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(steps):
         model(input_ids=ids, labels=labels).loss.backward()
@@ -68,6 +67,15 @@ def rl_config(task: Path, out: Path, **more: Any) -> RlConfig:
         "tensorboard": False, "out": out,
     }  # fmt: skip
     return check(RlConfig, {**content, **more}, "toy")
+
+
+def sft_config(data: Path, out: Path, **more: Any) -> SftConfig:
+    """SFT of such a model on the toy demonstrations in `data`; `more` replaces whole top-level keys."""
+    content = {
+        "data": data, "solver": "toy", "model": MODEL, "tokens": 30_000, "batch_tokens": 256, "warmup_steps": 5,
+        "log_every": 5, "checkpoint_every": 20, "threads": 1, "out": out,
+    }  # fmt: skip
+    return check(SftConfig, {**content, **more}, "toy")
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
