@@ -31,7 +31,7 @@ from apr.sft.train import read_card, save_checkpoint
 from rl import adapters
 from rl.losses import LossTerms, k3, policy_loss
 from rl.packing import Pass, plan
-from rl.parallel import Rank, backend, finite
+from rl.parallel import LOWER, Rank, backend, finite
 from rl.samples import Sample
 
 if typing.TYPE_CHECKING:
@@ -214,7 +214,7 @@ class Learner:
                 try:
                     save_checkpoint(folder, self.model, self.vocabulary, self.card, self._state())
                 except NotFiniteError as error:
-                    raise NotFiniteError(f"{error}: lower learner.lr; the last checkpoint is whole") from error
+                    raise NotFiniteError(f"{error}: {LOWER}") from error
                 if self.config.lora:
                     save_file(adapters.state(self.model), folder / ADAPTER_FILE)
         self.backend.save(folder)

@@ -87,10 +87,13 @@ def _optimizer(module: nn.Module, config: LearnerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
 
 
+LOWER = "lower learner.lr; the last checkpoint is whole"  # what to do about values that are not finite
+
+
 def finite(what: str, value: float) -> float:
     """`value`. Raises `NotFiniteError` if it is not finite."""
     if not math.isfinite(value):
-        raise NotFiniteError(f"the {what} is {value}: lower learner.lr; the last checkpoint is whole")
+        raise NotFiniteError(f"the {what} is {value}: {LOWER}")
     return value
 
 

@@ -25,6 +25,11 @@ SOLVERS = {"sos_plus": "SoS+", "spawn_join": "spawn/join"}  # as they are spelt 
 METRICS = "metrics.jsonl"
 
 
+def scored_problems(attempts: Sequence[Attempt]) -> int:
+    """How many problems were scored, however many samples each had."""
+    return len({one.problem for one in attempts if not one.lost})
+
+
 @dataclass(frozen=True)
 class Entry:
     """An evaluation under a label that no other has. `model`: its teacher and stage; `variant`: with what it was asked for
@@ -56,8 +61,8 @@ class Entry:
 
     @property
     def problems(self) -> int:
-        """How many problems it was scored on, however many samples each had."""
-        return len({one.problem for one in self.attempts if not one.lost})
+        """How many problems it was scored on."""
+        return scored_problems(self.attempts)
 
     @cached_property
     def systems(self) -> Systems:
@@ -143,8 +148,8 @@ class Row:
 
     @property
     def problems(self) -> int:
-        """How many problems it was scored on, however many samples each had."""
-        return len({one.problem for one in self.attempts if not one.lost})
+        """How many problems it was scored on."""
+        return scored_problems(self.attempts)
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Entry], list[RlRun]]:
