@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
-from test_losses import ANY_GAP, sample
+from test_learner import ANY_GAP, sample
 from torch import Tensor
 from toys import SPAWNING, make_task, metrics, rl_config
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_losses import sample
+from test_learner import sample
 
 from apr.config import LearnerConfig
 from rl.learner import Learner
