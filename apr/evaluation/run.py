@@ -68,7 +68,9 @@ def evaluate(config: EvalConfig) -> Summary:
     _check_before(config, facts)
     if str(shared) != "none":
         print(f"apr: contact with training: {shared}", file=sys.stderr)
-    threads = config.engine.threads or automatic_threads(config.out if (config.out / TRACES).is_file() else None)
+    threads = config.engine.threads
+    if threads is None and config.engine.kind != "endpoint":  # a server's are its own
+        threads = automatic_threads(config.out if (config.out / TRACES).is_file() else None)
     with run_directory(config.out, config, **facts, threads=threads) as run:
         config = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": threads})})
         TraceWriter(run / TRACES).close()  # drops what a kill left unfinished
