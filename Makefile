@@ -23,7 +23,8 @@ results: setup
 	$(BIN)/python benchmarks/study.py --publish $(ROW)
 
 lint: setup
-	$(BIN)/ruff check apr envs solvers rl tests benchmarks
+	$(BIN)/ruff format --check apr envs solvers rl tests benchmarks docs
+	$(BIN)/ruff check apr envs solvers rl tests benchmarks docs
 	$(BIN)/mypy
 
 unit: setup

@@ -85,11 +85,18 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("checkpoint", type=Path, help="a checkpoint, an adapter's folder, or that of an SFT or RL run")
     export.add_argument("--out", type=Path, required=True, help="folder to write")
     export.add_argument(
-        "--eval", type=Path, action="append", default=[], metavar="FOLDER", help="its evaluation, for the card; repeatable"
+        "--eval",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="its evaluation, for the card; repeatable",
     )
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     export.add_argument("--base", type=Path, help="of an adapter: the model that it adapts, if it names none here")
-    export.add_argument("--license", default="unknown", help="for the card, as Hugging Face names it: apache-2.0, mit, ...")
+    export.add_argument(
+        "--license", default="unknown", help="for the card, as Hugging Face names it: apache-2.0, mit, ..."
+    )
     _configured(
         commands.add_parser("quickstart", help="the whole path on two cores: data, SFT, RL, evaluation, report")
     )

@@ -174,9 +174,7 @@ def _loaded(folder: Path, dtype: Dtype) -> Any:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if (full := disk_error(folder, error)) is not error:
             raise full from error
-        raise CheckpointError(
-            f"{folder} holds no readable model ({error}): train or export it again"
-        ) from error
+        raise CheckpointError(f"{folder} holds no readable model ({error}): train or export it again") from error
     if absent := sorted(found["missing_keys"]):
         raise CheckpointError(f"{folder / WEIGHTS} lacks {', '.join(absent[:3])}: train it or fetch it again")
     return model

@@ -19,7 +19,9 @@ def first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     for name, tensor in tensors:
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        extremes = torch.aminmax(tensor.bfloat16() if tensor.element_size() == 1 else tensor)  # it knows no 8-bit floats
+        extremes = torch.aminmax(
+            tensor.bfloat16() if tensor.element_size() == 1 else tensor
+        )  # it knows no 8-bit floats
         if not torch.stack(extremes).isfinite().all():
             return name
     return None

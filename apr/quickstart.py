@@ -67,9 +67,7 @@ def quickstart(config: QuickstartConfig) -> int:
                 )
                 return status if status > 0 else 1
             write_text(marker, "")
-        print(
-            f"quickstart took {sum(seconds.values()) / 60:.1f} minutes; the report is {(run / REPORT).resolve()}"
-        )
+        print(f"quickstart took {sum(seconds.values()) / 60:.1f} minutes; the report is {(run / REPORT).resolve()}")
     return 0
 
 

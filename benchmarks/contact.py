@@ -41,7 +41,9 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load(DataConfig, [preset("data", arguments.config)], arguments.settings)
     env = Countdown(config.problems, CompactDialect())
-    train, *held_out = (env.problems(split, getattr(config, split), config.seed) for split in ("train", "validation", "test"))
+    train, *held_out = (
+        env.problems(split, getattr(config, split), config.seed) for split in ("train", "validation", "test")
+    )
     seen = set().union(*wins(train))
     print(f"{len(train):,} training problems with {len(seen):,} winning child states; of the others:\n")
     print("| split | problems | winning child states each | one of them in training | all of them |")

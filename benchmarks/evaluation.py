@@ -77,7 +77,9 @@ def times(data: Path, out: Path, problems: int, seqs: int, runs: int) -> None:
             apr.evaluation.run.build_engine = lambda *_, kept=kept: kept
             busy, taken = asyncio.run(engine.metrics())["busy_seconds"], sum(taking)
             given = [f"data={data}", f"checkpoint={CHECKPOINT}", f"out={out}/{run}", f"problems={problems}"]
-            apr.evaluation.run.evaluate(load(EvalConfig, [preset("eval", "tiny_cpu")], [*given, f"in_flight={4 * seqs}"]))
+            apr.evaluation.run.evaluate(
+                load(EvalConfig, [preset("eval", "tiny_cpu")], [*given, f"in_flight={4 * seqs}"])
+            )
             seconds[way] = time.perf_counter() - kept.first
             seconds["steps"] = asyncio.run(engine.metrics())["busy_seconds"] - busy
             seconds["taking"] = sum(taking) - taken
@@ -119,7 +121,13 @@ def memory(data: Path, out: Path, counts: list[int]) -> None:
     """Print the largest resident size, in MiB, of an evaluation of so many problems, each in a process of its own."""
     sizes = []
     for count in counts:
-        given = [f"data={data}", f"checkpoint={CHECKPOINT}", f"out={out}/{count}", f"problems={count}", "limits.context=48"]
+        given = [
+            f"data={data}",
+            f"checkpoint={CHECKPOINT}",
+            f"out={out}/{count}",
+            f"problems={count}",
+            "limits.context=48",
+        ]
         given.append("engine.kv_cache_mib=64")  # small enough that a thousand problems have touched all of it
         code = (
             "import json, resource, subprocess, sys; "
@@ -140,7 +148,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--seqs", type=int, default=64, help="requests decoded at once; four times as many problems run")
+    parser.add_argument(
+        "--seqs", type=int, default=64, help="requests decoded at once; four times as many problems run"
+    )
     parser.add_argument("--memory", type=int, nargs="*", default=[1000, 10000], help="numbers of problems")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +163,9 @@ def main() -> None:
             memory(out / "data", out / "memory", given.memory)
         if given.runs:
             times(out / "data", out / "time", given.problems, given.seqs, given.runs)
-    print(f"this process at its largest             {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    print(
+        f"this process at its largest             {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+    )
 
 
 if __name__ == "__main__":

@@ -51,7 +51,11 @@ def reaches(numbers: tuple[int, ...], target: int) -> bool:
         a, b = values(first), values(second)
         wanted = [target - a, a - target, target + a]
         if target:
-            wanted += [target // a[(a > 0) & (target % np.maximum(a, 1) == 0)], a[a % target == 0] // target, a[a > 0] * target]
+            wanted += [
+                target // a[(a > 0) & (target % np.maximum(a, 1) == 0)],
+                a[a % target == 0] // target,
+                a[a > 0] * target,
+            ]
         elif 0 in a or 0 in b:  # nothing times 0; 0 divided by something
             return True
         if any(np.isin(one[one >= 0], b[b > 0] if i == 4 else b).any() for i, one in enumerate(wanted)):

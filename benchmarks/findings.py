@@ -156,7 +156,16 @@ def levelled() -> Iterator[Row]:
                 if before and after:
                     test = compared(after, before)
                     told = "yes" if test.gain < 0.005 else "**no**"
-                    yield name, what, rate(before), rate(after), signed(test), f"{test.only_a}:{test.only_b}", p(test), told
+                    yield (
+                        name,
+                        what,
+                        rate(before),
+                        rate(after),
+                        signed(test),
+                        f"{test.only_a}:{test.only_b}",
+                        p(test),
+                        told,
+                    )
 
 
 def spawning() -> Iterator[Row]:
@@ -179,7 +188,11 @@ def spawning() -> Iterator[Row]:
 
 def gains() -> Iterator[Row]:
     """What RL adds to the SFT model it began from."""
-    pairs = [(f"rl_{s}{e}", f"sft_{s}{e}") for s in ("serial", "spawn_join", "one_level", "two_levels") for e in SEEDS.values()]
+    pairs = [
+        (f"rl_{s}{e}", f"sft_{s}{e}")
+        for s in ("serial", "spawn_join", "one_level", "two_levels")
+        for e in SEEDS.values()
+    ]
     pairs += [(name, "sft_spawn_join") for name in STEERED]
     for name, start in pairs:
         for temperature in (0, 1):
@@ -288,7 +301,9 @@ def widths() -> Iterator[Row]:
             told = []
             for low, high in WIDTHS:
                 group = [one.correct for one in tried.values() if low < one.threads <= high + 1]
-                told.append(f"{100 * len(group) / len(tried):.0f}%, {100 * statistics.fmean(group):.0f}%" if group else "none")
+                told.append(
+                    f"{100 * len(group) / len(tried):.0f}%, {100 * statistics.fmean(group):.0f}%" if group else "none"
+                )
             yield name, f"{mean(tried, 'threads') - 1:.1f}", *told
 
 

@@ -39,9 +39,7 @@ def traces(count: int) -> list[Trace]:
     config = load(DataConfig, [preset("data", "tiny_cpu")])
     problems = Countdown(config.problems, CompactDialect()).problems("train", count, 0)
     made = demonstrations(problems, "spawn_join", config.solvers["spawn_join"], 0)
-    return [
-        replace(t, strands=tuple(replace(s, logprobs=(-0.5,) * len(s.sampled)) for s in t.strands)) for t in made
-    ]
+    return [replace(t, strands=tuple(replace(s, logprobs=(-0.5,) * len(s.sampled)) for s in t.strands)) for t in made]
 
 
 def row(ids: Sequence[int], trained: list[int]) -> Sample:
@@ -132,7 +130,9 @@ def main() -> None:
     forwarded = {name: sum(one.forwarded for one in passes()) for name, passes in arms.items()}
     print(f"{len(made)} traces, {unique:,} unique tokens, {sampled:,} sampled; rows of {config.row_tokens}")
     print(f"loss tokens / sampled tokens       {loss / sampled:.3f}")
-    print(f"tokens forwarded / unique tokens   {forwarded['packed'] / unique:.3f}; padded: {forwarded['padded'] / unique:.3f}")
+    print(
+        f"tokens forwarded / unique tokens   {forwarded['packed'] / unique:.3f}; padded: {forwarded['padded'] / unique:.3f}"
+    )
     print(f"padding                            {1 - unique / forwarded['packed']:.1%}")
     dense_tokens = sum(len(one.block.ids) for one in rows)
     rates = {

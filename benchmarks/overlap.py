@@ -80,7 +80,9 @@ def main() -> None:
     sizes = ("train=400", "validation=50", "test=50")
     if apr("data", "generate", "--config", "tiny_cpu", *sizes, f"out={out / 'data'}", log=out / "data.log").wait():
         sys.exit(f"no data: see {out / 'data.log'}")
-    runs = {staleness: steps(out / f"staleness_{staleness}", out / "data", staleness, arguments) for staleness in (0, 1)}
+    runs = {
+        staleness: steps(out / f"staleness_{staleness}", out / "data", staleness, arguments) for staleness in (0, 1)
+    }
 
     def median(staleness: int, name: str) -> float:
         return statistics.median(line[name] for line in runs[staleness] if name in line)
@@ -89,7 +91,9 @@ def main() -> None:
         names = ("rollout", "wait", "learn", "sync", "step")
         parts = " | ".join(f"{name} {median(staleness, f'time/{name}'):.2f}" for name in names)
         share = statistics.median(line["time/sync"] / line["time/step"] for line in runs[staleness])
-        print(f"staleness {staleness}: median seconds of {len(runs[staleness])} steps: {parts} | sync {share:.1%} of a step")
+        print(
+            f"staleness {staleness}: median seconds of {len(runs[staleness])} steps: {parts} | sync {share:.1%} of a step"
+        )
     longer = max(median(0, "time/rollout"), median(0, "time/learn"))
     print(f"step with staleness 1 / max(rollout, learn) alone: {median(1, 'time/step') / longer:.2f} (bar 1.15)")
     print(f"step with staleness 0 / step with staleness 1:     {median(0, 'time/step') / median(1, 'time/step'):.2f}")

@@ -233,7 +233,9 @@ def fuzz(name: str, count: int, seed: int) -> Tally:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1_000_000, help="sequences for each protocol of the compact dialect")
+    parser.add_argument(
+        "--count", type=int, default=1_000_000, help="sequences for each protocol of the compact dialect"
+    )
     parser.add_argument("--paper-count", type=int, default=100_000, help="sequences for each of the paper dialect")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -131,7 +131,9 @@ def run_trl(data: Path, out: Path, steps: int, batch: int, options: dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("runs/tiny_cpu/data"), help="apr data generate --config tiny_cpu")
+    parser.add_argument(
+        "--data", type=Path, default=Path("runs/tiny_cpu/data"), help="apr data generate --config tiny_cpu"
+    )
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, default=192)
@@ -155,7 +157,9 @@ def main() -> None:
     for name, measured in found.items():
         seconds = [one["seconds"] for one in measured]
         medians[name] = statistics.median(seconds)
-        traces, tokens, success = (statistics.fmean(one[key] for one in measured) for key in ("traces", "tokens", "success"))
+        traces, tokens, success = (
+            statistics.fmean(one[key] for one in measured) for key in ("traces", "tokens", "success")
+        )
         print(
             f"| {name} | {medians[name]:.2f} ({min(seconds):.2f} to {max(seconds):.2f}) | {traces:.0f} | {tokens:.1f} "
             f"| {success:.3f} |"

@@ -39,7 +39,12 @@ SCALED = "divide_by_deviation=true"
 LONGER = ("learner.lr=1.0e-3", "learner.lr_schedule=linear")
 EAGER = (FREE, *LONGER)
 ALONE = 300  # problems tried one at a time, for seconds
-DONE = {"data": "manifest.json", "sft": "checkpoint/model.safetensors", "rl": "final/model.safetensors", "eval": "summary.json"}
+DONE = {
+    "data": "manifest.json",
+    "sft": "checkpoint/model.safetensors",
+    "rl": "final/model.safetensors",
+    "eval": "summary.json",
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,8 @@ class Study:
 
     def both(self, name: str, checkpoint: str, protocol: str, *changes: str, data: str = "data") -> list[Stage]:
         return [
-            self.evaluation(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}", *changes, data=data) for t in (0, 1)
+            self.evaluation(f"{name}_T{t}", checkpoint, protocol, f"temperature={t}", *changes, data=data)
+            for t in (0, 1)
         ]
 
     def levels(self, sft: Stage, protocol: str, *changes: str, data: str = "data") -> list[Stage]:
@@ -192,7 +198,10 @@ class Study:
             self.evaluation(f"{name}_{how}", f"{name}/{place}", solver, *changes, alone=True)
             for name, solver in models.items()
             for place in ["final" if name.startswith("rl") else "checkpoint"]
-            for how, changes in (("alone", ("in_flight=1", f"problems={ALONE}")), ("load", ("in_flight=256", "problems=2000")))
+            for how, changes in (
+                ("alone", ("in_flight=1", f"problems={ALONE}")),
+                ("load", ("in_flight=256", "problems=2000")),
+            )
         ]
         rows["prices"] = [*(stage for name in models for stage in rows[name][:3] if stage.command != "eval"), *timed]
         return rows
@@ -251,7 +260,9 @@ class Runner:
         with self.changed:
             while not self.stopped:
                 open_ = [one for one in self.needs if one.timed is timed and not self.study.done(one)]
-                free = (one for one in open_ if one.name not in self.running and all(map(self.study.done, self.needs[one])))
+                free = (
+                    one for one in open_ if one.name not in self.running and all(map(self.study.done, self.needs[one]))
+                )
                 if not open_:
                     return None
                 if stage := next(free, None):
@@ -360,7 +371,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="rows made at once; default: one a core")
+    parser.add_argument(
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="rows made at once; default: one a core"
+    )
     parser.add_argument("--publish", action="store_true", help="write what is whole into docs/results")
     parser.add_argument("--list", action="store_true", help="name the rows, and what of them is done")
     given = parser.parse_args()

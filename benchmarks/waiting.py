@@ -134,7 +134,9 @@ def learner(windows: Windows, data: Path, threads: int) -> None:
     trained = Learner(CHECKPOINT, config, 1.0)
     batch = samples([Scored(trace, 1.0) for trace in traces(96)], "token")
     while True:
-        step(trained, [Pass(rows, trained.device) for rows in plan(batch, config.row_tokens, config.tokens_per_pass)[0]])
+        step(
+            trained, [Pass(rows, trained.device) for rows in plan(batch, config.row_tokens, config.tokens_per_pass)[0]]
+        )
         if not windows.tick():
             return
 
@@ -204,7 +206,9 @@ def measure(part: str, data: Path, names: Sequence[str], runs: int, seconds: flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("runs/tiny_cpu/data"), help="apr data generate --config tiny_cpu")
+    parser.add_argument(
+        "--data", type=Path, default=Path("runs/tiny_cpu/data"), help="apr data generate --config tiny_cpu"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--runs", type=int, default=3)

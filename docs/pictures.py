@@ -20,7 +20,9 @@ SHOWN = ("spawn_join_rl", "spawn_join_sft")  # evaluations, the first that is th
 
 
 def take(browser: Any, page: Path, out: Path, width: int, height: int, ready: str) -> None:
-    opened = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=1.5, color_scheme="light")
+    opened = browser.new_page(
+        viewport={"width": width, "height": height}, device_scale_factor=1.5, color_scheme="light"
+    )
     opened.goto(page.resolve().as_uri())
     opened.wait_for_selector(ready, state="attached")
     opened.screenshot(path=str(out))

@@ -119,7 +119,9 @@ class Learner:
         if resumed:
             self.backend.load(checkpoint)
 
-    async def update(self, minibatches: Sequence[Sequence[Sample]], lr: float, parity: tuple[float, float]) -> dict[str, float]:
+    async def update(
+        self, minibatches: Sequence[Sequence[Sample]], lr: float, parity: tuple[float, float]
+    ) -> dict[str, float]:
         """`inner_steps` rounds over the minibatches of one step, each an optimiser step at learning rate `lr`. Returns
         metrics over all of them, the same on every rank. `parity`: (mean, max) absolute gap between the logprobs that the
         sampler had from these very weights and ours that is still allowed; beyond it `ParityError`, before a weight has
@@ -160,7 +162,9 @@ class Learner:
             "time/learn_tokens_per_second": unique * self.config.inner_steps / seconds,
         }
 
-    def _backward(self, passes: Sequence[Pass], old: list[Tensor], references: Sequence[Tensor | None]) -> list[LossTerms]:
+    def _backward(
+        self, passes: Sequence[Pass], old: list[Tensor], references: Sequence[Tensor | None]
+    ) -> list[LossTerms]:
         """Add up the gradients of a minibatch. `old`: the logprobs at the step's start, pass by pass; filled if empty."""
         terms = []
         for i, one in enumerate(passes):

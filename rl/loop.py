@@ -101,7 +101,11 @@ def learning_rate(config: RlConfig, step: int) -> float:
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """Means over a step's traces of every reward part and cost, and the share of each stop reason of the roots."""
     traces = rollout.traces
-    metrics = {"time/rollout": rollout.seconds, "time/wait": rollout.waited, "rollout/groups": float(len(rollout.groups))}
+    metrics = {
+        "time/rollout": rollout.seconds,
+        "time/wait": rollout.waited,
+        "rollout/groups": float(len(rollout.groups)),
+    }
     if not traces:
         return metrics
     metrics["reward/groups_used"] = statistics.fmean(map(has_signal, rollout.groups))

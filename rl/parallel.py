@@ -113,7 +113,9 @@ class Plain:
     def step(self, lr: float) -> float:
         if self.rank.count > 1:
             self._sum_gradients()
-        norm = finite("gradient norm", torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item())
+        norm = finite(
+            "gradient norm", torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

@@ -46,7 +46,12 @@ def minibatches(scored: Sequence[Scored], count: int, rng: random.Random) -> lis
 
 
 def samples(
-    scored: Sequence[Scored], weighting: Weighting = "token", *, constant: int = 1024, version: int = 0, kl: bool = False
+    scored: Sequence[Scored],
+    weighting: Weighting = "token",
+    *,
+    constant: int = 1024,
+    version: int = 0,
+    kl: bool = False,
 ) -> list[Sample]:
     """Blocks of the traces of a minibatch; every sampled token is trained in exactly one, injected ones never.
 

@@ -33,7 +33,9 @@ def smol_like() -> Any:
 def llama_like() -> Any:
     """Numbers of up to three digits in one token; no padding token."""
     split = pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), "isolated")
-    return _made(split, HEADERS, ["<|begin|>", "<|head|>", "<|/head|>", "<|eot|>"], bos_token="<|begin|>", eos_token="<|eot|>")
+    return _made(
+        split, HEADERS, ["<|begin|>", "<|head|>", "<|/head|>", "<|eot|>"], bos_token="<|begin|>", eos_token="<|eot|>"
+    )
 
 
 def _made(split: Any, template: str, own: list[str], **roles: str) -> Any:
@@ -42,7 +44,9 @@ def _made(split: Any, template: str, own: list[str], **roles: str) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = [AddedToken(token, special=True, normalized=False) for token in [*own, *RESERVED]]
-    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, special_tokens=special, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
     tokenizer.train_from_iterator(TEXTS, trainer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **roles)
     wrapped.chat_template = template

@@ -113,7 +113,9 @@ class Checks:
     def same(self, what: str, told: Any, ours: Any) -> None:
         self.count += 1
         told = None if told in ("", None) else float(told)
-        if (told is None) != (ours is None) or (told is not None and not math.isclose(told, ours, rel_tol=1e-9, abs_tol=1e-9)):
+        if (told is None) != (ours is None) or (
+            told is not None and not math.isclose(told, ours, rel_tol=1e-9, abs_tol=1e-9)
+        ):
             self.wrong.append(f"{what}: the report says {told}, but it is {ours}")
 
 
@@ -277,7 +279,9 @@ def _solved(group: list[Json], kind: str) -> list[bool]:
     if kind == "pass":
         return [any(each)]
     said = [one["answer"] if one["answer"].strip() else None for one in group]
-    votes = [sum(other is not None and same_answer(one, other) for other in said) if one is not None else 0 for one in said]
+    votes = [
+        sum(other is not None and same_answer(one, other) for other in said) if one is not None else 0 for one in said
+    ]
     return [max(votes) > 0 and each[votes.index(max(votes))]]
 
 
@@ -370,7 +374,9 @@ def _temperatures(checks: Checks, rows: list[Json], attempts: dict[str, list[Jso
                     for name, lines in attempts.items()
                     if name.startswith(model)
                 ]
-                checks.same(f"temperatures, {row['model']}, {key}", told, min(rates, key=lambda one: abs(one - float(told))))
+                checks.same(
+                    f"temperatures, {row['model']}, {key}", told, min(rates, key=lambda one: abs(one - float(told)))
+                )
 
 
 def _points(

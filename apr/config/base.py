@@ -20,7 +20,9 @@ class Strict(BaseModel):
         for key, value in content.items() if isinstance(content, dict) else ():
             field = cls.model_fields.get(key)
             if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
-                raise ValueError(f"{key}: {value} is true or false, which does not fit (YAML reads yes, no, on, off so)")
+                raise ValueError(
+                    f"{key}: {value} is true or false, which does not fit (YAML reads yes, no, on, off so)"
+                )
         return content
 
 

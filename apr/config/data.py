@@ -33,7 +33,9 @@ class SolverConfig(Strict):
     heuristic: Heuristic = "numbers_to_factors"
     order: Order = "canonical"
     prune: Literal["beam", "target"] = Field(default="beam", description="target: keep what is no farther than it")
-    duplicates: bool = Field(default=False, description="keep children that differ only in their step, as the code does")
+    duplicates: bool = Field(
+        default=False, description="keep children that differ only in their step, as the code does"
+    )
     spawn_depth: int = Field(default=0, ge=0)
     unfold: bool = Field(default=False, description="child threads' searches written serially: the equal teacher")
     value_cap: int | None = Field(default=None, ge=1)

@@ -17,13 +17,17 @@ class EngineConfig(Strict):
     kind: Literal["vllm", "tiny", "endpoint"] = "vllm"
     url: str | None = Field(default=None, description="of kind endpoint: http://HOST:PORT, where `vllm serve` listens")
     model: str | None = Field(default=None, description="of kind endpoint: its name there; if not given, the only one")
-    timeout: float = Field(default=600.0, gt=0, description="of kind endpoint: seconds without a token before one is lost")
+    timeout: float = Field(
+        default=600.0, gt=0, description="of kind endpoint: seconds without a token before one is lost"
+    )
     kv_cache_mib: int = Field(default=512, ge=1)
     max_num_seqs: int = Field(default=256, ge=1, description="requests served at once; more wait")
     block_size: int = Field(default=32, ge=1)
     tensor_parallel: int = Field(default=1, ge=1, description="devices that one copy of the model is divided among")
     dtype: Literal["float32", "bfloat16"] = "float32"
-    threads: int | None = Field(default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start")
+    threads: int | None = Field(
+        default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start"
+    )
 
     @model_validator(mode="after")
     def _endpoint(self) -> EngineConfig:
@@ -71,5 +75,7 @@ class ClusterConfig(Strict):
     @model_validator(mode="after")
     def _together(self) -> ClusterConfig:
         if self.engines > 1 and self.address == "none":
-            raise ValueError("several engines run on Ray only: set cluster.address (local starts one), or cluster.engines=1")
+            raise ValueError(
+                "several engines run on Ray only: set cluster.address (local starts one), or cluster.engines=1"
+            )
         return self

@@ -18,8 +18,12 @@ class EvalConfig(Strict):
     seed: int = 0
     data: Path = Path("runs/data")
     split: Literal["train", "validation", "test"] = "test"
-    checkpoint: Path = Field(default=Path("runs/sft"), description="a checkpoint, or a folder with peft's adapter of one")
-    base: Path | None = Field(default=None, description="of an adapter: the model that it adapts, if it names none here")
+    checkpoint: Path = Field(
+        default=Path("runs/sft"), description="a checkpoint, or a folder with peft's adapter of one"
+    )
+    base: Path | None = Field(
+        default=None, description="of an adapter: the model that it adapts, if it names none here"
+    )
     protocol: ProtocolName = "spawn_join"
     dialect: DialectName | None = Field(default=None, description="if the checkpoint does not say")
     problems: int | None = Field(default=None, ge=1, description="the first so many; all if not given")
@@ -38,5 +42,7 @@ class EvalConfig(Strict):
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("several samples at temperature 0 are all the same: set temperature above 0 or samples=1")
         if self.engine.kind == "endpoint" and self.cluster.address != "none":
-            raise ValueError("engine.kind=endpoint is a server already, with devices of its own: leave cluster.address out")
+            raise ValueError(
+                "engine.kind=endpoint is a server already, with devices of its own: leave cluster.address out"
+            )
         return self

@@ -36,7 +36,8 @@ class RewardConfig(Strict):
     soft_span: SoftBudget | None = None
     soft_work: SoftBudget | None = None
     acceleration: Bonus | None = Field(
-        default=None, description="1 - span_sampled / work_sampled; ThreadWeaver (arXiv 2512.07843): cap 0.2, weight 0.1"
+        default=None,
+        description="1 - span_sampled / work_sampled; ThreadWeaver (arXiv 2512.07843): cap 0.2, weight 0.1",
     )
     concurrency: Bonus | None = Field(
         default=None, description="threads active on average; AsyncThink (arXiv 2510.26658): cap is tau times its pool"
@@ -58,16 +59,22 @@ class LearnerConfig(Strict):
     """The optimiser's side of RL. `row_tokens` and `tokens_per_pass` shape the forward passes; they change no result."""
 
     lr: float = Field(default=2e-4, gt=0)
-    lr_schedule: Literal["constant", "linear"] = Field(default="constant", description="linear: down to 0 at `lr_steps`")
+    lr_schedule: Literal["constant", "linear"] = Field(
+        default="constant", description="linear: down to 0 at `lr_steps`"
+    )
     lr_steps: int | None = Field(
-        default=None, ge=1, description="step at which the linear schedule reaches 0; default: the `steps` of the run's start"
+        default=None,
+        ge=1,
+        description="step at which the linear schedule reaches 0; default: the `steps` of the run's start",
     )
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     inner_steps: int = Field(default=1, ge=1, description="rounds over each step's traces")
     minibatches: int = Field(default=1, ge=1, description="parts of a step's traces, with an optimiser step for each")
     surrogate: Literal["clip", "cispo"] = "clip"
-    ratio: Literal["token", "strand"] = Field(default="token", description="strand: GSPO's, mean over a strand's tokens")
+    ratio: Literal["token", "strand"] = Field(
+        default="token", description="strand: GSPO's, mean over a strand's tokens"
+    )
     clip_low: float = Field(default=0.2, gt=0, le=1)
     clip_high: float = Field(default=0.2, gt=0)
     importance_cap: float = Field(default=2.0, ge=1)
@@ -78,12 +85,16 @@ class LearnerConfig(Strict):
     activation_checkpointing: bool = False
     row_tokens: int = Field(default=256, ge=16, description="of a packed row; longer samples get rows of their own")
     tokens_per_pass: int = Field(default=8192, ge=64)
-    threads: int | None = Field(default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start")
+    threads: int | None = Field(
+        default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start"
+    )
 
     @model_validator(mode="after")
     def _horizon(self) -> LearnerConfig:
         if self.lr_steps is not None and self.lr_schedule == "constant":
-            raise ValueError("learner.lr_steps ends the linear schedule: set learner.lr_schedule=linear, or leave it out")
+            raise ValueError(
+                "learner.lr_steps ends the linear schedule: set learner.lr_schedule=linear, or leave it out"
+            )
         return self
 
 
@@ -117,9 +128,12 @@ class RlConfig(Strict):
     weight_sync: Literal["tensors", "file", "nccl", "ipc"] = Field(
         default="tensors", description="nccl, ipc: from GPU to GPU by vLLM's own weight transfer; see docs/cluster.md"
     )
-    staleness: int = Field(default=0, ge=0, description="updates that rollouts may lag behind; 0: none is made meanwhile")
+    staleness: int = Field(
+        default=0, ge=0, description="updates that rollouts may lag behind; 0: none is made meanwhile"
+    )
     on_update: Literal["finish", "recompute"] = Field(
-        default="finish", description="strands in flight end before an update, or go on after it with their KV recomputed"
+        default="finish",
+        description="strands in flight end before an update, or go on after it with their KV recomputed",
     )
     in_flight: int = Field(default=64, ge=1)
     validate_every: int = Field(default=10, ge=1)
@@ -150,7 +164,9 @@ class RlConfig(Strict):
         if self.protocol == "spawn_join" and self.limits.depth < 1:
             raise ValueError("protocol spawn_join needs limits.depth of at least 1")
         if self.weighting != "constant" and self.constant != type(self).model_fields["constant"].default:
-            raise ValueError(f"constant={self.constant} is of weighting=constant (Dr.GRPO): set that as well, or leave it out")
+            raise ValueError(
+                f"constant={self.constant} is of weighting=constant (Dr.GRPO): set that as well, or leave it out"
+            )
         traces = self.problems_per_step * self.group_size
         if self.learner.minibatches > traces:
             raise ValueError(
@@ -169,7 +185,9 @@ class RlConfig(Strict):
                 "cluster.ranks above 1 and learner.parallel need Ray: set cluster.address=local, or a cluster's address"
             )
         if self.learner.lora and self.learner.parallel == "zero3":
-            raise ValueError("learner.lora leaves too little to divide for zero3: set learner.parallel to zero2 or less")
+            raise ValueError(
+                "learner.lora leaves too little to divide for zero3: set learner.parallel to zero2 or less"
+            )
         return self
 
     @model_validator(mode="after")

@@ -50,7 +50,9 @@ class SftConfig(Strict):
     tokens: int = Field(default=6_000_000, ge=1, description="to train on; rows are gone through as often as it takes")
     batch_tokens: int = Field(default=2048, ge=64, description="padded tokens in a batch of rows of similar length")
     lr: float = Field(default=2e-3, gt=0, description="of AdamW: embeddings, norms, the output layer; all of a base")
-    muon_lr: float = Field(default=2e-2, gt=0, description="of Muon: the matrices inside the layers; unused with a base")
+    muon_lr: float = Field(
+        default=2e-2, gt=0, description="of Muon: the matrices inside the layers; unused with a base"
+    )
     warmup_steps: int = Field(default=50, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     log_every: int = Field(default=50, ge=1)
@@ -59,7 +61,9 @@ class SftConfig(Strict):
         default=[], description="shares of the training after which a checkpoint is kept, to see when it levelled off"
     )
     activation_checkpointing: bool = False
-    threads: int | None = Field(default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start")
+    threads: int | None = Field(
+        default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start"
+    )
     out: Path = Path("runs/sft")
 
     @model_validator(mode="after")
@@ -67,7 +71,9 @@ class SftConfig(Strict):
         if self.base is None and self.lora is not None:
             raise ValueError("lora adapts a pretrained model: set `base`, or leave it out")
         if self.snapshots and self.lora is not None:
-            raise ValueError("snapshots would have to merge the adapters of lora, which ends their training: leave out either")
+            raise ValueError(
+                "snapshots would have to merge the adapters of lora, which ends their training: leave out either"
+            )
         if self.base is not None and self.lr > 1e-3:
             raise ValueError(
                 f"lr ({self.lr:g}) is for models from scratch and would undo what a base has learned: set 1e-5 to 1e-3"

@@ -70,7 +70,9 @@ def check_folder(folder: Path) -> str:
     text = (folder / CARD).read_text() if (folder / CARD).is_file() else ""
     for part, found in content_hashes(folder, config.solvers).items():
         if f'"{part}": "{found}"' not in text:
-            raise DataError(f"{folder / CARD} is missing, or lists another content hash of {part}: delete it and {AGAIN}")
+            raise DataError(
+                f"{folder / CARD} is missing, or lists another content hash of {part}: delete it and {AGAIN}"
+            )
     return "\n".join([*lines, "every content hash is that of its rows, and on the card"])
 
 
@@ -116,7 +118,9 @@ def _in_another(parts: Sequence[Part], split: str, held_out: Owners, spec: Count
     """What a problem of `split` shares with a held-out one of another, if anything."""
     for part in parts:
         if (owner := held_out.get(part, split)) != split:
-            what = f"numbers {part}" if spec.split_by == "multisets" else f"numbers {part[1:]}, which win for {part[0]},"
+            what = (
+                f"numbers {part}" if spec.split_by == "multisets" else f"numbers {part[1:]}, which win for {part[0]},"
+            )
             return f"{what} are in the {owner} split too"
     return None
 
@@ -129,7 +133,9 @@ def check_shard(shard: Shard) -> tuple[str, int, int]:
     dialect = dialect_of_shard(shard.path, facts_in(table)["dialect"])
     parts = _parts(table.select(["numbers", "target"]).to_pylist(), shard.spec)
     for row, trace in enumerate(traces_of(table, str(shard.path), dialect)):
-        if fault := _in_another(parts[row], "train", shard.held_out, shard.spec) or _fault(trace, columns[row], dialect):
+        if fault := _in_another(parts[row], "train", shard.held_out, shard.spec) or _fault(
+            trace, columns[row], dialect
+        ):
             raise DataError(f"{shard.path}, row {row}: {fault}")
         solved += trace.correct
     facts = _check_hash(shard.path, table)

@@ -90,9 +90,7 @@ def import_file(path: Path, out: Path | None, dialect: PaperDialect) -> Report:
     return report
 
 
-def _import(
-    path: Path, dialect: PaperDialect, keep: Callable[[Trace], None]
-) -> tuple[Report, dict[int, Problems]]:
+def _import(path: Path, dialect: PaperDialect, keep: Callable[[Trace], None]) -> tuple[Report, dict[int, Problems]]:
     """Read all rows; `keep` gets the traces. The distinct solvable problems, by how many numbers they have."""
     report = Report()
     seen: dict[tuple[int, ...], None] = {}  # target, then numbers, in the order of the rows
@@ -213,7 +211,9 @@ def read_rows(path: Path, advance: Callable[[int], None] = lambda read: None) ->
                 if mark != ",":
                     raise ValueError("the list is cut off" if not mark else f"{mark!r} where a comma or ] should be")
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}, row {row}: not a JSON list of rows ({error}): fetch or write the file again") from error
+        raise DataError(
+            f"{path}, row {row}: not a JSON list of rows ({error}): fetch or write the file again"
+        ) from error
 
 
 class _Source:

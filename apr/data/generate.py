@@ -110,9 +110,7 @@ def _lessons(config: DataConfig, name: str, dialect: Dialect, problems: Sequence
     teacher = Teacher(config.solvers[name], dialect, config.seed, config.demonstrations_per_problem)
     folder = demonstrations_folder(config.out, name)
     counts = [min(config.shard_rows, config.train - i * config.shard_rows) for i in range(len(problems))]
-    return [
-        Lesson(path, folder / path.name, teacher, count * teacher.copies) for path, count in zip(problems, counts)
-    ]
+    return [Lesson(path, folder / path.name, teacher, count * teacher.copies) for path, count in zip(problems, counts)]
 
 
 def _draw(config: DataConfig, dialect: Dialect, split: str) -> Problems:

@@ -38,7 +38,9 @@ def shard_paths(folder: Path, split: str) -> list[Path]:
         raise DataError(f"no data file {wanted}: make it with `apr data generate`, or set `data` to where it is")
     counts = {path.stem.rpartition("-of-")[2] for path in found}
     if len(counts) > 1:
-        raise DataError(f"{folder} mixes data sets of {' and '.join(sorted(counts))} {split} shards: delete one of them")
+        raise DataError(
+            f"{folder} mixes data sets of {' and '.join(sorted(counts))} {split} shards: delete one of them"
+        )
     paths = [shard_path(folder, split, i, int(*counts)) for i in range(int(*counts))]
     for path in paths:
         if path not in found:

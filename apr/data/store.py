@@ -290,6 +290,4 @@ def statistics_of(table: pa.Table, asked: int) -> dict[str, int]:
 
 def merged(statistics: Sequence[dict[str, int]]) -> dict[str, int]:
     """The statistics of several shards as those of one table."""
-    return {
-        name: (max if name.endswith("_max") else sum)(one[name] for one in statistics) for name in statistics[0]
-    }
+    return {name: (max if name.endswith("_max") else sum)(one[name] for one in statistics) for name in statistics[0]}

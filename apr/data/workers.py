@@ -29,9 +29,7 @@ def processes(wanted: int | None, demonstrations: int) -> int:
     return len(os.sched_getaffinity(0)) if demonstrations > LITTLE else 1
 
 
-def in_processes(
-    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int
-) -> Generator[Result, None, None]:
+def in_processes(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Generator[Result, None, None]:
     """`work` of each job, as they end, in at most `workers` processes (in this one, if one is enough).
 
     `work` is a module's function, its jobs and results can be pickled. If a job fails, or the caller stops, the other
@@ -45,7 +43,9 @@ def in_processes(
     # Spawned, not forked: a process with threads (of Arrow, say) cannot be forked safely.
     pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"))
     try:
-        with _interrupts_ignored():  # and so by the workers, from their first instruction on: they end with this process
+        with (
+            _interrupts_ignored()
+        ):  # and so by the workers, from their first instruction on: they end with this process
             futures = [pool.submit(work, job) for job in jobs]
         for future in as_completed(futures):
             yield future.result()

@@ -272,7 +272,12 @@ def cause_of(error: RayTaskError) -> Exception:
 
 
 async def start_engine(
-    config: EngineConfig, checkpoint: Path, max_context: int, seed: int, cluster: ClusterConfig, transfer: str | None = None
+    config: EngineConfig,
+    checkpoint: Path,
+    max_context: int,
+    seed: int,
+    cluster: ClusterConfig,
+    transfer: str | None = None,
 ) -> RemoteEngine:
     """Place an engine's actor and wait until it serves. Raises `ResourceError` if that takes longer than it may,
     `EngineLostError` if the actor dies meanwhile, and what the engine raises when it is made."""

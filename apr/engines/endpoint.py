@@ -138,7 +138,9 @@ class EndpointEngine(LocalEngine):
         """What is raised when a request has been sent as often as it may be; `last`: what went wrong in the end."""
         url, times = self._server.url, 1 + len(WAITS)
         if isinstance(last, aiohttp.ConnectionTimeoutError | aiohttp.ClientConnectorError):
-            what = f"could not connect to {url}, {times} times in a row, to sample {request.key} ({last}): see if it is up"
+            what = (
+                f"could not connect to {url}, {times} times in a row, to sample {request.key} ({last}): see if it is up"
+            )
         else:
             what = f"{url} failed {times} times to sample {request.key} ({last}): see its log"
         return EngineLostError(f"{what}; start it again if it has died, then call the same command again")

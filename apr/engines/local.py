@@ -223,7 +223,9 @@ class LocalEngine(ABC):
         self._check_alive()
         refuse_second(request.key, self._flights)
         if not request.ids or request.max_tokens < 1:
-            raise EngineError(f"{request.key}: {len(request.ids)} ids, max_tokens {request.max_tokens}; both start at 1")
+            raise EngineError(
+                f"{request.key}: {len(request.ids)} ids, max_tokens {request.max_tokens}; both start at 1"
+            )
         ids = {*request.ids, *request.stop_ids}
         if min(ids) < 0 or (self._vocabulary is not None and max(ids) >= self._vocabulary):
             raise EngineError(f"{request.key} names ids outside the model's vocabulary of {self._vocabulary}")

@@ -52,7 +52,9 @@ class TinyEngine(LocalEngine):
         try:
             model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
         except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{checkpoint} holds no readable model ({error}): train or export it again") from error
+            raise CheckpointError(
+                f"{checkpoint} holds no readable model ({error}): train or export it again"
+            ) from error
         return cls(model, max_context=max_context, version=version)
 
     def _begin(self, flight: Flight) -> None:

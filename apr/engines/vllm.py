@@ -255,7 +255,9 @@ class VllmEngine(LocalEngine):
         try:
             window = AutoConfig.from_pretrained(checkpoint, local_files_only=True).max_position_embeddings
         except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{checkpoint}/config.json is of no model served here ({error}): save it again") from error
+            raise CheckpointError(
+                f"{checkpoint}/config.json is of no model served here ({error}): save it again"
+            ) from error
         if self.max_context > window:
             raise CheckpointError(
                 f"max_context {self.max_context} exceeds the window of {window} that {checkpoint} was trained with: "

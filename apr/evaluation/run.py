@@ -173,6 +173,8 @@ def _done(run: Path, jobs: Sequence[Job]) -> list[Attempt]:
         if (trace.problem["id"], trace.sample) != (job.problem["id"], job.sample):
             raise RunDirectoryError(f"{run} holds an evaluation of other problems: give another `out`, or delete it")
         if lost(trace):
-            raise RunDirectoryError(f"{run / TRACES} has traces that lost their engine: delete that file to make them again")
+            raise RunDirectoryError(
+                f"{run / TRACES} has traces that lost their engine: delete that file to make them again"
+            )
         tried.append(attempt(trace))
     return tried

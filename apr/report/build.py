@@ -1,10 +1,10 @@
 """`apr report`: from the folders of evaluations and RL runs to a folder with the page, a summary, figures and data.
 
-    report.html             self-contained: opens without network or server
-    summary.md              the same tables as Markdown
-    figures/NAME.svg        each figure, and data/NAME.csv the points it was drawn from
-    data/NAME.csv           each table, with more columns than it shows
-    data/attempts.csv.gz    every attempt with its costs, from which the evaluations' numbers can be worked out again
+report.html             self-contained: opens without network or server
+summary.md              the same tables as Markdown
+figures/NAME.svg        each figure, and data/NAME.csv the points it was drawn from
+data/NAME.csv           each table, with more columns than it shows
+data/attempts.csv.gz    every attempt with its costs, from which the evaluations' numbers can be worked out again
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def _report(
     rows = [row for one in entries for row in rows_of(one, _teacher(one, teachers))]
     facts = manifest()
     drawn = {one.label for one in main}
-    shown = [row for row in rows if row.summary.name in drawn or "cons@" in row.summary.name or "pass@" in row.summary.name]
+    shown = [
+        row for row in rows if row.summary.name in drawn or "cons@" in row.summary.name or "pass@" in row.summary.name
+    ]
     if len(shown) > SERIES:
         shown = [row for row in shown if "pass@" not in row.summary.name]
     teaching = [row.teacher for row in rows if row.teacher]
@@ -119,7 +121,9 @@ def _plainness(one: Entry) -> tuple[Any, ...]:
     return one.config.samples > 1, asked is not None, -(asked or 0), one.alone, one.config.temperature
 
 
-def _left_out(entries: Sequence[Entry], main: Sequence[Entry], shown: Sequence[Row], runs: Sequence[RlRun]) -> list[str]:
+def _left_out(
+    entries: Sequence[Entry], main: Sequence[Entry], shown: Sequence[Row], runs: Sequence[RlRun]
+) -> list[str]:
     """What of many evaluations and runs is in tables only."""
     said = []
     models = len({one.evaluation.facts.get("checkpoint_hash") for one in entries})
@@ -145,7 +149,11 @@ def notices(entries: Sequence[Entry]) -> list[str]:
             cure = f"`apr eval --config {again} out={one.evaluation.folder}`"
             said.append(
                 f"{one.title}: {missing} of {asked} attempts are missing; its numbers are of the other {len(one.attempts)}. "
-                + (f"Finish it with {cure}." if not skipped else f"Delete {one.evaluation.folder / TRACES} and call {cure}.")
+                + (
+                    f"Finish it with {cure}."
+                    if not skipped
+                    else f"Delete {one.evaluation.folder / TRACES} and call {cure}."
+                )
             )
     said += [
         f"{one.title}: contact with training: {contact}."
@@ -161,7 +169,10 @@ def notices(entries: Sequence[Entry]) -> list[str]:
         said.append(
             f"Not all were evaluated on the same problems: paired tests are made on those that two have in common. {told}."
         )
-    most = {one.problem_set: max(other.asked for other in entries if other.problem_set == one.problem_set) for one in entries}
+    most = {
+        one.problem_set: max(other.asked for other in entries if other.problem_set == one.problem_set)
+        for one in entries
+    }
     few = [one for one in entries if one.asked < most[one.problem_set]]
     if fewer := ", ".join(f"{one.title} ({one.asked:,} of {most[one.problem_set]:,})" for one in few):
         said.append(
@@ -189,7 +200,9 @@ def _lead(main: Sequence[Entry]) -> str:
     if len({(one.problem_set, one.asked) for one in main}) > 1:
         return f"{what}, on problems that are not all the same: {', '.join(parts)}."
     windows = {one.config.limits.context for one in main}
-    window = f"a context window of {windows.pop():,}" if len(windows) == 1 else "context windows that are not all the same"
+    window = (
+        f"a context window of {windows.pop():,}" if len(windows) == 1 else "context windows that are not all the same"
+    )
     return f"{what} on {len(main[0].first)} {main[0].config.split} problems in {window}: {', '.join(parts)}."
 
 
@@ -214,7 +227,11 @@ def _runs(runs: Sequence[RlRun]) -> tuple[Table, Table, list[Any]] | None:
         }
         for run in runs
     }
-    return tables.rl_runs(runs), tables.differences("rl_changes", "What was changed between the runs", told), rl_charts(runs)
+    return (
+        tables.rl_runs(runs),
+        tables.differences("rl_changes", "What was changed between the runs", told),
+        rl_charts(runs),
+    )
 
 
 def _sources(main: Sequence[Entry]) -> list[Source]:
@@ -259,4 +276,6 @@ def _seconds(path: Path) -> dict[str, float]:
         content = json.loads(path.read_text()) if path.is_file() else {}
         return {str(stage): float(seconds) for stage, seconds in content.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is corrupt ({error!r}): delete it, or write the report elsewhere with --out") from error
+        raise DataError(
+            f"{path} is corrupt ({error!r}): delete it, or write the report elsewhere with --out"
+        ) from error

@@ -94,7 +94,9 @@ class Chart:
         """A file of its own: the light palette on white, and a legend, since there is no page beside it."""
         text = replace(self, legend=True).svg()
         text = text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
-        text = re.sub(r"var\((--\w+)\)", lambda found: _light()[found[1]], text).replace("currentColor", _light()["--ink"])
+        text = re.sub(r"var\((--\w+)\)", lambda found: _light()[found[1]], text).replace(
+            "currentColor", _light()["--ink"]
+        )
         return text.replace(">", f'><rect width="100%" height="100%" fill="{_light()["--paper"]}"/>', 1)
 
 
@@ -270,7 +272,9 @@ def _scales(axes: Any, chart: Chart) -> None:
     elif chart.y_scale in ("share", "zero"):
         axes.set_ylim(bottom=0.0)
     if chart.y_scale in ("share", "percent"):
-        axes.set_yticks([tick for tick in axes.get_yticks() if -1e-9 <= tick <= 1 + 1e-9 and tick >= axes.get_ylim()[0]])
+        axes.set_yticks(
+            [tick for tick in axes.get_yticks() if -1e-9 <= tick <= 1 + 1e-9 and tick >= axes.get_ylim()[0]]
+        )
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 

@@ -181,7 +181,11 @@ def questions(main: Sequence[Entry], entries: Sequence[Entry], teachers: Sequenc
             asked.append(_question(SPAWNING, "serial rows", one, alike or serial, teachers, note))
     for one in main:
         if one.tuned and one.solver is not None:
-            kin = [other for other in entries if other.solver == one.solver and other.config.protocol == one.config.protocol]
+            kin = [
+                other
+                for other in entries
+                if other.solver == one.solver and other.config.protocol == one.config.protocol
+            ]
             asked.append(_question(RL, "rows before RL", one, [other for other in kin if not other.tuned], teachers))
     return [question for question in asked if question is not None]
 

@@ -205,9 +205,12 @@ def _entries(evaluations: Sequence[Evaluation]) -> list[Entry]:
     labels = _apart(labels, evaluations, lambda one: ", one at a time" if one.config.in_flight == 1 else "")
     labels = _apart(labels, evaluations, lambda one: f" ({one.folder.name})")
     alike = _alike(labels, evaluations)
-    labels = [f"{label} in {one.folder.parent}" if same else label for label, one, same in zip(labels, evaluations, alike)]
+    labels = [
+        f"{label} in {one.folder.parent}" if same else label for label, one, same in zip(labels, evaluations, alike)
+    ]
     entries = [
-        Entry(label, model, variant, 0, one) for label, model, variant, one in zip(labels, models, variants, evaluations)
+        Entry(label, model, variant, 0, one)
+        for label, model, variant, one in zip(labels, models, variants, evaluations)
     ]
     return placed(entries, entries)
 

@@ -81,7 +81,9 @@ def _question(question: Question) -> str:
         f'<article class="card none"><h4>at equal {named([cost])}</h4>\n<p>{escape(question.missing(cost))}</p></article>\n'
         for cost in question.unequal
     ]
-    title = f"{swatch(question.model.place)}{escape(question.model.name)} <small>against {escape(question.kind)}</small>"
+    title = (
+        f"{swatch(question.model.place)}{escape(question.model.name)} <small>against {escape(question.kind)}</small>"
+    )
     return f'<h3>{title}</h3>{told}<div class="cards">{"".join(cards)}</div>'
 
 
@@ -140,7 +142,9 @@ def _results(report: Report) -> str:
         note += " A solver's own success (hollow mark) is its demonstrations', not its student's."
     drawn = {one.name for chart in report.curves for one in chart.series}
     legend = "".join(
-        f"<span>{swatch(row.place)}{escape(row.summary.name)}</span>" for row in report.rows if row.summary.name in drawn
+        f"<span>{swatch(row.place)}{escape(row.summary.name)}</span>"
+        for row in report.rows
+        if row.summary.name in drawn
     )
     curves = (
         f'<h3>Where, and at what price</h3>\n<p class="legend">{legend}</p>\n{_plots(report.curves)}\n'
@@ -194,7 +198,9 @@ def _theirs(report: Report) -> str:
         if figure.theirs:
             parts.append(_figure(f"{figure.title} ({figure.number})", figure.their_note, figure.theirs))
     body = f"<details><summary>Tables and figures of {PAPER}</summary>{''.join(parts)}</details>"
-    return _section("Published numbers", body, "Of other problems and larger models: none of them is comparable with ours.")
+    return _section(
+        "Published numbers", body, "Of other problems and larger models: none of them is comparable with ours."
+    )
 
 
 def _figure(title: str, told: str, charts: Sequence[Chart]) -> str:
@@ -206,7 +212,9 @@ def _budgets(report: Report) -> str:
     if report.budgets is None:
         return ""
     table, charts = report.budgets
-    return _section("Budgets", f"{_table(table, titled=False)}\n{_plots(charts)}", "Do budgets steer? Bars are 95% intervals.")
+    return _section(
+        "Budgets", f"{_table(table, titled=False)}\n{_plots(charts)}", "Do budgets steer? Bars are 95% intervals."
+    )
 
 
 def _runs(report: Report) -> str:

@@ -84,7 +84,9 @@ def before_and_after(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
         return one.solver, one.problem_set, one.asked, c.limits, c.temperature, c.condition, c.samples, one.alone
 
     coldest = min((one.config.temperature for one in entries if one.tuned and not one.alone), default=0.0)
-    entries = [one for one in entries if one.config.temperature == coldest and one.config.samples == 1 and not one.alone]
+    entries = [
+        one for one in entries if one.config.temperature == coldest and one.config.samples == 1 and not one.alone
+    ]
     before = {settings(one): one for one in reversed(entries) if not one.tuned and one.solver}
     return [(before[settings(one)], one) for one in entries if one.tuned and settings(one) in before]
 

@@ -76,7 +76,12 @@ BY_MILLISECONDS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 # Figures 5 and 7, greedy: before and after RL.
 BEFORE_AFTER: Mapping[str, Mapping[str, tuple[float, float]]] = {
-    "APR": {"accuracy": (75.5, 83.4), "work": (10964, 16720), "tokens per thread": (1471, 1796), "branches": (6.1, 8.2)},
+    "APR": {
+        "accuracy": (75.5, 83.4),
+        "work": (10964, 16720),
+        "tokens per thread": (1471, 1796),
+        "branches": (6.1, 8.2),
+    },
     "SoS+": {"accuracy": (57.3, 60.0), "work": (2201, 2660)},
     "APR, 10 children": {"accuracy": (83.2, 83.3), "work": (19895, 22265)},
 }
@@ -87,12 +92,16 @@ def is_one_of_theirs(problem: Mapping[str, Any]) -> bool:
     numbers, target = problem.get("numbers"), problem.get("target")
     if not isinstance(numbers, list | tuple) or not all(isinstance(number, int) for number in numbers):
         return False
-    return len(numbers) == 4 and min(numbers) >= 1 and max(numbers) <= 99 and isinstance(target, int) and 10 <= target <= 100
+    return (
+        len(numbers) == 4
+        and min(numbers) >= 1
+        and max(numbers) <= 99
+        and isinstance(target, int)
+        and 10 <= target <= 100
+    )
 
 
-def curve(
-    name: str, x: Sequence[float], percent: Sequence[float], place: int, labels: Sequence[str] = ()
-) -> Series:
+def curve(name: str, x: Sequence[float], percent: Sequence[float], place: int, labels: Sequence[str] = ()) -> Series:
     """A published curve of accuracies, as shares."""
     return Series(name, x, [value / 100 for value in percent], "line", place, labels=labels, source=THEIRS)
 

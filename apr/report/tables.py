@@ -56,7 +56,9 @@ def temperatures(entries: Sequence[Entry], shared: bool) -> Table:
             groups.setdefault(key, {}).setdefault(one.config.temperature, one)
     alike = Counter(key[0] for key in groups)
     ours = {
-        key[0] if alike[key[0]] == 1 else f"{key[0]} ({', '.join(one.evaluation.folder.name for one in row.values())})": row
+        key[0]
+        if alike[key[0]] == 1
+        else f"{key[0]} ({', '.join(one.evaluation.folder.name for one in row.values())})": row
         for key, row in sorted(groups.items(), key=lambda item: min(map(entries.index, item[1].values())))
     }
     heats = {t for row in ours.values() for t in row}
@@ -112,7 +114,9 @@ def other_systems(entries: Sequence[Entry]) -> Table:
     columns = [
         Column("model", lambda r: r["model"]), _PROBLEMS, *(_number_column(key, head) for key, head in shown.items()),
     ]  # fmt: skip
-    note = "Means and ratios over all samples. These measures are not comparable across papers: most reward extra tokens."
+    note = (
+        "Means and ratios over all samples. These measures are not comparable across papers: most reward extra tokens."
+    )
     return Table("other_systems", "By the measures of other systems", records, columns, note)
 
 
@@ -282,7 +286,10 @@ def _said_column(label: str) -> Column:
 
 
 def _change_column(
-    key: str, head: str, whens: Sequence[str] = ("first", "last"), small: Callable[[Mapping[str, Any]], str] | None = None
+    key: str,
+    head: str,
+    whens: Sequence[str] = ("first", "last"),
+    small: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> Column:
     return Column(head, lambda r: " → ".join(number(r[f"{key}_{when}"]) for when in whens), small)
 

@@ -68,7 +68,6 @@ class Teachers:
             self._known[key] = _run(config, folder, solver, problems, window)
         return self._known[key]
 
-
     def _miss(self, why: str) -> None:
         notice = f"A solver's own success is not shown beside its student's: {why}."
         if notice not in self.missing:

@@ -11,7 +11,10 @@ from apr.tokens.chat_vocabulary import ChatVocabulary
 from apr.tokens.control import ControlTokens
 from apr.tokens.vocabulary import Vocabulary
 
-WEIGHTS = ("model.safetensors", "adapter_model.safetensors")  # of a trainer's checkpoint: of the whole, or of LoRA's part
+WEIGHTS = (
+    "model.safetensors",
+    "adapter_model.safetensors",
+)  # of a trainer's checkpoint: of the whole, or of LoRA's part
 
 
 def check_base(base: Path | None, vocabulary: Vocabulary) -> None:

@@ -197,9 +197,7 @@ class PretrainedVocabulary(TextVocabulary):
         return self._pieces[token]
 
     def _decoded(self, ids: tuple[int, ...]) -> str:
-        return str(
-            self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _checked(self, text: str, ids: tuple[int, ...]) -> tuple[int, ...]:
         if self.text(ids).removeprefix(" ") != text.removeprefix(" "):

@@ -50,7 +50,8 @@ def open_page(browser: Any) -> Iterator[Callable[..., Opened]]:
         page, own = opened.page, file.resolve().as_uri()
         page.on("pageerror", lambda error: opened.faults.append(f"thrown: {error}"))
         page.on(
-            "console", lambda said: said.type in ("error", "warning") and opened.faults.append(f"{said.type}: {said.text}")
+            "console",
+            lambda said: said.type in ("error", "warning") and opened.faults.append(f"{said.type}: {said.text}"),
         )
         page.on("request", lambda asked: asked.url.split("#")[0] != own and opened.faults.append(f"asked: {asked.url}"))
         page.goto(own)

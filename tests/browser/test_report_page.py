@@ -61,7 +61,9 @@ def test_figures_are_drawn_and_nothing_is_cut_off(
         drawn = figures.nth(i).evaluate("one => one.querySelectorAll('path, use').length")
         assert drawn > 10
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # only tables scroll sideways
-    ink, paper = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    ink, paper = page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
     assert contrast(ink, paper) > 7
 
 
@@ -87,7 +89,9 @@ def test_comparisons_lead_and_published_tables_are_folded_at_the_end(
 def test_the_first_trace_shown_spawns(report: Path, open_page: Callable[..., Any]) -> None:
     page = open_page(report / "report.html").page  # whose first evaluation is serial
     page.wait_for_selector("#traces[data-drawn]", state="attached")
-    assert page.locator("#traces .lane").count() > 1 and "spawn/join" in page.locator("#traces .from").first.inner_text()
+    assert (
+        page.locator("#traces .lane").count() > 1 and "spawn/join" in page.locator("#traces .from").first.inner_text()
+    )
 
 
 def test_text_in_figures_can_be_read_in_the_dark(report: Path, open_page: Callable[..., Any]) -> None:
@@ -122,7 +126,9 @@ def test_it_prints(report: Path, open_page: Callable[..., Any], tmp_path: Path) 
         if table.is_visible():
             box = table.bounding_box()
             assert box["x"] + box["width"] <= a4["width"], table.inner_text()[:60]
-    assert contrast("rgb(255, 255, 255)", page.evaluate("getComputedStyle(document.body).color")) > 7  # dark ink on paper
+    assert (
+        contrast("rgb(255, 255, 255)", page.evaluate("getComputedStyle(document.body).color")) > 7
+    )  # dark ink on paper
     page.pdf(path=str(tmp_path / "report.pdf"), format="A4")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
 

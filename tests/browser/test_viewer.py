@@ -158,7 +158,10 @@ def test_a_trace_is_drawn_with_its_lanes_arrows_path_and_lines(view: View) -> No
     assert "critical path: its sampled tokens are the sampled span" in view.text(".key")
     label = view.page.locator(".axis text.time").first
     tick = view.page.locator(".axis text.time").nth(1).bounding_box()
-    assert label.text_content() == "sampled tokens" and label.bounding_box()["x"] + label.bounding_box()["width"] < tick["x"]
+    assert (
+        label.text_content() == "sampled tokens"
+        and label.bounding_box()["x"] + label.bounding_box()["width"] < tick["x"]
+    )
     assert "total 0.75" in view.text(".facts") and "reaches the target" in view.text(".answer")
 
 
@@ -207,7 +210,9 @@ def test_a_limit_far_beyond_is_named_at_the_edge(tmp_path: Path, open_page: Open
     write_view(tmp_path / "view.html", "View", [Source("a", [far], VOCABULARY.text)])
     view = View(open_page(tmp_path / "view.html").page)
     named = view.page.locator(".axis text.line").all_text_contents()
-    assert named == ["sampled span limit 4,096 \u203a", "sampled span budget 20"] and view.count(".lanes line.line") == 1
+    assert (
+        named == ["sampled span limit 4,096 \u203a", "sampled span budget 20"] and view.count(".lanes line.line") == 1
+    )
     edge = view.page.locator(".lanes").bounding_box()
     for label in view.page.locator(".axis text").all():
         box = label.bounding_box()

@@ -201,7 +201,9 @@ def test_more_problems_than_there_can_be_are_refused_at_once() -> None:
 
 # A split by states: what one step leaves of a held-out problem's numbers, where it wins, is never left in training.
 
-SMALL = CountdownSpec(numbers=3, high=9, target_low=1, target_high=20, validation_share=0.2, test_share=0.3, split_by="states")
+SMALL = CountdownSpec(
+    numbers=3, high=9, target_low=1, target_high=20, validation_share=0.2, test_share=0.3, split_by="states"
+)
 
 
 def states_by_hand(numbers: list[int]) -> set[tuple[int, ...]]:
@@ -223,7 +225,9 @@ def every_problem(spec: CountdownSpec) -> Iterator[dict[str, Any]]:
                 yield problem_of(numbers, target)
 
 
-@pytest.mark.parametrize("spec", [SMALL, SMALL.model_copy(update={"numbers": 2}), SMALL.model_copy(update={"split_seed": 5})])
+@pytest.mark.parametrize(
+    "spec", [SMALL, SMALL.model_copy(update={"numbers": 2}), SMALL.model_copy(update={"split_seed": 5})]
+)
 def test_no_winning_state_of_a_held_out_problem_is_seen_in_training(spec: CountdownSpec) -> None:
     """Of all problems that there are: each split has some, and none of its winning states is any state of another's."""
     splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}

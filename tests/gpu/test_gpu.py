@@ -38,7 +38,9 @@ def test_engine_and_learner_agree_on_a_gpu(make_checkpoint) -> None:
         trained = [len(prompt) + i for i in range(n)]
         before = [place - 1 for place in trained]
         block = causal((*prompt, *done.ids))
-        sample = Sample(block, trained, before, [0] * n, list(done.logprobs), [1.0] * n, [1 / n] * n, [1 / n] * n, [0] * n)
+        sample = Sample(
+            block, trained, before, [0] * n, list(done.logprobs), [1.0] * n, [1 / n] * n, [1 / n] * n, [0] * n
+        )
         return await learner.update([[sample]], 1e-4, parity=(1e-4, 1e-2))
 
     assert asyncio.run(run())["mismatch/abs_gap_mean"] < 1e-4

@@ -65,9 +65,7 @@ def test_two_workers_make_what_one_makes(alone: Path, tmp_path: Path) -> None:
     assert "1000 train, 10 validation, 20 test" in check_folder(tmp_path / "two")
 
 
-def test_the_datasets_library_opens_every_part(
-    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_datasets_library_opens_every_part(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     from datasets import get_dataset_config_names, load_dataset
 
@@ -136,9 +134,7 @@ def test_a_killed_run_goes_on_to_the_same_data(trial: int, alone: Path, tmp_path
     assert not list(out.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize(
-    ("number", "to_all"), [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)]
-)
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)])
 def test_a_signal_ends_the_run_cleanly(number: int, to_all: bool, alone: Path, tmp_path: Path) -> None:
     """SIGINT from a terminal reaches the workers too; SIGTERM the command alone."""
     out = tmp_path / "stopped"

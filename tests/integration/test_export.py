@@ -338,7 +338,10 @@ def test_what_tells_evaluations_apart(
     capsys.readouterr()
     text = (export(checkpoint, tmp_path / "out", "--eval", str(measured)) / "README.md").read_text()
     assert ", 1 evaluation in its card" in capsys.readouterr().out
-    assert "| temperature 0.7, seed 5, 2 attempts a problem |" in text and "- conditions in their prompts: a context" in text
+    assert (
+        "| temperature 0.7, seed 5, 2 attempts a problem |" in text
+        and "- conditions in their prompts: a context" in text
+    )
     for fact in ("protocol serial; limits: context 60", "heed: work 99", "up to 3 attempts at once"):
         assert fact in text, fact
     config = measured / "config.yaml"

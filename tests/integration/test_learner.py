@@ -338,7 +338,9 @@ def test_adapters_train_alone_and_are_merged_into_what_leaves_the_learner(
         one = Pass([[BATCH[0]]], torch.device("cpu"))
         torch.testing.assert_close(learner.scorer(one), Scorer(plain, 1.0, "float32")(one), atol=1e-5, rtol=1e-5)
     resumed = Learner(tmp_path, learner.config, 1.0, resumed=True, origin=origin)
-    after = [asyncio.run(one.update([BATCH], 1e-2, ANY_GAP)) and asyncio.run(one.weights()) for one in (learner, resumed)]
+    after = [
+        asyncio.run(one.update([BATCH], 1e-2, ANY_GAP)) and asyncio.run(one.weights()) for one in (learner, resumed)
+    ]
     assert all(torch.equal(after[0][name], after[1][name]) for name in start)
     with pytest.raises(CheckpointError, match="adapters of another model or rank"):
         adapters.load(learner.model, {}, tmp_path)

@@ -66,7 +66,9 @@ def test_at_the_first_inner_step_the_gradient_is_that_of_reinforce() -> None:
     weights, advantages = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([1.0, -1.0, 0.5, 0.0])
     logprobs = torch.tensor([-0.1, -2.0, -3.0, -4.0])
     new = logprobs.clone().requires_grad_()
-    result = policy_loss(new, logprobs, logprobs, advantages, weights, weights, torch.zeros(4, dtype=torch.long), CONFIG)
+    result = policy_loss(
+        new, logprobs, logprobs, advantages, weights, weights, torch.zeros(4, dtype=torch.long), CONFIG
+    )
     result.loss.backward()
     assert result.loss.item() == pytest.approx(-(weights * advantages).sum().item())
     torch.testing.assert_close(new.grad, -weights * advantages)

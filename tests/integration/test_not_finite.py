@@ -149,7 +149,14 @@ def test_weights_spoilt_where_only_a_folder_of_ours_is_written(
 def test_too_large_a_learning_rate_ends_with_status_1(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [f"data={data}", "solver=toy", f"out={tmp_path / 'run'}", "tokens=20000", "batch_tokens=256", "threads=1"]
+    settings = [
+        f"data={data}",
+        "solver=toy",
+        f"out={tmp_path / 'run'}",
+        "tokens=20000",
+        "batch_tokens=256",
+        "threads=1",
+    ]
     settings += [f"model={json.dumps(MODEL)}", "lr=1e30", "muon_lr=1e30", "warmup_steps=1", "checkpoint_every=1"]
     assert main(["sft", *settings]) == 1
     assert "apr: failed: SFT stopped after" in (said := capsys.readouterr().err) and "Lower lr=1e+30" in said

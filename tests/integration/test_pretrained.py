@@ -90,7 +90,11 @@ def data(base: Path) -> Path:
 def test_a_data_set_holds_the_tokenizer_that_reads_it(base: Path, data: Path) -> None:
     assert "10 demonstrations" in check_folder(data)
     dialect = dialect_in(data, "chat")
-    texts = [dialect.vocabulary.text(strand.sampled) for trace in read_demonstrations(data, "toy") for strand in trace.strands]
+    texts = [
+        dialect.vocabulary.text(strand.sampled)
+        for trace in read_demonstrations(data, "toy")
+        for strand in trace.strands
+    ]
     assert any(text.startswith("<spawn><msg>") and text.endswith("</spawn>") for text in texts)
     assert any(text.endswith("<join><|im_end|>") for text in texts)
     before = (data / TOKENIZER / "apr_vocabulary.json").stat().st_mtime_ns
@@ -110,7 +114,9 @@ def test_a_data_set_does_not_go_on_with_another_tokenizer(base: Path, tmp_path: 
         generate(check(DataConfig, {**config, "out": data}, "toy"))
 
 
-def test_large_vocabularies_have_wider_tokens(base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_vocabularies_have_wider_tokens(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store, "NARROW", 100)
     wide = make_data(base, tmp_path / "data")
     assert "10 demonstrations" in check_folder(wide)
@@ -134,7 +140,9 @@ def test_a_file_in_a_package_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tied", "names"), [(True, None), (True, RESERVED), (False, None)], ids=["tied, added", "tied, reserved", "untied, added"]
+    ("tied", "names"),
+    [(True, None), (True, RESERVED), (False, None)],
+    ids=["tied, added", "tied, reserved", "untied, added"],
 )
 def test_lora_trains_adapters_and_control_tokens_and_merges_them(
     tied: bool, names: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,7 +159,9 @@ def test_lora_trains_adapters_and_control_tokens_and_merges_them(
         return merge(model)
 
     monkeypatch.setattr(sft, "merged", merged)
-    checkpoint = train(sft_config(base, data, tmp_path / "sft", lora=LORA, tokens=30_000, activation_checkpointing=not tied))
+    checkpoint = train(
+        sft_config(base, data, tmp_path / "sft", lora=LORA, tokens=30_000, activation_checkpointing=not tied)
+    )
     found = losses(checkpoint)
     assert sum(found[-9:]) < 0.95 * sum(found[:9]), found
     assert read_card(checkpoint)["base"] == str(base) and check_checkpoint(checkpoint) == WINDOW
@@ -169,7 +179,9 @@ def test_lora_trains_adapters_and_control_tokens_and_merges_them(
         assert changed == {token for token in tokens if token < len(old)}
         start = sft.pretrained_model(base, dialect_of(checkpoint).vocabulary, sft.derive_seed(0, "init"))
         untrained = {token for token in tokens if torch.equal(new[token], getattr(start, name)().weight[token])}
-        assert untrained <= {control.spawn_end}  # after which nothing is sampled: its embedding, if not tied, is not used
+        assert untrained <= {
+            control.spawn_end
+        }  # after which nothing is sampled: its embedding, if not tied, is not used
 
 
 def test_an_interrupted_training_of_adapters_goes_on_where_it_stopped(base: Path, data: Path, tmp_path: Path) -> None:

@@ -430,7 +430,9 @@ def test_actors_that_cannot_be_placed_are_an_error_that_says_what_is_free(
     from apr.errors import ResourceError
 
     cluster = {"address": "local", "engine_cpus": 0.5, "learner_cpus": 0.5}
-    with pytest.raises(ResourceError, match=r"all actors need 4096\.5 CPUs, the cluster has \d+: lower cluster\.engines"):
+    with pytest.raises(
+        ResourceError, match=r"all actors need 4096\.5 CPUs, the cluster has \d+: lower cluster\.engines"
+    ):
         launch(rl_config(spawning, tmp_path, cluster={**cluster, "learner_cpus": 4096}), resume=False)
     with pytest.raises(ResourceError, match=r"within cluster\.timeout=0\.1 s"):
         launch(rl_config(spawning, tmp_path, cluster={**cluster, "timeout": 0.1}), resume=False)

@@ -181,7 +181,9 @@ def test_an_interrupted_training_does_not_go_on_as_another(data: Path, interrupt
     assert (interrupted / "config.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
 def test_a_damaged_checkpoint_to_go_on_from_is_named(
     file: str, data: Path, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,5 +248,3 @@ def test_batches_hold_every_row_once_a_pass_within_the_budget() -> None:
     assert token_batches(lengths, 64, sum(lengths), 0) == batches != token_batches(lengths, 64, sum(lengths), 1)
     two = token_batches(lengths, 64, 2 * sum(lengths), 0)
     assert two[: len(batches)] == batches and sorted(i for batch in two for i in batch) == sorted([*range(10)] * 2)
-
-

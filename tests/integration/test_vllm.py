@@ -262,7 +262,9 @@ async def _tied_weights_update(engine: Engine, start: Path, other: Path) -> None
     def greedy(folder: Path) -> tuple[int, ...]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         ids = torch.tensor([PREFIX])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=[])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=[]
+        )
         return tuple(out[0, len(PREFIX) :].tolist())
 
     state = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict()

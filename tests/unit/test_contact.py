@@ -52,7 +52,9 @@ def test_states_are_compared_where_they_were_what_was_split(place: Place) -> Non
     [source] = card(place.data)["trained_on"]
     said = {"trained": ["sft"], "trained_on": [{**source, "problems": {**source["problems"], "split_by": "states"}}]}
     spec = load(DataConfig, [place.data / "config.yaml"]).problems
-    problems = [{"id": f"{target}:1-{target - 1}", "numbers": [1, target - 1], "target": target} for target in range(2, 40)]
+    problems = [
+        {"id": f"{target}:1-{target - 1}", "numbers": [1, target - 1], "target": target} for target in range(2, 40)
+    ]
     ours = [one for one in problems if one["target"] <= 20 and spec.split_of((one["target"], one["target"])) == "train"]
     found = contact(said, place.folder, problems)
     assert found.shared == len(ours) and "a winning child state of the training split" in str(found)
@@ -68,7 +70,9 @@ def test_what_a_card_does_not_say_is_unknown(place: Place) -> None:
     assert with_sources(both, trained_on(place.data, "rl")) == both  # a run that goes on
 
 
-@pytest.mark.parametrize("spoilt", [{"trained_on": 3}, {"trained_on": [{}]}, {"trained_on": [{"stage": "sft", "hash": 1}]}])
+@pytest.mark.parametrize(
+    "spoilt", [{"trained_on": 3}, {"trained_on": [{}]}, {"trained_on": [{"stage": "sft", "hash": 1}]}]
+)
 def test_a_spoilt_card_is_refused(place: Place, spoilt: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="trained_on"):
         contact(spoilt, place.data, [])

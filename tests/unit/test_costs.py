@@ -1,6 +1,5 @@
 """Costs of hand-made traces, with the numbers worked out by hand from the definitions."""
 
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -46,8 +45,11 @@ def cost(*strands: Strand) -> Costs:
     names = sorted({s.id.thread for s in strands})
     threads = tuple(
         Thread(
-            name, name.rpartition(".")[0] or None, name.count("."),
-            tuple(s.id for s in strands if s.id.thread == name), StopReason.ANSWERED,
+            name,
+            name.rpartition(".")[0] or None,
+            name.count("."),
+            tuple(s.id for s in strands if s.id.thread == name),
+            StopReason.ANSWERED,
         )  # fmt: skip
         for name in names
     )

@@ -167,7 +167,9 @@ MIXED = [
 
 @settings(max_examples=25)
 @given(SOLVERS, KINDS, st.integers(0, 9), st.integers(1, 2))
-def test_compiled_shards_are_the_plain_ones(solver: dict[str, Any], kind: dict[str, Any], seed: int, copies: int) -> None:
+def test_compiled_shards_are_the_plain_ones(
+    solver: dict[str, Any], kind: dict[str, Any], seed: int, copies: int
+) -> None:
     teacher = Teacher(SolverConfig.model_validate({**solver, **kind}), COMPACT, seed, copies)
     slow = plain(MIXED, teacher)
     assert fast(MIXED, teacher).equals(slow)

@@ -159,7 +159,11 @@ def test_majority_votes_over_canonical_answers() -> None:
 def test_equal_answers_vote_together() -> None:
     """Three say the same right thing, each in other words, and two the same wrong one."""
     right = ["2+3=5, 5+6=11", "3+2=5, 6+5=11", "2+3=5, 6+5=11"]
-    group = [trace("p", False, "2*3=6, 6+6=12"), trace("p", False, "2*3=6, 6+6=12"), *(trace("p", True, one) for one in right)]
+    group = [
+        trace("p", False, "2*3=6, 6+6=12"),
+        trace("p", False, "2*3=6, 6+6=12"),
+        *(trace("p", True, one) for one in right),
+    ]
     vote = majority(group, canonical)
     assert (vote.answer, vote.correct) == (right[0], True)
 
@@ -212,7 +216,9 @@ def test_each_cost_is_defined() -> None:
     assert set(COSTS) <= METRICS.keys()
 
 
-def strand(thread: str, number: int, after: list[tuple[str, int]], sampled: int, started: float, ended: float) -> Strand:
+def strand(
+    thread: str, number: int, after: list[tuple[str, int]], sampled: int, started: float, ended: float
+) -> Strand:
     before = tuple(StrandId(*one) for one in after)
     prompt = (Injected(Origin.PROMPT, (1, 2)),)
     return Strand(
@@ -233,7 +239,8 @@ def test_what_other_systems_measure() -> None:
     )
     ids = {one: tuple(s.id for s in strands if s.id.thread == one) for one in ("r", "r.0", "r.1", "r.2")}
     threads = tuple(
-        Thread(name, None if name == "r" else "r", int(name != "r"), own, StopReason.ANSWERED) for name, own in ids.items()
+        Thread(name, None if name == "r" else "r", int(name != "r"), own, StopReason.ANSWERED)
+        for name, own in ids.items()
     )
     assert parallel(threads, strands) == Parallel(spawns=2, branches=3, tokens=35, seconds=3.5)
     outcome = Outcome(StopReason.ANSWERED, True, "as told")
@@ -260,7 +267,9 @@ def test_the_gain_has_the_interval_of_paired_proportions() -> None:
     reach = 1.959964 * (6 - 25 / 62) ** 0.5 / 62
     assert (low, high) == (pytest.approx(5 / 62 - reach), pytest.approx(5 / 62 + reach))
     low, high = mcnemar([True] * 60, [True] * 60).gain_interval
-    assert low == -high and high == pytest.approx(1.959964 / 62)  # no difference was seen: it is not certain that there is none
+    assert low == -high and high == pytest.approx(
+        1.959964 / 62
+    )  # no difference was seen: it is not certain that there is none
 
 
 def test_samples_of_a_problem_are_not_independent() -> None:

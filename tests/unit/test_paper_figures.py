@@ -45,7 +45,11 @@ def test_lines_over_children_and_over_samples(data: Path, tmp_path: Path) -> Non
         assert list(line.y) == pytest.approx(solved)
         spent = [sum(one.costs["work"] for group in groups for one in group[:n]) / len(groups) for n in (1, 2, 3)]
         assert list(line.x) == pytest.approx(spent)
-    assert {entry.label for entry in entries} >= {"spawn/join SFT, 2 children", "spawn/join SFT, 10 children", "spawn/join SFT"}
+    assert {entry.label for entry in entries} >= {
+        "spawn/join SFT, 2 children",
+        "spawn/join SFT, 10 children",
+        "spawn/join SFT",
+    }
 
 
 def test_published_numbers_share_axes_only_in_the_papers_setting(data: Path, tmp_path: Path) -> None:

@@ -158,7 +158,9 @@ def test_a_token_budget_is_told_to_children_and_a_sub_call_budget_is_not(talk: T
         CALL + CALLING,  # nodes that were never generated
         LISTING + CALL + CALLING.replace("#0,1", "#0,2"),
         LISTING + CALL + CALLING.replace("#0,1", "#0"),  # itself
-        LISTING.replace("#0,1:", "#0,1,1:") + CALL + CALLING.replace("#0,1", "#0,1,1"),  # its parent was never generated
+        LISTING.replace("#0,1:", "#0,1,1:")
+        + CALL
+        + CALLING.replace("#0,1", "#0,1,1"),  # its parent was never generated
         LISTING.replace("6-1=5\n", "6-1\n") + CALL + CALLING,
         LISTING.replace("[4, 8, 5] Op", "[4, 9-1, 5] Op") + CALL + CALLING,
         LISTING.replace("[4, 8, 5] Op", f"[{'4, ' * 20}5] Op") + CALL + CALLING,
@@ -297,7 +299,11 @@ def test_limits_hold_whatever_is_called(dialect: PaperDialect) -> None:
                 f"<Start Sub Search 0 at level {level}> Moving to Node #{name},0\n<End Calling Sub Searches>\n")  # fmt: skip
         return (*words.continued(said), words.control.eos)
 
-    for limits in (Limits(context=10_000, depth=3), Limits(context=10_000, depth=9, threads=3), Limits(context=2_000, depth=9)):
+    for limits in (
+        Limits(context=10_000, depth=3),
+        Limits(context=10_000, depth=9, threads=3),
+        Limits(context=2_000, depth=9),
+    ):
         trace = run(FakeEngine(script), limits, PaperSpawnJoin(dialect), words.opened(TOLD), {"id": "p"})
         stops = {thread.stop for thread in trace.threads}
         assert stops <= {StopReason.DEPTH, StopReason.THREADS, StopReason.CONTEXT}
@@ -308,7 +314,9 @@ def test_limits_hold_whatever_is_called(dialect: PaperDialect) -> None:
 
 @settings(max_examples=25)
 @given(made=searches())
-def test_a_demonstration_says_the_same_in_any_tokens(dialect: PaperDialect, made: tuple[SearchLog, dict[str, Any]]) -> None:
+def test_a_demonstration_says_the_same_in_any_tokens(
+    dialect: PaperDialect, made: tuple[SearchLog, dict[str, Any]]
+) -> None:
     log, problem = made
     own = PaperDialect()
     expected = encode(log, own, protocol_for(log, own), problem)

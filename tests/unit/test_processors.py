@@ -138,7 +138,9 @@ def test_ticks_are_of_this_processs_cores_without_idle_and_niced_ones(
     assert apr.processors._ticks() == 1 + 2 + 4 + 8 + 16 + 32 + 64
 
 
-def test_a_run_that_goes_on_keeps_the_threads_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_goes_on_keeps_the_threads_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(apr.runs, "threads_now", lambda: 2)
     assert automatic_threads(None) == 2
     assert automatic_threads(tmp_path) == 2  # of a version that did not record them

@@ -209,7 +209,9 @@ def test_what_cannot_be_read_says_why(row: Any, why: str) -> None:
 
 
 def test_a_false_claim_is_refused() -> None:
-    wrong = "\n10,10 equal: Goal Reached\nExploring Operation: 8-1=7, Resulting Numbers: [7]\n10,10 equal: Goal Reached\n"
+    wrong = (
+        "\n10,10 equal: Goal Reached\nExploring Operation: 8-1=7, Resulting Numbers: [7]\n10,10 equal: Goal Reached\n"
+    )
     with pytest.raises(DataError, match="claims to reach the goal.*unused"):
         from_row({"search_path": "Current State: 10:[8, 1, 6, 4], Operations: []" + wrong}, DIALECT)
 
@@ -257,14 +259,18 @@ def traced(said: dict[tuple[str, int], str]) -> Trace:
     script = {key: (*WORDS.continued(text), *eos) for key, text in said.items()}
     engine = FakeEngine(lambda request: script[request.key.thread, request.key.number])
     prompt = WORDS.opened(TOLD[:-1])
-    return run(engine, FREE, PaperSpawnJoin(DIALECT), prompt, {"id": "10:1-4-6-8", "numbers": [1, 4, 6, 8], "target": 10})
+    return run(
+        engine, FREE, PaperSpawnJoin(DIALECT), prompt, {"id": "10:1-4-6-8", "numbers": [1, 4, 6, 8], "target": 10}
+    )
 
 
 def test_a_join_that_the_model_wrote_itself_cannot_be_written() -> None:
     listing = BEFORE.removeprefix(TOLD[:-1])
     call = CALLED.removeprefix(BEFORE + CALL)
     nothing = "\nNo solution found.\n"
-    trace = traced({("r", 0): listing + JOIN, ("r", 1): call, ("r", 2): nothing[1:], ("r.0", 0): nothing, ("r.1", 0): nothing})
+    trace = traced(
+        {("r", 0): listing + JOIN, ("r", 1): call, ("r", 2): nothing[1:], ("r.0", 0): nothing, ("r.1", 0): nothing}
+    )
     with pytest.raises(DataError, match="goes on without a call"):
         to_row(trace, DIALECT)
 
@@ -315,7 +321,12 @@ def test_importing_a_file(file: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
     back = tmp_path / "back" / "again.json"
     assert main(["data", "export", str(out / TRACES), "--out", str(back)]) == 0
-    assert [row["search_path"] for row in json.loads(back.read_text())] == [AFTER, WRONG_VISIT["search_path"], SERIAL, SERIAL]
+    assert [row["search_path"] for row in json.loads(back.read_text())] == [
+        AFTER,
+        WRONG_VISIT["search_path"],
+        SERIAL,
+        SERIAL,
+    ]
     assert list(back.parent.iterdir()) == [back]
     assert main(["data", "import", str(back), "--out", str(tmp_path / "twice")]) == 0
     assert list(read_traces(tmp_path / "twice" / TRACES)) == traces
@@ -364,7 +375,9 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3), max_leaves=5
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=5,
 )
 
 

@@ -26,7 +26,9 @@ def test_every_number_can_be_worked_out_again(tmp_path: Path) -> None:
     found = recompute.check(out, folders)
     assert found.wrong == [] and found.count > 3_000
 
-    for count, (name, key) in enumerate((("results", "accuracy"), ("comparisons", "work_ratio"), ("paired", "gain")), 1):
+    for count, (name, key) in enumerate(
+        (("results", "accuracy"), ("comparisons", "work_ratio"), ("paired", "gain")), 1
+    ):
         path = out / "data" / f"{name}.csv"
         with path.open() as file:
             lines = list(csv.DictReader(file))
@@ -41,7 +43,9 @@ def test_every_number_can_be_worked_out_again(tmp_path: Path) -> None:
 def test_comparisons_of_other_problems_can_be_worked_out_again(tmp_path: Path) -> None:
     folders = [
         evaluation(tmp_path / "serial", make_data(tmp_path / "data"), "sos_plus", [0], limits={"context": 4096}),
-        evaluation(tmp_path / "spawned", make_data(tmp_path / "other", high=60), "spawn_join", [0], limits={"context": 4096}),
+        evaluation(
+            tmp_path / "spawned", make_data(tmp_path / "other", high=60), "spawn_join", [0], limits={"context": 4096}
+        ),
     ]
     out = tmp_path / "report"
     build_report(folders, None, out, "Report")

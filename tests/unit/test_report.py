@@ -27,9 +27,7 @@ from apr.report.teachers import Teacher
 from apr.threads.trace import StopReason
 
 HOSTILE = '</script><img src="https://example.org/x" onerror="alert(1)"> & "quoted" $x^2$ | `code`'
-FACTS = RunFacts(
-    "apr report", "abc123", "2030-01-02", "2 cores", {"torch": "2.13.0"}, {"sft": 61.0, "rl": 3_700.0}
-)
+FACTS = RunFacts("apr report", "abc123", "2030-01-02", "2 cores", {"torch": "2.13.0"}, {"sft": 61.0, "rl": 3_700.0})
 EMPTY = Table("empty", "Empty", [], [Column("key", lambda r: r["key"])])
 
 
@@ -141,7 +139,10 @@ def test_the_summary_has_the_same_in_markdown() -> None:
 def test_unequal_costs_are_a_sentence_and_no_gain() -> None:
     tries = [attempt_of(str(i), True, work=30.0) for i in range(4)]
     others = [attempt_of(str(i), i == 0) for i in range(4)]
-    rows = [Row(summarise(name, one), one, place) for place, (name, one) in enumerate((("spawned", tries), ("serial", others)))]
+    rows = [
+        Row(summarise(name, one), one, place)
+        for place, (name, one) in enumerate((("spawned", tries), ("serial", others)))
+    ]
     asked = [question(*rows, heading=RL)]
     page = Page(html(report(rows=rows, questions=asked, comparisons=equal_costs(asked))))
     said = "at equal work None of the serial rows is within 15%. The nearest is serial: 10 tokens against 30 (×3.00)."
@@ -156,7 +157,9 @@ def test_published_tables_stand_folded_at_the_end_unless_ours_are_in_their_setti
     away, within = html(report()), html(report(published=None))
     assert away.index("<h2>Published numbers") > away.index("<h2>What the words mean")
     assert away.index("<details><summary>Tables and figures of") < away.index('class="theirs"')
-    assert "Published numbers" not in within and within.index('class="theirs"') < within.index("<h2>What the words mean")
+    assert "Published numbers" not in within and within.index('class="theirs"') < within.index(
+        "<h2>What the words mean"
+    )
     text = markdown(report())
     assert text.rstrip().endswith("</details>") and text.index("APR RL") > text.index("<summary>The paper")
     assert "APR RL" not in markdown(report(published=None))
@@ -213,11 +216,17 @@ def test_no_two_series_look_alike() -> None:
     first = [look(place) for place in range(SERIES)]
     assert all(len({getattr(one, part) for one in first}) == SERIES for part in ("colour", "dash", "marker"))
     places = range(SERIES * len(DASHES))
-    assert len({look(place)[:2] for place in places}) == len({(look(p).colour, look(p).marker) for p in places}) == len(places)
+    assert (
+        len({look(place)[:2] for place in places})
+        == len({(look(p).colour, look(p).marker) for p in places})
+        == len(places)
+    )
     assert len(set(DASHES)) == len(DASHES) == len(MARKERS) == SERIES
     same = [Series(f"{i}", [0.0, 1.0], [0.0, 1.0], "smooth", 3, dash=i % 3) for i in range(24)]
     assert len({look(one.place, one.dash)[:2] for one in apart(same)}) == 24
-    drawn = re.findall(r"stroke-dasharray: ([^;]*);[^>]*?stroke: (var\(--s\d\))", Chart("c", "t", "x", "y", same[:3]).svg())
+    drawn = re.findall(
+        r"stroke-dasharray: ([^;]*);[^>]*?stroke: (var\(--s\d\))", Chart("c", "t", "x", "y", same[:3]).svg()
+    )
     assert len(set(drawn)) == 2  # and the first is not dashed
 
 
@@ -269,12 +278,16 @@ def test_runs_are_told_from_first_to_last() -> None:
     records[0]["eval/accuracy"], records[39]["eval/accuracy"] = 0.25, 0.75
     record = rl_runs([run("a", records)]).records[0]
     assert (record["validation_first"], record["validation_last"], record["steps"]) == (0.25, 0.75, 40)
-    assert record["reward/success_first"] == pytest.approx(0.045) and record["reward/success_last"] == pytest.approx(0.345)
+    assert record["reward/success_first"] == pytest.approx(0.045) and record["reward/success_last"] == pytest.approx(
+        0.345
+    )
     assert record["time/step_first"] is None
 
 
 def test_only_what_differs_is_told() -> None:
-    table = differences("d", "D", {"a": {"seed": 0, "x": 1, "out": "a"}, "b": {"seed": 0, "x": 2, "out": "b", "new": None}})
+    table = differences(
+        "d", "D", {"a": {"seed": 0, "x": 1, "out": "a"}, "b": {"seed": 0, "x": 2, "out": "b", "new": None}}
+    )
     assert table.records == [{"key": "x", "a": 1, "b": 2}]
 
 

@@ -107,7 +107,9 @@ def test_fewer_of_the_same_problems_are_told_and_paired_on_those(place: Place) -
 
 def test_other_temperatures_are_told_and_paired(place: Place) -> None:
     place.checkpoint("other", solver="other")
-    page = place.report(place.evaluation("a"), place.evaluation("hot", checkpoint=place.folder / "other", temperature=1.0))
+    page = place.report(
+        place.evaluation("a"), place.evaluation("hot", checkpoint=place.folder / "other", temperature=1.0)
+    )
     assert any("Not all models were evaluated at one temperature" in one for one in notices(page))
     assert paired(place)["n"] == "4"
 
@@ -297,7 +299,8 @@ def test_lines_that_are_readable_but_unfit_are_skipped(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "card", [{"solver": ["a"]}, {"trained": None}, {"reward": {"budgets": {"work": "abc"}}}, {"reward": {"budgets": {"x": 1}}}]
+    "card",
+    [{"solver": ["a"]}, {"trained": None}, {"reward": {"budgets": {"work": "abc"}}}, {"reward": {"budgets": {"x": 1}}}],
 )
 def test_cards_that_are_none(place: Place, card: dict[str, Any]) -> None:
     folder = place.evaluation()

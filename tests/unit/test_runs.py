@@ -180,7 +180,9 @@ def test_a_hash_follows_the_content(tmp_path: Path) -> None:
         file_hash(tmp_path / "missing")
 
 
-@pytest.mark.parametrize(("script", "named"), [("echo 'NVIDIA A'; echo 'NVIDIA B'", True), ("echo no driver; exit 9", False)])
+@pytest.mark.parametrize(
+    ("script", "named"), [("echo 'NVIDIA A'; echo 'NVIDIA B'", True), ("echo no driver; exit 9", False)]
+)
 def test_hardware_names_the_gpus_that_the_drivers_tool_lists(
     script: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

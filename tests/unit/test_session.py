@@ -77,7 +77,8 @@ def test_keys_and_seeds_derive_from_the_place_in_the_tree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slow", "earlier", "later"), [("r.0", "r.1#0", "r.0#0"), ("r.1", "r.0#1", "r.1#0"), ("r.0.0", "r.0.1#0", "r.0.0#0")]
+    ("slow", "earlier", "later"),
+    [("r.0", "r.1#0", "r.0#0"), ("r.1", "r.0#1", "r.1#0"), ("r.0.0", "r.0.1#0", "r.0.0#0")],
 )
 def test_the_order_in_which_children_finish_changes_nothing(slow: str, earlier: str, later: str) -> None:
     script = says(

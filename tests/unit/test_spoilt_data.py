@@ -38,7 +38,11 @@ from envs.countdown.env import Problems, problem_of
 @pytest.mark.parametrize("name", ["problems", "demonstrations"])
 def test_a_corrupt_file_is_named(name: str, easy: Path, tmp_path: Path) -> None:
     def read(folder: Path) -> list[Any]:
-        return read_problems(folder, "validation") if name == "problems" else list(read_demonstrations(folder, "spawn_join"))
+        return (
+            read_problems(folder, "validation")
+            if name == "problems"
+            else list(read_demonstrations(folder, "spawn_join"))
+        )
 
     if name == "problems":
         path = shard_path(problems_folder(tmp_path), "validation", 0, 1)
@@ -184,9 +188,7 @@ def test_demonstrations_in_other_tokens_are_refused(fact: dict[bytes, str], said
         ("strands", lambda lengths: [sum(lengths[:-1]), lengths[-1]], "cannot express"),
     ],
 )
-def test_a_demonstration_that_is_none_is_refused_with_its_row(
-    column: str, change: Any, said: str, again: Path
-) -> None:
+def test_a_demonstration_that_is_none_is_refused_with_its_row(column: str, change: Any, said: str, again: Path) -> None:
     values = columns_of(again)[column]
     row = next(i for i, lengths in enumerate(columns_of(again)["strands"]) if len(lengths) > 2)
     path = spoil(again, **{column: [*values[:row], change(values[row]), *values[row + 1 :]]})
@@ -269,7 +271,9 @@ def test_checking_a_folder_finds_hashes_and_cards_of_other_rows(again: Path) -> 
     with pytest.raises(DataError, match="its statistics are not those of its rows"):
         check_folder(again)
     write_demonstrations(path, fewer.replace_schema_metadata(None), 16, facts)
-    with pytest.raises(DataError, match=r"README\.md is missing, or lists another content hash of demonstrations/spawn_join"):
+    with pytest.raises(
+        DataError, match=r"README\.md is missing, or lists another content hash of demonstrations/spawn_join"
+    ):
         check_folder(again)
     pq.write_table(table, path)
     assert check_folder(again)

@@ -168,8 +168,14 @@ def test_an_attempt_that_a_limit_cut_did_not_end_within_its_budget(results: Path
     published(results, "rl_spawn_join_T0", 9, context=100)
     published(results, "rl_context_T0", 8, context=64)
     published(results, "rl_free_context_T0", 8, context=64, stop="context")
-    shares = {name: (ended.split("%")[0], correct.split("%")[0]) for name, _, _, ended, correct, *_ in findings.bounded()}
-    assert shares == {"rl_spawn_join": ("0.0", "0.0"), "rl_context": ("100.0", "80.0"), "rl_free_context": ("0.0", "80.0")}
+    shares = {
+        name: (ended.split("%")[0], correct.split("%")[0]) for name, _, _, ended, correct, *_ in findings.bounded()
+    }
+    assert shares == {
+        "rl_spawn_join": ("0.0", "0.0"),
+        "rl_context": ("100.0", "80.0"),
+        "rl_free_context": ("0.0", "80.0"),
+    }
 
 
 def test_a_price_is_weighed_against_the_run_without_it(results: Path) -> None:

@@ -57,9 +57,7 @@ def test_a_wrong_result_fails(problem: tuple[tuple[int, ...], int, list[Step]], 
 
 @PATIENT
 @given(solved(), st.integers(0, 99))
-def test_an_unused_number_or_a_missing_step_fails(
-    problem: tuple[tuple[int, ...], int, list[Step]], extra: int
-) -> None:
+def test_an_unused_number_or_a_missing_step_fails(problem: tuple[tuple[int, ...], int, list[Step]], extra: int) -> None:
     numbers, target, steps = problem
     fails((*numbers, extra), target, spell(steps), "unused")
     fails(numbers, target, spell(steps[:-1]), "unused" if len(steps) > 1 else "no answer")
@@ -180,9 +178,7 @@ def postfix_values(numbers: tuple[int, ...]) -> set[int]:
         if valid:
             shapes.append([i in operators_at for i in range(2 * n - 1)])
     values = set()
-    for order, shape, operators in product(
-        sorted(set(permutations(numbers))), shapes, product("+-*/", repeat=n - 1)
-    ):
+    for order, shape, operators in product(sorted(set(permutations(numbers))), shapes, product("+-*/", repeat=n - 1)):
         value = _postfix(order, shape, operators)
         if value is not None:
             values.add(value)
@@ -275,12 +271,19 @@ def test_every_order_that_reaches_the_target_is_accepted_like_its_equals(
     numbers, target, steps = problem
     right = spell(steps)
     shuffled = rng.sample(steps, len(steps))
-    other = ", ".join(f"{s.b}{s.op}{s.a}={s.result}" if s.op in "+*" else f"{s.a}{s.op}{s.b}={s.result}" for s in shuffled)
+    other = ", ".join(
+        f"{s.b}{s.op}{s.a}={s.result}" if s.op in "+*" else f"{s.a}{s.op}{s.b}={s.result}" for s in shuffled
+    )
     if canonical(other) == canonical(right):
         assert verify(numbers, target, other).ok
 
 
-ANSWERS = STEPS.map(written) | rewritten().map(lambda pair: pair[1]) | st.text("0123 +*=,", max_size=12) | st.text(max_size=20)
+ANSWERS = (
+    STEPS.map(written)
+    | rewritten().map(lambda pair: pair[1])
+    | st.text("0123 +*=,", max_size=12)
+    | st.text(max_size=20)
+)
 
 
 @settings(PATIENT, max_examples=300)
