@@ -183,7 +183,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _exchange(arguments: argparse.Namespace) -> int:
     """`apr data import` and `apr data export`."""
     from apr.data.exchange import export_file, import_file
-    from apr.tokens.paper import PaperDialect
+    from envs.countdown.paper import PaperDialect
 
     if arguments.action == "export":
         print(export_file(arguments.traces, arguments.out, PaperDialect()))
@@ -198,6 +198,7 @@ def _exchange(arguments: argparse.Namespace) -> int:
 def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
     from apr import config as c
     from apr.presets import dump, load
+    from apr.user_code import NAMED
 
     kinds: dict[str, type[BaseModel]] = {
         "data": c.DataConfig, "sft": c.SftConfig, "rl": c.RlConfig, "eval": c.EvalConfig, "quickstart": c.QuickstartConfig,
@@ -213,7 +214,7 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
         if any(override.partition("=")[0].strip() == "out" for override in arguments.overrides):
             raise ConfigError(f"--resume {resume} goes on in its own folder: leave out=... out, or start a new run")
         files = [resume / "config.yaml"]
-    config = load(kinds[stage], files, arguments.overrides)
+    config = load(kinds[stage], files, arguments.overrides, NAMED)
     if resume is not None:
         config = config.model_copy(update={"out": resume})
     if arguments.print_config:

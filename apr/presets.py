@@ -24,8 +24,11 @@ def preset(stage: str, name: str) -> Path:
     return Path(str(files("configs"))) / stage / f"{name}.yaml"
 
 
-def load(kind: type[Config], paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
-    """Merge files in order, then overrides; later ones win, key by key. Raises `ConfigError`."""
+def load(
+    kind: type[Config], paths: Sequence[Path], overrides: Sequence[str] = (), context: dict[str, Any] | None = None
+) -> Config:
+    """Merge files in order, then overrides; later ones win, key by key. `context`: of the validation, `apr.user_code.NAMED` for
+    what the user gave. Raises `ConfigError`."""
     merged: dict[str, Any] = {}
     for path in paths:
         _merge(merged, _read(path))
@@ -37,13 +40,13 @@ def load(kind: type[Config], paths: Sequence[Path], overrides: Sequence[str] = (
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
         _merge(merged, nested)
-    return check(kind, merged, ", ".join([*map(str, paths), *overrides]) or "defaults")
+    return check(kind, merged, ", ".join([*map(str, paths), *overrides]) or "defaults", context)
 
 
-def check(kind: type[Config], content: dict[str, Any], where: str) -> Config:
+def check(kind: type[Config], content: dict[str, Any], where: str, context: dict[str, Any] | None = None) -> Config:
     """Build a config; all that is wrong with it in one `ConfigError`."""
     try:
-        return kind.model_validate(content)
+        return kind.model_validate(content, context=context)
     except ValidationError as error:
         lines = []
         for fault in error.errors():
@@ -86,10 +89,20 @@ def _parse(text: str, where: str) -> Any:
 
 def _merge(base: dict[str, Any], more: dict[str, Any]) -> None:
     for key, value in more.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
+        if key == "env":  # `env: NAME` is short for `env: {name: NAME}`, and options belong to one environment
+            _merge_env(base, value)
+        elif isinstance(value, dict) and isinstance(base.get(key), dict):
             _merge(base[key], value)
         else:
             base[key] = value
+
+
+def _merge_env(base: dict[str, Any], value: Any) -> None:
+    """Another environment by name drops the options of the one before."""
+    old, new = ({"name": given} if isinstance(given, str) else given for given in (base.get("env"), value))
+    if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) == old.get("name"):
+        new = {**old, **new}
+    base["env"] = new
 
 
 def _look_up(kind: type[BaseModel], path: tuple[int | str, ...]) -> tuple[list[str], str | None]:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 ProtocolName = Literal["serial", "spawn_join"]
-DialectName = Literal["compact", "paper", "chat"]
 
 
 class Strict(BaseModel):

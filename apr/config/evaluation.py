@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apr.config.base import DialectName, ProtocolName, Strict, Temperature
+from apr.config.base import ProtocolName, Strict, Temperature
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
+from apr.config.env import ENV_OF_DATA, EnvConfig
 from apr.threads.limits import Budgets, Limits
 
 
@@ -17,6 +18,7 @@ class EvalConfig(Strict):
 
     seed: int = 0
     data: Path = Path("runs/data")
+    env: EnvConfig | None = Field(default=None, description=ENV_OF_DATA)
     split: Literal["train", "validation", "test"] = "test"
     checkpoint: Path = Field(
         default=Path("runs/sft"), description="a checkpoint, or a folder with peft's adapter of one"
@@ -25,10 +27,16 @@ class EvalConfig(Strict):
         default=None, description="of an adapter: the model that it adapts, if it names none here"
     )
     protocol: ProtocolName = "spawn_join"
-    dialect: DialectName | None = Field(default=None, description="if the checkpoint does not say")
+    dialect: str | None = Field(default=None, description="if the checkpoint does not say")
     problems: int | None = Field(default=None, ge=1, description="the first so many; all if not given")
     samples: int = Field(default=1, ge=1)
     temperature: Temperature = Field(default=0.0, ge=0)
+    threshold: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="verifier's score from which an answer is correct; default: its own verdict",
+    )
     condition: ConditionConfig | None = None
     limits: Limits = Limits()
     budgets: Budgets = Budgets()

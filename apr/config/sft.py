@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from apr.config.base import Strict
+from apr.config.env import ENV_OF_DATA, EnvConfig
 
 
 class ModelConfig(Strict):
@@ -39,6 +40,7 @@ class SftConfig(Strict):
 
     seed: int = 0
     data: Path = Path("runs/data")
+    env: EnvConfig | None = Field(default=None, description=ENV_OF_DATA)
     solver: str = "spawn_join"
     base: Path | None = Field(
         default=None, description="the pretrained model to start from: its folder or GGUF file, or PACKAGE:FILE"

@@ -1,4 +1,4 @@
-"""`apr data import` and `apr data export`: files of the published format (`apr.data.published`), read row by row and
+"""`apr data import` and `apr data export`: files of the published format (`envs.countdown.published`), read row by row and
 written whole or not at all, with a report of what the known bugs damaged and of what could not be read."""
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from apr.data.published import damage, from_row, is_prompt, problem_in, to_row
 from apr.data.shards import shard_path
-from apr.data.store import problems_folder, write_problems
+from apr.data.store import problems_folder, problems_table, write_problems
 from apr.errors import DataError, RunDirectoryError
 from apr.progress import Progress
 from apr.runs import disk_error, whole_folder
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.trace import Trace
-from apr.tokens.paper import PaperDialect
-from envs.countdown.env import Problems
+from envs.countdown.paper import PaperDialect
+from envs.countdown.problems import Problems
+from envs.countdown.published import damage, from_row, is_prompt, problem_in, to_row
 
 TRACES, REPORT = "traces.jsonl.gz", "report.json"
 SPLIT = "test"  # of imported problems: what `apr eval` takes if not told otherwise
@@ -133,7 +133,7 @@ def _write_problems(folder: Path, problems: dict[int, Problems]) -> None:
     for index, rows in enumerate(problems.values()):
         path = shard_path(problems_folder(folder), SPLIT, index, len(problems))
         path.parent.mkdir(exist_ok=True)
-        write_problems(path, rows)
+        write_problems(path, problems_table(rows.dictionaries()))
 
 
 def _read(row: Any, number: int, report: Report, dialect: PaperDialect) -> Trace:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from envs.base import Verdict
 
 MAX_ANSWER = 2_000  # characters; six numbers of any sensible size need far fewer
 _STEP = re.compile(r"\s*([0-9]{1,24})\s*([-+*/])\s*([0-9]{1,24})\s*=\s*([0-9]{1,24})\s*", re.ASCII)
@@ -24,14 +25,6 @@ class Step(NamedTuple):
     op: str
     b: int
     result: int
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether an answer is right, and if not, the first rule that it breaks."""
-
-    ok: bool
-    reason: str
 
 
 def verify(numbers: Sequence[int], target: int, answer: str | None) -> Verdict:

@@ -107,7 +107,7 @@ def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
         (SftConfig, ["model.heads=3"], ["hidden (128)", "heads (3)"]),
         (DataConfig, [], ["solvers: "]),
         (DataConfig, [TEACHER, "solvers.sos.spawn_depth=1"], ["solvers.sos: ", "spawn_depth"]),
-        (DataConfig, [TEACHER, "problems.low=9", "problems.high=3"], ["problems: ", "low must not exceed high"]),
+        (DataConfig, [TEACHER, "env.low=9", "env.high=3"], ["problems: ", "low must not exceed high"]),
         (DataConfig, [TEACHER, "dialect=chat"], ["dialect chat needs `tokenizer`"]),
         (DataConfig, [TEACHER, "tokenizer=a"], ["others have their own"]),
         (DataConfig, [TEACHER, "control_tokens=[a, b, c, d, e]"], ["control_tokens", "`tokenizer`"]),

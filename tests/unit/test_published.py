@@ -16,20 +16,20 @@ from paper_logs import protocol_for, searches
 
 from apr.cli import main
 from apr.data.exchange import REPORT, TRACES, export_file, import_file, read_rows
-from apr.data.published import damage, from_row, is_prompt, misnamed, problem_in, to_row
 from apr.data.store import read_problems
 from apr.errors import DataError, RunDirectoryError
 from apr.seeds import SplitMix64
 from apr.sft.rows import rows
 from apr.threads.codec import TraceWriter, read_traces
-from apr.threads.paper import PaperSpawnJoin
 from apr.threads.serial import Serial
 from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import EngineStop, Trace
-from apr.tokens.compact import CompactDialect
-from apr.tokens.encode import encode
-from apr.tokens.log import Node, SearchLog
-from apr.tokens.paper import CALL, JOIN, PaperDialect
+from envs.countdown.compact import CompactDialect
+from envs.countdown.log import Node, SearchLog
+from envs.countdown.paper import CALL, JOIN, PaperDialect
+from envs.countdown.paper_protocols import PaperSpawnJoin
+from envs.countdown.published import damage, from_row, is_prompt, misnamed, problem_in, to_row
+from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
 
 DIALECT = PaperDialect()

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import envs.countdown
-from apr.tokens.log import Step
+from envs.countdown.log import Step
 from envs.countdown.verify import MAX_ANSWER, Verdict, canonical, verify
 from solvers.exhaustive import reachable, solve
 

@@ -23,11 +23,10 @@ from itertools import pairwise
 from typing import Any
 
 from apr.errors import DataError
-from apr.protocols import protocol_by_name
-from apr.threads.paper import PaperSerial, PaperSpawnJoin
 from apr.threads.trace import EngineStop, Strand, StrandId, Thread, Trace, closure_ids
 from apr.tokens.encode import demonstration
-from apr.tokens.paper import (
+from envs.countdown.env import problem_of
+from envs.countdown.paper import (
     CALL,
     CONDITIONS,
     JOIN,
@@ -40,7 +39,7 @@ from apr.tokens.paper import (
     STEP,
     PaperDialect,
 )
-from envs.countdown.env import problem_of
+from envs.countdown.paper_protocols import PaperSerial, PaperSpawnJoin
 from envs.countdown.verify import verify
 
 MAX_DEPTH = 16  # of nested calls
@@ -126,7 +125,7 @@ def from_row(row: Any, dialect: PaperDialect) -> Trace:
     last = made[-1]
     solved = "Goal Reached\n" in last.text[last.told :]
     try:
-        trace = demonstration(words.opened(told), sampled, dialect, protocol_by_name(name, dialect), problem, solved)
+        trace = demonstration(words.opened(told), sampled, dialect.protocol(name), problem, solved, dialect.answer)
     except ValueError as error:
         raise DataError(f"its calls do not follow the protocol: {error}") from error
     strands = trace.by_id()
