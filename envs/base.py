@@ -33,24 +33,28 @@ SPLITS = ("train", "validation", "test")
 MAX_DRAWS_IN_VAIN = 10_000  # in a row without one new problem of the split: there are hardly more
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Verdict:
-    """Whether an answer is right, and if not, the first rule that it breaks.
+    """A verifier's judgement of one answer.
 
-    `score` grades it from 0 to 1; without one a right answer scores 1 and a wrong one 0.
+    `ok`: the answer is right. `reason`: the first rule that it breaks, or what it achieves. `score`: partial credit from
+    0 to 1; 1 for a right answer and 0 for a wrong one unless the environment says otherwise.
 
-    Example: `Verdict(False, "two of eight in place", 0.25)`.
+    Example: `Verdict(False, "3 of 4 items in order", score=0.75)`.
     """
 
     ok: bool
     reason: str
-    score: float = -1.0
+    score: float
 
-    def __post_init__(self) -> None:
-        if self.score == -1.0:
-            object.__setattr__(self, "score", float(self.ok))
-        if not 0 <= self.score <= 1:
-            raise ValueError(f"a verdict's score is from 0 to 1, not {self.score}")
+    def __init__(self, ok: bool, reason: str, score: float | None = None) -> None:
+        """Raise `ValueError` for a score that is not between 0 and 1."""
+        score = float(ok) if score is None else float(score)
+        if not 0 <= score <= 1:  # NaN is not either
+            raise ValueError(f"a verdict has a score of {score}: scores lie between 0 and 1")
+        object.__setattr__(self, "ok", ok)
+        object.__setattr__(self, "reason", reason)
+        object.__setattr__(self, "score", score)
 
 
 class Options(BaseModel):

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from envs.base import Verdict
 
+__all__ = ["MAX_ANSWER", "Step", "Verdict", "canonical", "verify"]
+
 MAX_ANSWER = 2_000  # characters; six numbers of any sensible size need far fewer
 _STEP = re.compile(r"\s*([0-9]{1,24})\s*([-+*/])\s*([0-9]{1,24})\s*=\s*([0-9]{1,24})\s*", re.ASCII)
 

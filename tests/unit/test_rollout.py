@@ -44,7 +44,7 @@ class Flaky(Environment[Options]):
         self.asked += 1
         if self.asked <= self.failures:
             raise TimeoutError("the sandbox does not answer")
-        return Verdict(answer == "(60,)", "judged", 0.5 if answer == "(61,)" else -1.0)
+        return Verdict(answer == "(60,)", "judged", 0.5 if answer == "(61,)" else None)
 
 
 DIALECT = Bare()
