@@ -11,7 +11,7 @@ from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect, Message
 from envs.base import Environment, Part, Problem, Teacher, Verdict
 from envs.countdown.demonstrate import demonstrate
-from envs.countdown.problems import SHARED, CountdownSpec, draw, problem_of, solvable_rows
+from envs.countdown.problems import SHARED, CountdownSpec, draw, solvable_rows
 from envs.countdown.rows import problem_from
 from envs.countdown.teacher import SearchTeacher
 from envs.countdown.verify import canonical, verify
@@ -120,6 +120,3 @@ class Countdown(Environment[CountdownSpec]):
         from envs.countdown.fast import fast
 
         return fast(problems, teacher)
-
-
-__all__ = ["Countdown", "CountdownSpec", "problem_of"]

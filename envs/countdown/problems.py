@@ -97,9 +97,14 @@ class Problems(NamedTuple):
 
         try:
             return solvable(self.numbers, self.targets)
-        except ValueError:  # too large for compiled arithmetic
-            pairs = zip(self.numbers.tolist(), self.targets.tolist())
-            return np.array([target in reachable(tuple(numbers)) for numbers, target in pairs], dtype=np.bool_)
+        except ValueError:  # some are too large for compiled arithmetic: halve until those are alone
+            if len(self.targets) == 1:
+                numbers, target = self.numbers[0].tolist(), int(self.targets[0])
+                return np.array([target in reachable(tuple(sorted(numbers)))])
+            middle = len(self.targets) // 2
+            halves = (slice(None, middle), slice(middle, None))
+            parts = [Problems(self.numbers[rows], self.targets[rows]).solvable() for rows in halves]
+            return np.concatenate(parts)
 
     def of_split(self, spec: CountdownSpec, split: str) -> NDArray[np.bool_]:
         """bool[N]: which problems belong to a split."""
