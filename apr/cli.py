@@ -27,6 +27,7 @@ examples:
   apr quickstart
   apr data generate --config tiny_cpu out=runs/data
   apr data import train_apr.json --out runs/published
+  apr data import problems.csv --env countdown --out runs/problems
   apr sft --config tiny_cpu data=runs/data solver=spawn_join out=runs/sft
   apr rl --config tiny_cpu data=runs/data checkpoint=runs/sft/checkpoint cluster.address=local
   apr rl --resume runs/rl
@@ -49,8 +50,26 @@ def parser() -> argparse.ArgumentParser:
     _configured(actions.add_parser("generate", help="problems by split, and demonstrations from each teacher"))
     verify = actions.add_parser("verify", help="check a data folder: every problem, every solution, every trace")
     verify.add_argument("folder", type=Path)
-    published = actions.add_parser("import", help="read APR's published JSON, and report what its known bugs damaged")
-    published.add_argument("file", type=Path, help="rows with trace_dict or search_path, or the prompts of the RL data")
+    published = actions.add_parser(
+        "import", help="problems of a table as a data set (--env), or APR's published JSON with what its bugs damaged"
+    )
+    published.add_argument(
+        "file", type=Path, help="with --env: CSV, JSON, JSON lines or Parquet; else rows with trace_dict or search_path, or "
+        "the prompts of the RL data",
+    )  # fmt: skip
+    published.add_argument(
+        "--env",
+        metavar="NAME",
+        help="read problems of this environment (`apr envs` lists them), or of a class in a file: PATH.py:CLASS",
+    )
+    published.add_argument(
+        "--column", action="append", default=[], metavar="NAME=COLUMN",
+        help="with --env: which column of the file is which, such as numbers=operands; repeatable",
+    )  # fmt: skip
+    published.add_argument(
+        "--split", choices=("train", "validation", "test"),
+        help="with --env: the split of all problems (default: the file's column `split`, or the environment's rule)",
+    )  # fmt: skip
     published.add_argument("--out", type=Path, help="folder to write (default: runs/import/NAME)")
     published.add_argument("--dry-run", action="store_true", help="only report; write nothing")
     export = actions.add_parser("export", help="write traces of the paper dialect as published JSON")
@@ -188,10 +207,29 @@ def _exchange(arguments: argparse.Namespace) -> int:
     if arguments.action == "export":
         print(export_file(arguments.traces, arguments.out, PaperDialect()))
         return 0
-    out = arguments.out or Path("runs/import") / arguments.file.stem
+    out = arguments.out or Path("runs/import") / Path(arguments.file.name.removesuffix(".gz")).stem
+    if arguments.env is not None:
+        return _import_problems(arguments, out)
+    if arguments.column or arguments.split:
+        raise ConfigError("--column and --split are for problems of an environment: add --env NAME, or leave them out")
     print(import_file(arguments.file, None if arguments.dry_run else out, PaperDialect()))
     if not arguments.dry_run:
         print(f"traces, problems and the report in {out}")
+    return 0
+
+
+def _import_problems(arguments: argparse.Namespace, out: Path) -> int:
+    """`apr data import FILE --env NAME`."""
+    from apr.data.imported import columns_of, import_problems
+    from apr.user_code import allow
+    from envs.registry import environment
+
+    allow(arguments.env)
+    env = environment(arguments.env)
+    columns, dry = columns_of(arguments.column), arguments.dry_run
+    print(import_problems(arguments.file, None if dry else out, env, columns, arguments.split))
+    if not dry:
+        print(f"problems and the report in {out}")
     return 0
 
 

@@ -131,6 +131,10 @@ class Env(typing.Protocol):
         """What is wrong with stored problems, by their place; empty if nothing is."""
         ...
 
+    def fitted(self, problems: Sequence[Problem]) -> dict[str, Any]:
+        """The options, their ranges changed to hold just these problems, which somebody else made."""
+        ...
+
     def parts(self, problems: Sequence[Problem]) -> list[list[Part]]:
         """What each problem may share with no problem of another split."""
         ...
@@ -290,6 +294,9 @@ class Environment(Generic[Own]):
 
     def possible(self, problem: Problem) -> bool:
         return True
+
+    def fitted(self, problems: Sequence[Problem]) -> dict[str, Any]:
+        return self.options.model_dump(mode="json")
 
     def parts(self, problems: Sequence[Problem]) -> list[list[Part]]:
         return [[(problem["id"],)] for problem in problems]

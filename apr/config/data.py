@@ -20,9 +20,13 @@ class DataConfig(Strict):
 
     seed: int = 0
     env: EnvConfig = Field(description="the task: a name that `apr envs` lists, or PATH.py:CLASS, and its options")
-    train: int = Field(default=5000, ge=1, description="problems")
-    validation: int = Field(default=200, ge=1)
-    test: int = Field(default=1000, ge=1)
+    problems_from: Path | None = Field(
+        default=None,
+        description="a data set whose problems are taken, such as `apr data import` writes; null: they are drawn",
+    )
+    train: int = Field(default=5000, ge=1, description="problems; with problems_from at most so many")
+    validation: int = Field(default=200, ge=0)
+    test: int = Field(default=1000, ge=0)
     dialect: str | None = Field(
         default=None,
         description="chat, or a vocabulary of the environment; default: chat with a tokenizer, else its first",

@@ -23,15 +23,16 @@ from apr.data.store import (
     merged,
     problems_folder,
     problems_hash,
+    splits_in,
 )
-from envs.base import SPLITS, Env, TeacherOptions
+from envs.base import Env, TeacherOptions
 
 CARD = "README.md"
 
 
 def content_hashes(folder: Path, solvers: Iterable[str]) -> dict[str, str]:
     """The content hash of each part (`problems/train`, ..., `demonstrations/spawn_join`), and of `all` together."""
-    hashes = {f"problems/{split}": problems_hash(folder, split) for split in SPLITS}
+    hashes = {f"problems/{split}": problems_hash(folder, split) for split in splits_in(folder)}
     hashes |= {f"demonstrations/{name}": demonstrations_hash(folder, name) for name in sorted(solvers)}
     return {**hashes, "all": combined([f"{part} {hash}" for part, hash in hashes.items()])}
 
@@ -42,7 +43,7 @@ def card(config: DataConfig, folder: Path) -> str:
     made_by = {key: value for key, value in config.model_dump(mode="json").items() if key not in ("out", "workers")}
     hashes = content_hashes(folder, config.solvers)
     return f"""---
-{yaml.safe_dump(_header(config, env.title), sort_keys=False)}---
+{yaml.safe_dump(_header(config, folder, env.title), sort_keys=False)}---
 
 # {env.title} problems and demonstrations
 
@@ -56,24 +57,11 @@ problems = load_dataset(FOLDER, "problems", split="train")  # or the name of a t
 
 ## Problems
 
-{_table(("split", "problems", "shards"), [_problems(folder, split) for split in SPLITS])}
+{_table(("split", "problems", "shards"), [_problems(folder, split) for split in splits_in(folder)])}
 
 {_rule(env)} Within a split, no problem is there twice. Seed: {config.seed}.
 
-## Demonstrations
-
-Of the training problems, {config.demonstrations_per_problem} of each, in the same order and the same shards. Token counts
-are of the `{config.dialect}` dialect; costs are means over the demonstrations, with the largest in brackets.
-
-{_table(_TEACHER, [_teacher(folder, name, solver) for name, solver in config.solvers.items()])}
-
-* solved: demonstrations that end in a solution; spawning: those with child threads; kept: of the demonstrations asked
-  for, those that rejection sampling did not leave out;
-* work: tokens of all threads, prompts and messages included; span: sampled tokens on the longest dependent chain;
-  context: the largest of any thread; children: the most of any one spawn of the root, where the root spawns.
-
-A row holds what its strands sampled (`tokens`, cut by `strands`); the protocol lays the threads out again:
-`apr.data.store.read_demonstrations(FOLDER, NAME)`.
+{_demonstrations(config, folder)}
 
 ## Content hashes
 
@@ -91,6 +79,26 @@ them again.
 """
 
 
+def _demonstrations(config: DataConfig, folder: Path) -> str:
+    if not config.solvers:
+        return "There are no demonstrations: no teacher was named."
+    table = _table(_TEACHER, [_teacher(folder, name, solver) for name, solver in config.solvers.items()])
+    return f"""## Demonstrations
+
+Of the training problems, {config.demonstrations_per_problem} of each, in the same order and the same shards. Token counts
+are of the `{config.dialect}` dialect; costs are means over the demonstrations, with the largest in brackets.
+
+{table}
+
+* solved: demonstrations that end in a solution; spawning: those with child threads; kept: of the demonstrations asked
+  for, those that rejection sampling did not leave out;
+* work: tokens of all threads, prompts and messages included; span: sampled tokens on the longest dependent chain;
+  context: the largest of any thread; children: the most of any one spawn of the root, where the root spawns.
+
+A row holds what its strands sampled (`tokens`, cut by `strands`); the protocol lays the threads out again:
+`apr.data.store.read_demonstrations(FOLDER, NAME)`."""
+
+
 def _rule(env: Env) -> str:
     options = env.options
     return f"""Splits share no {env.shares}: each belongs to the one split that SHA-256 of it and of `split_seed`
@@ -98,8 +106,8 @@ def _rule(env: Env) -> str:
 {env.remark()}""".rstrip()
 
 
-def _header(config: DataConfig, title: str) -> dict[str, Any]:
-    splits = [{"split": split, "path": f"problems/{split}-*.parquet"} for split in SPLITS]
+def _header(config: DataConfig, folder: Path, title: str) -> dict[str, Any]:
+    splits = [{"split": split, "path": f"problems/{split}-*.parquet"} for split in splits_in(folder)]
     configs: list[dict[str, Any]] = [{"config_name": "problems", "data_files": splits}]
     for name in config.solvers:
         files = [{"split": "train", "path": f"demonstrations/{name}/train-*.parquet"}]

@@ -25,6 +25,7 @@ from apr.data.store import (
     problems_folder,
     problems_in,
     problems_of,
+    splits_in,
     statistics_of,
     traces_of,
 )
@@ -96,8 +97,9 @@ def _check_demonstrations(shards: Sequence[Shard]) -> tuple[Counter[str], Counte
 def _check_problems(folder: Path, env: Env) -> tuple[list[str], Owners]:
     """How many problems each split has, and what those held out share with no training problem."""
     held_out: Owners = {}
-    counts = []
-    for split in ("validation", "test", "train"):  # what training may not hold is known before it is gone through
+    counts: dict[str, int] = {}
+    there = splits_in(folder)
+    for split in sorted(there, key=["validation", "test", "train"].index):  # held-out parts are known before training's
         seen: set[str] = set()
         for path in shard_paths(problems_folder(folder), split):
             problems = problems_of(path, seen, env)
@@ -107,8 +109,8 @@ def _check_problems(folder: Path, env: Env) -> tuple[list[str], Owners]:
                 if split != "train":
                     held_out |= dict.fromkeys(parts, split)
             _check_hash(path, read_shard(path, PROBLEMS, ["id"]))
-        counts.append(f"{len(seen)} {split}")
-    return [counts[-1], *counts[:-1]], held_out
+        counts[split] = len(seen)
+    return [f"{counts[split]} {split}" for split in there], held_out
 
 
 def _in_another(parts: Sequence[Part], split: str, held_out: Owners, env: Env) -> str | None:

@@ -6,6 +6,7 @@ so a killed one goes on where it stopped. What is in a shard depends on the conf
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import islice
@@ -14,10 +15,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from apr.config import DataConfig
+from apr.config import DataConfig, EnvConfig
 from apr.data.card import CARD, card
+from apr.data.imported import problems_from
 from apr.data.shards import shard_path, sweep
 from apr.data.store import (
+    data_env,
     demonstrations_folder,
     problems_folder,
     problems_of,
@@ -36,11 +39,11 @@ from apr.runs import CONFIG, check_kind, refuse_other, run_directory, whole_fold
 from apr.tokens.chat import ChatDialect
 from apr.tokens.dialect import Dialect
 from apr.tokens.words import WordsDialect
-from envs.base import Env, Teacher
+from envs.base import SPLITS, Env, Teacher
 from envs.registry import built_dialect
 
 BATCH = 10_000  # problems that are Python objects at a time
-ANYTHING = ("out", "workers")  # in which configurations of the same data may differ
+ANYTHING = ("out", "workers", "problems_from")  # in which configurations of the same data may differ
 
 
 class Lesson(NamedTuple):
@@ -58,8 +61,11 @@ def generate(config: DataConfig) -> None:
     Raises `DataError` if there are fewer problems than asked for (nothing is written then), `RunDirectoryError` if the
     folder holds other data or is in use, `KeyboardInterrupt` at SIGINT and SIGTERM.
     """
+    given = None
+    if config.problems_from is not None:
+        config, given = _taken(config, config.problems_from)
     _refuse_other_data(config)
-    problems = {split: _problem_shards(config, split) for split in ("train", "validation", "test")}
+    problems = {split: _problem_shards(config, split) for split in SPLITS}
     env = config.env.build()
     dialect = _dialect(config, env)
     lessons = [lesson for name in config.solvers for lesson in _lessons(config, name, env, dialect, problems["train"])]
@@ -67,9 +73,8 @@ def generate(config: DataConfig) -> None:
     if all(path.is_file() for path in (config.out / CARD, *written)):
         return
     with ended_by_signals():
-        drawn = {
-            split: _draw(config, env, split) for split, paths in problems.items() if not all(map(Path.is_file, paths))
-        }
+        missing = [split for split, paths in problems.items() if not all(map(Path.is_file, paths))]
+        drawn = {split: _draw(config, env, split) if given is None else given[split] for split in missing}
         with run_directory(config.out, config) as out:
             sweep(out)
             if isinstance(dialect, ChatDialect | WordsDialect):
@@ -125,6 +130,20 @@ def teacher_of(config: DataConfig, name: str, env: Env, dialect: Dialect, copies
     """The teacher called `name` in `config`."""
     options = config.solvers[name]
     return Teacher(env, options, dialect, protocol_by_name(options.protocol, dialect), config.seed, copies)
+
+
+def _taken(config: DataConfig, folder: Path) -> tuple[DataConfig, dict[str, pa.Table]]:
+    """The problems of the data set in `folder`, no more of each split than asked for, and the configuration with their counts
+    and their environment's options. Says where there are fewer."""
+    env = data_env(folder, config.env)
+    rows = problems_from(folder, env)
+    counts = {split: min(getattr(config, split), len(rows.get(split, []))) for split in SPLITS}
+    for split, count in counts.items():
+        if count < (asked := getattr(config, split)):
+            print(f"{folder} has {count:,} {split} problems, fewer than the {asked:,} asked for", file=sys.stderr)
+    tables = {split: problems_table(rows[split][:count]) for split, count in counts.items() if count}
+    own = EnvConfig.model_validate(env.config())
+    return config.model_copy(update={**counts, "env": own}), tables
 
 
 def _draw(config: DataConfig, env: Env, split: str) -> pa.Table:

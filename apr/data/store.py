@@ -31,7 +31,7 @@ from apr.scripts.columns import COSTS, ENCODED, encoded
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect
 from apr.tokens.encode import demonstration
-from envs.base import Env, reader
+from envs.base import SPLITS, Env, reader
 from envs.registry import environment
 
 PROBLEMS = "apr.problems/1"
@@ -81,6 +81,14 @@ def demonstrations_hash(folder: Path, solver: str) -> str:
 
 
 # Problems
+
+
+def splits_in(folder: Path) -> list[str]:
+    """The splits that the data set in `folder` has problems of. Raises `DataError` if there is none."""
+    found = [split for split in SPLITS if any(problems_folder(folder).glob(f"{split}-*.parquet"))]
+    if not found:
+        raise DataError(f"{folder} holds no problems: make some with `apr data generate` or `apr data import`")
+    return found
 
 
 def problems_table(problems: Sequence[dict[str, Any]]) -> pa.Table:

@@ -50,6 +50,14 @@ class Countdown(Environment[CountdownSpec]):
         unsolvable = np.flatnonzero(~solvable_rows(numbers, targets))
         return found | {sound[i]: "it has no solution" for i in unsolvable.tolist()}
 
+    def fitted(self, problems: Sequence[Problem]) -> dict[str, Any]:
+        numbers, targets = [p["numbers"] for p in problems], [p["target"] for p in problems]
+        ranges = {
+            "numbers": max(map(len, numbers)), "low": min(row[0] for row in numbers),
+            "high": max(1, *(row[-1] for row in numbers)), "target_low": min(targets), "target_high": max(targets),
+        }  # fmt: skip
+        return self.options.model_copy(update=ranges).model_dump(mode="json")
+
     def parts(self, problems: Sequence[Problem]) -> list[list[Part]]:
         return self.options.parts([p["numbers"] for p in problems], [p["target"] for p in problems])
 
