@@ -106,7 +106,9 @@ def calls(row: Any) -> list[Call]:
     if "trace_dict" in row:
         return list(_thread(row["trace_dict"], 0))
     if not isinstance(row.get("search_path"), str):
-        raise DataError("it has neither a trace_dict nor a search_path")
+        raise DataError(
+            "it has neither a trace_dict nor a search_path (`--env countdown` reads rows that are problems alone)"
+        )
     return [Call(row["search_path"], len(problem_in(row["search_path"])[1]), 0)]
 
 
