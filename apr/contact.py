@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from apr.checkpoints.card import Card, TrainingProblems
 from apr.config import DataConfig
 from apr.data.store import problems_folder, problems_hash, read_problems
 from apr.errors import CheckpointError
@@ -23,7 +24,6 @@ from apr.presets import load
 from apr.runs import CONFIG
 from envs.countdown.env import SHARED, CountdownSpec
 
-TRAINED_ON = "trained_on"  # key of a card
 TRAIN = "train"
 
 
@@ -90,38 +90,33 @@ def told(contact: Contact | None) -> str:
     return UNKNOWN if contact is None else str(contact)
 
 
-def trained_on(data: Path, stage: str) -> list[dict[str, Any]]:
+def trained_on(data: Path, stage: str) -> tuple[TrainingProblems, ...]:
     """For a card: the training problems of the data set in `data`. Empty, so unknown, if it has none or does not say how they
     were drawn."""
     if not (data / CONFIG).is_file() or not any(problems_folder(data).glob(f"{TRAIN}-*.parquet")):
-        return []
+        return ()
     spec = load(DataConfig, [data / CONFIG]).problems
-    return [Source(stage=stage, split=TRAIN, hash=problems_hash(data, TRAIN), problems=spec).model_dump()]
+    problems = spec.model_dump(mode="json")
+    return (TrainingProblems(stage=stage, split=TRAIN, hash=problems_hash(data, TRAIN), problems=problems),)
 
 
-def with_sources(card: dict[str, Any], more: list[dict[str, Any]]) -> dict[str, Any]:
-    """The card, with those sources of training problems that it does not name yet."""
-    sources = card.get(TRAINED_ON, [])
-    return {**card, TRAINED_ON: [*sources, *(source for source in more if source not in sources)]}
-
-
-def sources(card: dict[str, Any]) -> list[Source]:
+def sources(card: Card) -> list[Source]:
     """What a card says. Raises `CheckpointError`."""
     try:
-        return [Source.model_validate(one) for one in card.get(TRAINED_ON, [])]
-    except (ValidationError, TypeError) as error:
+        return [Source.model_validate(one.model_dump()) for one in card.trained_on]
+    except ValidationError as error:
         raise CheckpointError(
-            f"what the checkpoint's card says of its training problems ({TRAINED_ON}) cannot be read ({error}): correct it, or "
-            f"take {TRAINED_ON} out of the card, and contact with them is unknown"
+            f"what the checkpoint's card says of its training problems (trained_on) cannot be read ({error}): correct it, or "
+            "take trained_on out of the card, and contact with them is unknown"
         ) from error
 
 
-def contact(card: dict[str, Any], data: Path, problems: Sequence[dict[str, Any]]) -> Contact:
+def contact(card: Card, data: Path, problems: Sequence[dict[str, Any]]) -> Contact:
     """What `problems`, of the data set in `data`, share with those that a checkpoint was trained on, by its card."""
     known = sources(card)
     touched = [source.touches(problems) for source in known]
     named = {source.stage for source in known}
-    silent = [stage for stage in card.get("trained", ["training"]) if stage not in named]
+    silent = [stage for stage in card.trained or ("training",) if stage not in named]
     return Contact(
         problems=len(problems),
         shared=sum(map(any, zip(*touched))),

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from apr.checkpoints.card import Adapter, Card
 from apr.dialects import dialect_of
 from apr.engines.build import check_checkpoint
 from apr.errors import CheckpointError, ConfigError, RunDirectoryError
 from apr.finite import check_finite_files
 from apr.merge import WEIGHTS, adapter_facts, is_adapter, merge, model_folder
-from apr.model_card import ASKED, CARD, model_card
+from apr.model_card import CARD, model_card
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.provenance import Result, check_same, read_results, stages
 from apr.runs import disk_error, file_hash, models_in, whole_folder
-from apr.sft.train import CARD as APR_CARD
-from apr.sft.train import read_card, save_checkpoint
+from apr.sft.train import save_checkpoint
 from apr.tokens.dialect import Dialect
 
 LICENSE = r"[A-Za-z0-9.+-]+"
@@ -36,11 +36,11 @@ class Source:
 
     folder: Path
     model: Path  # the base of an adapter, else the folder itself
-    card: dict[str, Any]
+    card: Card
     dialect: Dialect
 
     @property
-    def adapter(self) -> dict[str, str] | None:
+    def adapter(self) -> Adapter | None:
         return adapter_facts(self.folder, self.model) if is_adapter(self.folder) else None
 
 
@@ -88,28 +88,7 @@ def _source(folder: Path, base: Path | None) -> Source:
     model = model_folder(folder, base)
     check_checkpoint(model)
     check_finite_files(model)
-    return Source(folder, model, _card(model), dialect_of(model))
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    """The checkpoint's card, its fields of the types that they should have. Raises `CheckpointError`."""
-    card = read_card(folder)
-    sound = (
-        isinstance(card, dict)
-        and isinstance(trained := card.get("trained", []), list)
-        and all(isinstance(stage, str) for stage in trained)
-        and card.get("protocol") in (None, *PROTOCOLS)
-        and card.get("condition") in (None, *ASKED)
-        and isinstance(adapter := card.get("adapter", {}), dict)
-        and (not adapter or all(isinstance(adapter.get(fact), str) for fact in ("name", "hash", "base", "base_hash")))
-    )
-    if not sound:
-        raise CheckpointError(
-            f"{folder / APR_CARD} is corrupt (its protocol should be one of {', '.join(PROTOCOLS)}, its condition one of "
-            f"{', '.join(ASKED)}, its stages a list of names, its adapter named with hashes): train or export the checkpoint "
-            "again"
-        )
-    return card
+    return Source(folder, model, Card.read(model), dialect_of(model))
 
 
 def _check_free(out: Path, source: Source) -> None:
@@ -147,8 +126,8 @@ def _write_model(source: Source, dtype: Dtype, folder: Path) -> dict[str, Any]:
         beside = folder / "merged"
         beside.mkdir()
         merge(source.folder, source.model, None, beside)
-        model, card = _loaded(beside, dtype), read_card(beside)
-    stops = stop_ids(source.dialect, card.get("protocol"))
+        model, card = _loaded(beside, dtype), Card.read(beside)
+    stops = stop_ids(source.dialect, card.protocol)
     pad = {"pad_token_id": control.pad} if control.pad >= 0 else {}
     model.generation_config = GenerationConfig(bos_token_id=control.bos, eos_token_id=list(stops), **pad)
     model.config.use_cache = True  # training with recomputed activations turns it off

@@ -10,11 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from apr.checkpoints.card import ADAPTER_STAGE, Adapter, Card
 from apr.dialects import dialect_of
 from apr.errors import CheckpointError, ConfigError, RunDirectoryError
 from apr.finite import check_finite_files
 from apr.runs import file_hash, whole_folder
-from apr.sft.train import read_card, save_checkpoint
+from apr.sft.train import save_checkpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -53,7 +54,7 @@ def whole_model(checkpoint: Path, base: Path | None, dialect: str | None, out: P
         return checkpoint
     facts = adapter_facts(checkpoint, source)
     if out.exists():
-        if read_card(out).get("adapter") != facts:
+        if Card.read(out).adapter != facts:
             raise RunDirectoryError(f"{out} is of another adapter or base than {checkpoint}: give another `out`")
         return out
     try:
@@ -66,20 +67,20 @@ def whole_model(checkpoint: Path, base: Path | None, dialect: str | None, out: P
     return out
 
 
-def adapter_facts(adapter: Path, base: Path) -> dict[str, str]:
-    """What a card says of an adapter: hashes, and the names that folders had."""
-    return {
-        "name": adapter.resolve().name, "hash": file_hash(adapter / ADAPTER_WEIGHTS),
-        "base": base.resolve().name, "base_hash": file_hash(base / WEIGHTS),
-    }  # fmt: skip
+def adapter_facts(adapter: Path, base: Path) -> Adapter:
+    """What the card of a merged model says of its adapter."""
+    return Adapter(
+        name=adapter.resolve().name, hash=file_hash(adapter / ADAPTER_WEIGHTS),
+        base=base.resolve().name, base_hash=file_hash(base / WEIGHTS),
+    )  # fmt: skip
 
 
 def merge(adapter: Path, base: Path, dialect: str | None, folder: Path) -> None:
     """Write the whole model to `folder`, in float32, as a checkpoint of this project. Raises `CheckpointError`."""
-    vocabulary, card = dialect_of(base, dialect).vocabulary, read_card(base)
-    trained = [*card.get("trained", []), "adapter"]
-    card = {**card, "trained": trained, "adapter": adapter_facts(adapter, base)}
-    card.pop("condition", None)  # what the prompts asked for that the adapter was trained on is not known
+    vocabulary, card = dialect_of(base, dialect).vocabulary, Card.read(base)
+    # What the prompts asked for that the adapter was trained on is not known.
+    facts = {"adapter": adapter_facts(adapter, base).model_dump(), "condition": None}
+    card = card.after(ADAPTER_STAGE).with_facts(**facts)
     merged = _merged(adapter, base)
     check_finite_files(adapter)
     save_checkpoint(folder, merged, vocabulary, card)

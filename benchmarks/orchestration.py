@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import load_file
 
+from apr.checkpoints.card import Card
 from apr.config import DataConfig, ModelConfig
 from apr.data.generate import demonstrations
 from apr.engines.base import Engine, Request
@@ -177,7 +178,7 @@ async def prefilled_again(engine: VllmEngine, part: Part, seqs: int) -> None:
 def random_model(folder: Path, window: int) -> Path:
     """A checkpoint of random weights for the compact dialect."""
     vocabulary = CompactDialect().vocabulary
-    save_checkpoint(folder, new_model(ModelConfig(window=window), len(vocabulary), 0, 1), vocabulary, {})
+    save_checkpoint(folder, new_model(ModelConfig(window=window), len(vocabulary), 0, 1), vocabulary, Card())
     return folder
 
 

@@ -10,11 +10,10 @@ import json
 import shutil
 from pathlib import Path
 
-from apr.contact import TRAINED_ON, with_sources
+from apr.checkpoints.card import Card
 from apr.engines.weights import WEIGHTS_FILE
 from apr.errors import CheckpointError
-from apr.runs import recorded, whole_folder
-from apr.sft.train import CARD, read_card
+from apr.runs import MANIFEST, recorded, whole_folder
 from apr.threads.trace import SCHEMA
 from rl.learner import LearnerApi
 from rl.parallel import OPTIMIZER_FILE, ZERO_FOLDER
@@ -41,8 +40,8 @@ async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
                     f"the learner saved its checkpoint, but {folder / names[0]} is not here. Does it run on another node? "
                     "`out` must be a folder that all nodes of the cluster share"
                 )
-        card = with_sources(read_card(folder), recorded(run)[TRAINED_ON])
-        (folder / CARD).write_text(json.dumps(card, indent=1))
+        drawn = Card.parse({"trained_on": recorded(run)["trained_on"]}, run / MANIFEST).trained_on
+        Card.read(folder).with_problems(drawn).write(folder)
         (folder / STATE_FILE).write_text(json.dumps({"schema": SCHEMA, "step": step}))
     torn = final.parent.glob(".step_*")  # what a killed process left
     for old in [*sorted(final.parent.glob("step_*"))[:-keep], *torn]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import signal
 import sys
@@ -12,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from apr.checkpoints.card import Card
 from apr.config import RlConfig, refuse_idle
-from apr.contact import TRAINED_ON, trained_on
+from apr.contact import trained_on
 from apr.data.store import problems_hash, read_problems
 from apr.dialects import dialect_of
 from apr.engines.base import Engine
@@ -24,7 +24,6 @@ from apr.presets import check, load
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
 from apr.runs import automatic_threads, refuse_other, run_directory, whole_folder
-from apr.sft.train import CARD, check_condition, read_card
 from envs.countdown.env import Countdown, CountdownSpec
 from rl import checkpoint, loop
 from rl.checkpoint import STATE_FILE
@@ -70,10 +69,12 @@ def launch(config: RlConfig, resume: bool) -> Path:
     start_from, start = found or (config.checkpoint, 0)
     check_window(start_from, config.limits.context, config.dialect)
     check_finite_files(start_from)
-    check_condition(read_card(start_from), config.condition, start_from)
+    card = Card.read(start_from)
+    card.check_protocol(config.protocol, start_from)
+    card.check_condition(config.condition, start_from)
     dialect = dialect_of(start_from, config.dialect)
     spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash}
-    source = {TRAINED_ON: trained_on(config.data, "rl")}
+    source = {"trained_on": [one.model_dump() for one in trained_on(config.data, "rl")]}
     threads = None
     if config.engine.threads is None or config.learner.threads is None:
         threads = automatic_threads(config.out if found else None)
@@ -130,8 +131,7 @@ def _finished(run: Path, newest: Path, config: RlConfig) -> Path:
     final = run / "final"
     with whole_folder(final) as folder:
         shutil.copytree(newest, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*WHILE_RUNNING))
-        card = {**read_card(folder), "reward": config.reward.model_dump(exclude_none=True)}
-        (folder / CARD).write_text(json.dumps(card, indent=1))
+        Card.read(folder).with_facts(reward=config.reward.model_dump(exclude_none=True)).write(folder)
     return final
 
 

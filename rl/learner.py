@@ -22,12 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from apr.checkpoints.card import Card
 from apr.config import LearnerConfig
 from apr.dialects import dialect_of
 from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, NotFiniteError, ParityError
 from apr.memory import keep_freed_memory
-from apr.sft.train import read_card, save_checkpoint
+from apr.sft.train import save_checkpoint
 from rl import adapters
 from rl.losses import LossTerms, k3, policy_loss
 from rl.packing import Pass, plan
@@ -114,8 +115,7 @@ class Learner:
         self.backend = backend(self.scorer, config, rank)
         self.sender: Sender | None = None  # of the first rank, once it has met engines
         self.vocabulary = dialect_of(checkpoint, dialect).vocabulary
-        card = read_card(checkpoint)
-        self.card = {**card, "trained": [*(stage for stage in card.get("trained", []) if stage != "rl"), "rl"]}
+        self.card = Card.read(checkpoint).after("rl")
         if resumed:
             self.backend.load(checkpoint)
 

@@ -11,13 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from apr.checkpoints.card import Card
 from apr.config import EvalConfig
 from apr.contact import contact
 from apr.data.store import problems_hash, read_problems
 from apr.dialects import dialect_of
 from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
-from apr.errors import ConfigError, EngineLostError, RunDirectoryError
+from apr.errors import EngineLostError, RunDirectoryError
 from apr.evaluation.folder import SUMMARY, TRACES, read_facts
 from apr.evaluation.metrics import Attempt, Summary, attempt, lost, summarise
 from apr.finite import check_finite_files
@@ -28,7 +29,6 @@ from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller, with_condition
 from apr.runs import CONFIG, automatic_threads, check_kind, file_hash, refuse_other, run_directory, write_text
 from apr.seeds import derive_seed
-from apr.sft.train import check_condition, read_card
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.session import Sampling
 from apr.tokens.dialect import Dialect
@@ -54,12 +54,14 @@ def evaluate(config: EvalConfig) -> Summary:
     config = _with_whole_model(config)
     check_finite_files(config.checkpoint)
     dialect = dialect_of(config.checkpoint, config.dialect)
-    card = _card(config)
+    card = Card.read(config.checkpoint)
+    card.check_protocol(config.protocol, config.checkpoint)
+    card.check_condition(config.condition, config.checkpoint)
     shared = contact(card, config.data, problems)
     facts = {
         "data_hash": problems_hash(config.data, config.split),
         "checkpoint_hash": file_hash(config.checkpoint / "model.safetensors"),
-        "card": card,
+        "card": card.content(),
         "dialect": dialect.name,
         "vocabulary": dialect.vocabulary.hash,
         "traces": len(jobs),
@@ -133,18 +135,6 @@ async def _attempts(
     finally:
         await engine.close()
     return tried
-
-
-def _card(config: EvalConfig) -> dict[str, Any]:
-    """The checkpoint's card. Raises `ConfigError` if it was trained in another protocol, in which it can say nothing, or on
-    prompts that ask for something else than `condition`."""
-    card = read_card(config.checkpoint)
-    if (trained := card.get("protocol", config.protocol)) != config.protocol:
-        raise ConfigError(
-            f"{config.checkpoint} was trained in protocol {trained}, not in {config.protocol}: set protocol={trained}"
-        )
-    check_condition(card, config.condition, config.checkpoint)
-    return card
 
 
 def _check_before(config: EvalConfig, facts: dict[str, Any]) -> None:

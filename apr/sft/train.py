@@ -12,11 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from apr.config import ConditionConfig, ModelConfig, SftConfig
-from apr.contact import TRAINED_ON, trained_on
+from apr.checkpoints.card import Card
+from apr.config import ModelConfig, SftConfig
+from apr.contact import trained_on
 from apr.data.store import demonstrations_facts, demonstrations_folder, demonstrations_hash
 from apr.dialects import dialect_in
-from apr.errors import CheckpointError, ConfigError, NotFiniteError
+from apr.errors import CheckpointError, NotFiniteError
 from apr.finite import check_finite, check_finite_files
 from apr.memory import keep_freed_memory
 from apr.pretrained import pretrained_model
@@ -28,7 +29,6 @@ from apr.tokens.vocabulary import Vocabulary
 
 CHECKPOINT = "checkpoint"
 SNAPSHOTS = "snapshots"
-CARD = "apr_card.json"
 STATE = "trainer_state.json"  # what the trainer writes last
 # In which configurations of the same training may differ; the data's hash speaks for `data`.
 ANYTHING = ("out", "data", "threads", "log_every", "checkpoint_every", "snapshots")
@@ -61,14 +61,10 @@ def train(config: SftConfig) -> Path:
         facts = demonstrations_facts(config.data, config.solver)
         vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
         check_base(config.base, vocabulary)
-        card = {
-            "solver": config.solver, "protocol": facts["protocol"], "trained": ["sft"], "data_hash": data_hash,
-            "commit": commit(), TRAINED_ON: trained_on(config.data, "sft"),
-        }  # fmt: skip
-        if "condition" in facts:
-            card["condition"] = facts["condition"]
-        if config.base is not None:
-            card["base"] = str(config.base)
+        card = Card(
+            solver=config.solver, trained=("sft",), data_hash=data_hash, commit=commit(),
+            trained_on=trained_on(config.data, "sft"), base=None if config.base is None else str(config.base),
+        ).with_facts(protocol=facts["protocol"], condition=facts.get("condition"))  # fmt: skip
         trainer = _trainer(config, run, examples, vocabulary)
         for share in config.snapshots:
             trainer.add_callback(_snapshot(run / SNAPSHOTS / f"{share:g}", share, vocabulary, card))
@@ -150,7 +146,7 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocab
     return trainer
 
 
-def _snapshot(folder: Path, share: float, vocabulary: Vocabulary, card: dict[str, Any]) -> Any:
+def _snapshot(folder: Path, share: float, vocabulary: Vocabulary, card: Card) -> Any:
     """A trainer's callback that saves `folder` once `share` of all steps are made."""
     from transformers import TrainerCallback
 
@@ -158,7 +154,7 @@ def _snapshot(folder: Path, share: float, vocabulary: Vocabulary, card: dict[str
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
             if state.global_step == max(1, round(share * state.max_steps)):
                 with whole_folder(folder) as beside:
-                    save_checkpoint(beside, model, vocabulary, {**card, "share": share})
+                    save_checkpoint(beside, model, vocabulary, card.with_facts(share=share))
 
     return Snapshot()
 
@@ -180,38 +176,14 @@ def new_model(config: ModelConfig, vocabulary: int, pad: int, seed: int) -> Any:
 
 
 def save_checkpoint(
-    folder: Path, model: Any, vocabulary: Vocabulary, card: dict[str, Any], state: dict[str, Any] | None = None
+    folder: Path, model: Any, vocabulary: Vocabulary, card: Card, state: dict[str, Any] | None = None
 ) -> None:
     """A Hugging Face folder: weights (`state` in place of the model's own, if given), model config, tokenizer, the
     vocabulary's hash, and where it came from. Raises `NotFiniteError`, and writes nothing, if a weight is not finite."""
     check_finite(model.state_dict() if state is None else state)
     model.save_pretrained(folder, state_dict=state)
     vocabulary.save(folder)
-    (folder / CARD).write_text(json.dumps(card, indent=1))
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: its teacher, and the stages that trained it. Empty if it says nothing."""
-    path = folder / CARD
-    try:
-        card: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is corrupt ({error}): train or export the checkpoint again") from error
-    return card
-
-
-def check_condition(card: dict[str, Any], asked: ConditionConfig | None, checkpoint: Path) -> None:
-    """Raise `ConfigError` if prompts are to ask for what no prompt asked for in training, by the checkpoint's card: the
-    model would not heed it, and reach little. A card that does not say is believed to fit."""
-    trained = card.get("condition")
-    if asked is None or trained in (None, asked.kind):
-        return
-    theirs = "ask for nothing" if trained == "none" else f"ask for {trained}"
-    instead = "" if trained == "none" else f"set condition={{kind: {trained}, value: ...}}, "
-    raise ConfigError(
-        f"condition asks for {asked.kind}, and {checkpoint} was trained on prompts that {theirs}: {instead}leave condition "
-        f"out, or train one on demonstrations of a teacher with `condition: {asked.kind}`"
-    )
+    card.write(folder)
 
 
 def _processing_class(run: Path, vocabulary: Vocabulary) -> Any:

@@ -14,13 +14,14 @@ import yaml
 from chat_tokenizers import smol_like
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from apr.checkpoints.card import Card
 from apr.cli import main
 from apr.config import RlConfig, SftConfig
 from apr.dialects import dialect_by_name, dialect_of
 from apr.presets import dump
 from apr.protocols import protocol_by_name
 from apr.runs import file_hash, run_directory
-from apr.sft.train import read_card, save_checkpoint
+from apr.sft.train import save_checkpoint
 from apr.threads.codec import read_traces
 from apr.tokens.chat import ChatDialect
 from apr.tokens.chat_vocabulary import ChatVocabulary
@@ -105,7 +106,7 @@ def test_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_an_exported_folder_is_a_checkpoint(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     out = export(checkpoint, tmp_path / "out")
-    assert read_card(out) == CARD and dialect_of(out).name == "compact"
+    assert Card.read(out).content() == CARD and dialect_of(out).name == "compact"
     theirs, ours = (
         [trace.strands[0].sampled for trace in read_traces(evaluate(data, one, tmp_path / name) / "traces.jsonl.gz")]
         for one, name in ((out, "eval_out"), (checkpoint, "eval"))
@@ -119,7 +120,7 @@ def test_the_card_of_an_rl_run_tells_all_stages(rl: Path, checkpoint: Path, data
     newest = rl / "checkpoints" / "step_000004"
     evaluation = evaluate(data, newest, tmp_path / "eval")
     out = export(rl, tmp_path / "out", "--eval", str(evaluation), "--license", "apache-2.0")
-    assert read_card(out)["step"] == 4
+    assert Card.read(out).content()["step"] == 4
     text = (out / "README.md").read_text()
     summary = json.loads((evaluation / "summary.json").read_text())
     low, high = summary["interval"]
@@ -173,7 +174,10 @@ def test_every_dialect_and_protocol(name: str, protocol: str, tmp_path: Path) ->
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     save_checkpoint(
-        folder, model, dialect.vocabulary, {"protocol": protocol, "trained": ["sft"], "base": "someone/model"}
+        folder,
+        model,
+        dialect.vocabulary,
+        Card.parse({"protocol": protocol, "trained": ["sft"], "base": "someone/model"}, "test"),
     )
     out = export(folder, tmp_path / "out")
     start = protocol_by_name(protocol, dialect).start(dialect.prompt([3, 5, 8], 23))

@@ -12,11 +12,11 @@ from chat_tokenizers import smol_like
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from apr.checkpoints.card import Card
 from apr.cli import main
 from apr.dialects import dialect_of
 from apr.merge import merge
 from apr.runs import file_hash
-from apr.sft.train import read_card
 from apr.threads.codec import read_traces
 
 IDS = torch.tensor([[1, 20, 21, 22, 23]])
@@ -68,11 +68,11 @@ def test_a_merged_model_computes_what_the_adapter_did(base: Path, tmp_path: Path
         expected = model(IDS).logits
     assert torch.allclose(logits(tmp_path / "merged"), expected, atol=1e-4)
     assert not torch.allclose(expected, logits(base), atol=1e-1)
-    card = read_card(tmp_path / "merged")
-    assert card["trained"] == ["sft", "adapter"] and card["protocol"] == "serial"
-    assert "condition" not in card  # of the base: the adapter may have been trained on other prompts
+    card = Card.read(tmp_path / "merged")
+    assert card.trained == ("sft", "adapter") and card.protocol == "serial"
+    assert "condition" not in card.content()  # of the base: the adapter may have been trained on other prompts
     hashes = [file_hash(adapter / "adapter_model.safetensors"), file_hash(base / "model.safetensors")]
-    assert [card["adapter"]["hash"], card["adapter"]["base_hash"]] == hashes
+    assert card.adapter is not None and [card.adapter.hash, card.adapter.base_hash] == hashes
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -11,6 +11,7 @@ import torch
 from toys import MODEL, SPAWNING, sft_config
 
 from apr import runs
+from apr.checkpoints.card import Card
 from apr.config import DataConfig, SftConfig
 from apr.contact import trained_on
 from apr.data.generate import generate
@@ -28,7 +29,7 @@ from apr.presets import check, load
 from apr.sft import train as sft
 from apr.sft.examples import examples_of, token_batches
 from apr.sft.rows import IGNORED, rows
-from apr.sft.train import read_card, train
+from apr.sft.train import train
 from apr.tokens.compact import CompactDialect
 
 VOCABULARY = CompactDialect().vocabulary
@@ -78,10 +79,10 @@ def test_the_checkpoint_opens_with_the_usual_classes(trained: Path) -> None:
 
 
 def test_the_checkpoint_says_what_it_is(trained: Path, data: Path) -> None:
-    card = read_card(trained)
-    assert card["solver"] == "toy" and card["trained"] == ["sft"]
-    assert card["data_hash"] and card["commit"] and card["condition"] == "none"
-    assert card["trained_on"] == trained_on(data, "sft") != []
+    card = Card.read(trained)
+    assert card.solver == "toy" and card.trained == ("sft",)
+    assert card.data_hash and card.commit and card.condition == "none"
+    assert card.trained_on == trained_on(data, "sft") != ()
     assert check_checkpoint(trained) == 64
 
 
@@ -90,7 +91,7 @@ def test_a_snapshot_is_a_checkpoint_of_its_own(trained: Path) -> None:
 
     half = trained.parent / "snapshots" / "0.5"
     assert check_checkpoint(half) == 64
-    assert read_card(half) == {**read_card(trained), "share": 0.5}
+    assert Card.read(half) == Card.read(trained).with_facts(share=0.5)
     ends = [AutoModelForCausalLM.from_pretrained(folder).lm_head.weight for folder in (half, trained)]
     assert not torch.equal(*ends)
 

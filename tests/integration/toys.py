@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from apr.checkpoints.card import Card
 from apr.config import DataConfig, ModelConfig, RlConfig, SftConfig
 from apr.data.generate import generate
 from apr.data.store import read_demonstrations
@@ -54,7 +55,7 @@ def make_task(folder: Path, data: dict[str, Any], steps: int) -> Path:
         optimizer.step()
         optimizer.zero_grad()
     (folder / "start").mkdir()
-    save_checkpoint(folder / "start", model, VOCABULARY, {"solver": "toy", "trained": ["sft"]})
+    save_checkpoint(folder / "start", model, VOCABULARY, Card(solver="toy", trained=("sft",)))
     return folder
 
 
