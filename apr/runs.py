@@ -239,7 +239,8 @@ def file_hash(path: Path) -> str:
     """Identifies a file's content. Raises `DataError` if it is not there."""
     if not path.is_file():
         raise DataError(f"no file {path}: run the stage that writes it, or set the path to where it is")
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _version(name: str) -> str | None:

@@ -92,6 +92,7 @@ def sft(windows: Windows, data: Path, threads: int) -> None:
 
 
 def engine(windows: Windows, data: Path, threads: int) -> None:
+    from apr.checkpoints.folder import ModelFolder
     from apr.config import DataConfig
     from apr.engines.base import Request
     from apr.engines.vllm import VllmEngine
@@ -104,7 +105,7 @@ def engine(windows: Windows, data: Path, threads: int) -> None:
     env = Countdown(load(DataConfig, [preset("data", "tiny_cpu")]).problems, dialect)
     problems = env.problems("train", 256, 0)
     control = dialect.vocabulary.control
-    vllm = VllmEngine(CHECKPOINT, max_context=128, seed=0, threads=threads)
+    vllm = VllmEngine(ModelFolder.open(CHECKPOINT), max_context=128, seed=0, threads=threads)
 
     async def run() -> None:
         turn = 0

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from apr.checkpoints.card import Card
-from apr.engines.weights import WEIGHTS_FILE
+from apr.checkpoints.weights import WEIGHTS_FILE, weight_files
 from apr.errors import CheckpointError
 from apr.runs import MANIFEST, recorded, whole_folder
 from apr.threads.trace import SCHEMA
@@ -34,10 +34,11 @@ async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
     final = folder_of(run, step)
     with whole_folder(final) as folder:
         await learner.save(folder)
-        for names in ((WEIGHTS_FILE,), (OPTIMIZER_FILE, ZERO_FOLDER)):
-            if not any((folder / name).exists() for name in names):
+        state = any((folder / name).exists() for name in (OPTIMIZER_FILE, ZERO_FOLDER))
+        for name, here in ((WEIGHTS_FILE, bool(weight_files(folder))), (OPTIMIZER_FILE, state)):
+            if not here:
                 raise CheckpointError(
-                    f"the learner saved its checkpoint, but {folder / names[0]} is not here. Does it run on another node? "
+                    f"the learner saved its checkpoint, but {folder / name} is not here. Does it run on another node? "
                     "`out` must be a folder that all nodes of the cluster share"
                 )
         drawn = Card.parse({"trained_on": recorded(run)["trained_on"]}, run / MANIFEST).trained_on

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import Checkpoint
+from apr.checkpoints.folder import ModelFolder, model_folder
 from apr.config import RlConfig, refuse_idle
 from apr.contact import trained_on
 from apr.data.store import problems_hash, read_problems
-from apr.dialects import dialect_of
 from apr.engines.base import Engine
-from apr.engines.build import build_engine, check_window
+from apr.engines.build import build_engine
 from apr.errors import EngineLostError, LearnerLostError, RunDirectoryError
-from apr.finite import check_finite_files
 from apr.presets import check, load
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
@@ -61,18 +61,17 @@ def launch(config: RlConfig, resume: bool) -> Path:
             f"{config.out} holds a run already: `apr rl --resume {config.out}` goes on, or give another `out`"
         )
     data_hash = problems_hash(config.data, "train")
+    config = config.model_copy(update={"checkpoint": model_folder(config.checkpoint)})
     if resume:
         refuse_other(config.out, config, MAY_DIFFER, data_hash=data_hash)
     else:
         refuse_idle(config)
     config = _with_horizon(config, resume)
     start_from, start = found or (config.checkpoint, 0)
-    check_window(start_from, config.limits.context, config.dialect)
-    check_finite_files(start_from)
-    card = Card.read(start_from)
-    card.check_protocol(config.protocol, start_from)
-    card.check_condition(config.condition, start_from)
-    dialect = dialect_of(start_from, config.dialect)
+    opened = Checkpoint.open(start_from, config.dialect)
+    opened.check_fits(config.protocol, config.condition, config.limits.context)
+    opened.model.check_finite()
+    dialect = opened.dialect
     spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash}
     source = {"trained_on": [one.model_dump() for one in trained_on(config.data, "rl")]}
     threads = None
@@ -191,7 +190,7 @@ def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[
     """Engine and learner in this process, or as Ray actors that end with the block; what replaces them after a loss; and how
     many learners were lost already, while they started."""
     if config.cluster.address == "none":
-        engine = build_engine(config.engine, start_from, config.limits.context, config.seed)
+        engine = build_engine(config.engine, ModelFolder.open(start_from), config.limits.context, config.seed)
 
         async def replace(start_from: Path, resumed: bool) -> tuple[Engine, Learner]:
             return engine, Learner(

@@ -20,15 +20,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
-from apr.checkpoints.card import Card
+from apr.checkpoints.adapters import merged_state
+from apr.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from apr.checkpoints.folder import ModelFolder
 from apr.config import LearnerConfig
-from apr.dialects import dialect_of
 from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, NotFiniteError, ParityError
 from apr.memory import keep_freed_memory
-from apr.sft.train import save_checkpoint
 from rl import adapters
 from rl.losses import LossTerms, k3, policy_loss
 from rl.packing import Pass, plan
@@ -98,8 +97,10 @@ class Learner:
         self.config = config
         self.rank = rank
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        origin = origin or checkpoint
-        self.model = _model(origin if config.lora else checkpoint, self.device)
+        opened = Checkpoint.open(checkpoint, dialect)
+        needed = config.lora or config.kl_weight  # it may be gone, where a run goes on without it
+        start = ModelFolder.open(origin) if origin and needed else opened.model
+        self.model = _model(start if config.lora else opened.model, self.device)
         if config.lora:
             adapters.add(self.model, config.lora)
             if resumed:
@@ -110,12 +111,12 @@ class Learner:
         self.scorer = Scorer(self.model, temperature, config.dtype)
         self.reference: Scorer | None = None
         if config.kl_weight:  # with adapters it is the model without them
-            frozen = self.model if config.lora else _model(origin, self.device).requires_grad_(False)
+            frozen = self.model if config.lora else _model(start, self.device).requires_grad_(False)
             self.reference = Scorer(frozen, temperature, config.dtype)
         self.backend = backend(self.scorer, config, rank)
         self.sender: Sender | None = None  # of the first rank, once it has met engines
-        self.vocabulary = dialect_of(checkpoint, dialect).vocabulary
-        self.card = Card.read(checkpoint).after("rl")
+        self.vocabulary = opened.dialect.vocabulary
+        self.card = opened.card.after("rl")
         if resumed:
             self.backend.load(checkpoint)
 
@@ -185,7 +186,7 @@ class Learner:
             return {name: tensor.detach().cpu().clone() for name, tensor in self._state().items()}
 
     async def save_weights(self, folder: Path, version: int) -> None:
-        """`model.safetensors` in `folder`, then its marker, as `apr.engines.weights` wants them."""
+        """The weight files in `folder`, then the marker, as `apr.engines.weights` wants them."""
         with self.backend.gathered():
             if self.rank.index == 0:
                 self.model.save_pretrained(folder, state_dict=self._state())
@@ -226,7 +227,7 @@ class Learner:
     def _state(self) -> dict[str, Tensor]:
         if self.rank.index:
             return {}
-        return adapters.merged(self.model) if self.config.lora else self.model.state_dict()
+        return merged_state(self.model) if self.config.lora else self.model.state_dict()
 
     @torch.no_grad()
     def _logprobs(self, one: Pass) -> Tensor:
@@ -282,12 +283,9 @@ class Learner:
         return found
 
 
-def _model(checkpoint: Path, device: torch.device) -> Any:
+def _model(folder: ModelFolder, device: torch.device) -> Any:
     """In float32 and in training mode, as activation checkpointing wants it, without dropout, which the sampler has not."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint} holds no readable model ({error}): train or export it again") from error
+    model = folder.load()
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from apr.checkpoints.pretrained import chat_vocabulary
 from apr.config import DataConfig, SolverConfig
 from apr.data.card import CARD, card
 from apr.data.shards import shard_path, sweep
@@ -27,7 +28,6 @@ from apr.data.store import (
 from apr.data.teacher import Teacher, demonstrations_of
 from apr.data.workers import ended_by_signals, in_processes, processes
 from apr.dialects import TOKENIZER, dialect_by_name
-from apr.pretrained import chat_vocabulary
 from apr.progress import Progress
 from apr.runs import check_kind, refuse_other, run_directory, whole_folder, write_text
 from apr.threads.trace import Trace

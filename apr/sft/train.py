@@ -12,18 +12,20 @@ from typing import Any
 
 import pyarrow as pa
 
+from apr.checkpoints.adapters import merged_in_place, trained_files
 from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import save_checkpoint
+from apr.checkpoints.pretrained import pretrained_model
+from apr.checkpoints.weights import check_finite_files
 from apr.config import ModelConfig, SftConfig
 from apr.contact import trained_on
 from apr.data.store import demonstrations_facts, demonstrations_folder, demonstrations_hash
 from apr.dialects import dialect_in
 from apr.errors import CheckpointError, NotFiniteError
-from apr.finite import check_finite, check_finite_files
 from apr.memory import keep_freed_memory
-from apr.pretrained import pretrained_model
 from apr.runs import automatic_threads, commit, refuse_other, run_directory, whole_folder
 from apr.seeds import derive_seed
-from apr.sft.base import WEIGHTS, adapters, check_base, let_head_train, merged
+from apr.sft.base import adapters, check_base, let_head_train
 from apr.sft.examples import examples_of, lengths_of, token_batches
 from apr.tokens.vocabulary import Vocabulary
 
@@ -71,7 +73,7 @@ def train(config: SftConfig) -> Path:
         try:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
             with whole_folder(finished) as folder:
-                save_checkpoint(folder, merged(trainer.model), vocabulary, card)
+                save_checkpoint(folder, merged_in_place(trainer.model), vocabulary, card)
                 (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
         except NotFiniteError as error:
             raise _diverged(config, trainer.state, error) from error
@@ -175,17 +177,6 @@ def new_model(config: ModelConfig, vocabulary: int, pad: int, seed: int) -> Any:
     )  # fmt: skip
 
 
-def save_checkpoint(
-    folder: Path, model: Any, vocabulary: Vocabulary, card: Card, state: dict[str, Any] | None = None
-) -> None:
-    """A Hugging Face folder: weights (`state` in place of the model's own, if given), model config, tokenizer, the
-    vocabulary's hash, and where it came from. Raises `NotFiniteError`, and writes nothing, if a weight is not finite."""
-    check_finite(model.state_dict() if state is None else state)
-    model.save_pretrained(folder, state_dict=state)
-    vocabulary.save(folder)
-    card.write(folder)
-
-
 def _processing_class(run: Path, vocabulary: Vocabulary) -> Any:
     """The tokenizer, which TRL wants for padding; rows are token ids already."""
     from transformers import AutoTokenizer
@@ -210,9 +201,9 @@ def _check_whole(folder: Path) -> None:
     path = folder / STATE
     try:
         json.loads(path.read_text())
-        path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[0])
-        with safe_open(path, "np"):  # compares its length with what its header says
-            pass
+        for path in trained_files(folder):
+            with safe_open(path, "np"):  # compares its length with what its header says
+                pass
         for path in sorted(archives):
             with zipfile.ZipFile(path) as archive:
                 if spoilt := archive.testzip():
@@ -222,4 +213,4 @@ def _check_whole(folder: Path) -> None:
             f"{path} is damaged ({error}): delete the folder {folder}, and call the same command again; training goes on "
             "from the checkpoint before it, or starts over"
         ) from error
-    check_finite_files(folder)
+    check_finite_files(trained_files(folder))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from apr.checkpoints.folder import ModelFolder
 from apr.config import LearnerConfig
 from apr.engines.base import Completion, Request
 from apr.engines.tiny import TinyEngine
@@ -33,7 +34,7 @@ def learner(make_checkpoint: Callable[[int], Path]) -> Learner:
 
 @pytest.fixture
 def engine(make_checkpoint: Callable[[int], Path]) -> TinyEngine:
-    return TinyEngine.from_checkpoint(make_checkpoint(0), max_context=64)
+    return TinyEngine.from_folder(ModelFolder.open(make_checkpoint(0)), max_context=64)
 
 
 def request(name: str = "p") -> Request:
@@ -209,4 +210,4 @@ def test_where_there_is_no_gpu_both_sides_of_a_transfer_between_gpus_say_what_to
     with pytest.raises(ResourceError, match="weight_sync=tensors or file.*learner_gpus"):
         asyncio.run(learner.meet("nccl", [], 1))
     with pytest.raises(ResourceError, match="weight_sync=tensors or file.*engine_gpus"):
-        VllmEngine(make_checkpoint(0), max_context=64, seed=0, transfer="ipc")
+        VllmEngine(ModelFolder.open(make_checkpoint(0)), max_context=64, seed=0, transfer="ipc")

@@ -15,13 +15,13 @@ from chat_tokenizers import smol_like
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import save_checkpoint
 from apr.cli import main
 from apr.config import RlConfig, SftConfig
 from apr.dialects import dialect_by_name, dialect_of
 from apr.presets import dump
 from apr.protocols import protocol_by_name
 from apr.runs import file_hash, run_directory
-from apr.sft.train import save_checkpoint
 from apr.threads.codec import read_traces
 from apr.tokens.chat import ChatDialect
 from apr.tokens.chat_vocabulary import ChatVocabulary
@@ -102,6 +102,26 @@ def test_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
     assert model.dtype is torch.bfloat16 and json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     assert torch.allclose(logits(out), logits(checkpoint), atol=0.2)
     assert 2 * (out / "model.safetensors").stat().st_size < 1.1 * (checkpoint / "model.safetensors").stat().st_size
+
+
+def test_weights_in_several_files_are_exported_evaluated_and_trained(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    several = tmp_path / "run" / "checkpoint"
+    shutil.copytree(checkpoint, several)
+    (several / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(checkpoint).save_pretrained(several, max_shard_size="100KB")
+    assert len(list(several.glob("model-*.safetensors"))) > 1
+    evaluation = evaluate(data, several.parent, tmp_path / "eval")
+    out = export(several.parent, tmp_path / "out", "--eval", str(evaluation))
+    assert torch.equal(logits(out), logits(checkpoint)) and (out / "model.safetensors").is_file()
+    given = [
+        f"data={data}", f"checkpoint={several.parent}", f"out={tmp_path / 'rl'}", "engine.kind=tiny", "steps=1",
+        "protocol=serial", "limits.context=60", "validate_problems=0", "tensorboard=false", "group_size=2",
+        "problems_per_step=2",
+    ]  # fmt: skip
+    assert main(["rl", *given, "--dry-run"]) == 0 and main(["rl", *given]) == 0
+    assert Card.read(tmp_path / "rl" / "final").trained == ("sft", "rl")
 
 
 def test_an_exported_folder_is_a_checkpoint(checkpoint: Path, data: Path, tmp_path: Path) -> None:

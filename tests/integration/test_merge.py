@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import Checkpoint
 from apr.cli import main
 from apr.dialects import dialect_of
-from apr.merge import merge
 from apr.runs import file_hash
 from apr.threads.codec import read_traces
 
@@ -62,7 +62,7 @@ def test_a_merged_model_computes_what_the_adapter_did(base: Path, tmp_path: Path
 
     adapter = make_adapter(base, tmp_path / "adapter")
     (tmp_path / "merged").mkdir()
-    merge(adapter, base, None, tmp_path / "merged")
+    Checkpoint.open(adapter, adapters=True, base=base).merge(tmp_path / "merged")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter))
     with torch.no_grad():
         expected = model(IDS).logits
@@ -111,7 +111,7 @@ def test_an_adapter_of_embeddings_changes_what_it_adapts_and_no_more(
                     parameter += torch.randn_like(parameter) * 0.1
     made.save_pretrained(adapter)
     out.mkdir()
-    merge(adapter, base, None, out)
+    Checkpoint.open(adapter, adapters=True, base=base).merge(out)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter))
     with torch.no_grad():
         expected = model.eval()(IDS).logits

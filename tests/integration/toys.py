@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import save_checkpoint
 from apr.config import DataConfig, ModelConfig, RlConfig, SftConfig
 from apr.data.generate import generate
 from apr.data.store import read_demonstrations
 from apr.presets import check
 from apr.sft.rows import IGNORED, rows
-from apr.sft.train import new_model, save_checkpoint
+from apr.sft.train import new_model
 from apr.tokens.compact import CompactDialect
 
 VOCABULARY = CompactDialect().vocabulary

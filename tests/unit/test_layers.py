@@ -16,6 +16,7 @@ FORBIDDEN = {
     CORE: ("envs", "solvers", "apr.data", "apr.engines", "apr.sft", "apr.evaluation", "apr.report", "rl"),
     ("envs", "solvers"): ("apr.data", "apr.engines", "apr.sft", "apr.evaluation", "apr.report", "rl"),
     ("apr.data",): ("apr.engines", "apr.sft", "apr.evaluation", "apr.report", "rl"),
+    ("apr.checkpoints",): ("apr.engines", "apr.sft", "apr.evaluation", "apr.report", "rl"),
     ("apr",): ("rl",),
 }
 ALLOWED = {"apr.engines.base", "apr.engines"}  # the seam that the runtime speaks to, and its empty package
@@ -90,7 +91,11 @@ def test_every_import_of_the_project_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import apr.threads.session, apr.tokens.encode, solvers.search, envs.countdown.verify"]
+    "statement",
+    [
+        "import apr.threads.session, apr.tokens.encode, solvers.search, envs.countdown.verify",
+        "import apr.checkpoints.checkpoint, apr.checkpoints.pretrained",
+    ],
 )
 def test_the_core_loads_no_heavy_library(statement: str) -> None:
     code = f"{statement}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
