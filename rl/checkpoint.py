@@ -15,10 +15,14 @@ from apr.checkpoints.weights import WEIGHTS_FILE, weight_files
 from apr.errors import CheckpointError
 from apr.runs import MANIFEST, recorded, whole_folder
 from apr.threads.trace import SCHEMA
-from rl.learner import LearnerApi
-from rl.parallel import OPTIMIZER_FILE, ZERO_FOLDER
+from rl.parts import LearnerApi
 
 STATE_FILE = "state.json"
+OPTIMIZER_FILE = "optimizer.pt"
+ZERO_FOLDER = "zero"  # what DeepSpeed writes of each rank
+ADAPTER_FILE = "adapter.safetensors"  # adapters in training; `model.safetensors` has them merged
+# In a checkpoint that a run goes on from; the finished one lacks them.
+WHILE_RUNNING = (OPTIMIZER_FILE, ZERO_FOLDER, STATE_FILE, ADAPTER_FILE)
 
 
 def folder_of(run: Path, step: int) -> Path:

@@ -26,12 +26,10 @@ from apr.rollout import with_condition
 from apr.runs import automatic_threads, refuse_other, run_directory, whole_folder
 from envs.countdown.env import Countdown, CountdownSpec
 from rl import checkpoint, loop
-from rl.checkpoint import STATE_FILE
-from rl.learner import ADAPTER_FILE, Learner, LearnerApi
+from rl.checkpoint import WHILE_RUNNING
 from rl.monitor import Monitors, open_monitors
-from rl.parallel import OPTIMIZER_FILE, ZERO_FOLDER
-from rl.parts import Parts
-from rl.weight_sync import TRANSFERS, FileSync, TensorSync, WeightSync
+from rl.parts import LearnerApi, Parts, WeightSync
+from rl.weight_sync import TRANSFERS, FileSync, TensorSync
 
 # What may change when a run goes on: where and how it runs, how long, what is watched and kept; and the learning rate.
 MAY_DIFFER = (
@@ -40,7 +38,6 @@ MAY_DIFFER = (
     "parity_max", "learner.lr", "learner.lr_schedule", "learner.lr_steps", "learner.threads", "learner.row_tokens",
     "learner.tokens_per_pass", "learner.activation_checkpointing",
 )  # fmt: skip
-WHILE_RUNNING = (OPTIMIZER_FILE, ZERO_FOLDER, STATE_FILE, ADAPTER_FILE)  # in a checkpoint that a run goes on from
 # Engine and learner after a loss: from a checkpoint, with the optimiser's state or without.
 Replace = Callable[[Path, bool], Awaitable[tuple[Engine, LearnerApi]]]
 
@@ -190,9 +187,11 @@ def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[
     """Engine and learner in this process, or as Ray actors that end with the block; what replaces them after a loss; and how
     many learners were lost already, while they started."""
     if config.cluster.address == "none":
+        from rl.learner import Learner
+
         engine = build_engine(config.engine, ModelFolder.open(start_from), config.limits.context, config.seed)
 
-        async def replace(start_from: Path, resumed: bool) -> tuple[Engine, Learner]:
+        async def replace(start_from: Path, resumed: bool) -> tuple[Engine, LearnerApi]:
             return engine, Learner(
                 start_from, config.learner, config.temperature, config.dialect, resumed, config.checkpoint
             )

@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-import typing
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,34 +28,16 @@ from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, NotFiniteError, ParityError
 from apr.memory import keep_freed_memory
 from rl import adapters
+from rl.checkpoint import ADAPTER_FILE
 from rl.losses import LossTerms, k3, policy_loss
 from rl.packing import Pass, plan
 from rl.parallel import LOWER, Rank, backend, finite
 from rl.samples import Sample
 
-if typing.TYPE_CHECKING:
+if TYPE_CHECKING:
     from rl.weight_transfer import Sender
 
-ADAPTER_FILE = "adapter.safetensors"
 ALONE = Rank()
-
-
-class LearnerApi(typing.Protocol):
-    """What the loop asks of a learner, here or in Ray actors (`rl.ranks.RemoteLearner`)."""
-
-    async def update(
-        self, minibatches: Sequence[Sequence[Sample]], lr: float, parity: tuple[float, float]
-    ) -> dict[str, float]: ...
-
-    async def weights(self) -> Any: ...
-
-    async def save_weights(self, folder: Path, version: int) -> None: ...
-
-    async def meet(self, backend: str, engines: Sequence[Any], workers: int) -> None: ...
-
-    async def send(self) -> None: ...
-
-    async def save(self, folder: Path) -> None: ...
 
 
 class Scorer(nn.Module):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -32,9 +32,7 @@ from apr.engines.placement import own_address
 from apr.engines.pool import EnginePool
 from apr.engines.weights import Arrived, check_cuda
 from apr.errors import AprError, EngineLostError
-
-if TYPE_CHECKING:
-    from rl.learner import LearnerApi
+from rl.parts import LearnerApi
 
 
 class TransferSync:

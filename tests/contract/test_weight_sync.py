@@ -1,4 +1,4 @@
-"""What every weight sync promises (`rl.weight_sync.WeightSync`): the engine samples from the learner's weights."""
+"""What every weight sync promises (`rl.parts.WeightSync`): the engine samples from the learner's weights."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, EngineError, ResourceError, TornWeightsError
 from apr.threads.trace import StrandKey, VersionSpan
 from rl.learner import Learner
-from rl.weight_sync import FileSync, TensorSync, WeightSync
+from rl.parts import WeightSync
+from rl.weight_sync import FileSync, TensorSync
 
 PROMPT = (1, 20, 21, 22)
 

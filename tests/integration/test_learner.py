@@ -19,9 +19,10 @@ from apr.errors import CheckpointError, NotFiniteError, ParityError
 from apr.threads.layout import Block, Segment, causal
 from apr.threads.trace import StrandId
 from rl import adapters
+from rl.checkpoint import OPTIMIZER_FILE
 from rl.learner import Learner, Scorer, _model, check_parity
 from rl.packing import Pass, pack, plan
-from rl.parallel import OPTIMIZER_FILE, Plain
+from rl.parallel import Plain
 from rl.samples import Sample
 
 

@@ -83,6 +83,13 @@ def test_the_engine_seam_is_the_only_engine_that_the_core_knows() -> None:
     assert modules()["apr.engines"].read_text().strip() == ""
 
 
+@pytest.mark.parametrize("package", ["rl", "apr.checkpoints"])
+def test_no_module_imports_those_that_import_it(package: str) -> None:
+    members = [name for name in modules() if within(name, package) and name != package]
+    assert members
+    assert [name for name in members if name in reaches(name)] == []
+
+
 def test_every_import_of_the_project_is_found() -> None:
     """The graph above is no empty promise: some edges that must be there."""
     assert "apr.engines.base" in imports("apr.threads.session")
@@ -95,6 +102,7 @@ def test_every_import_of_the_project_is_found() -> None:
     [
         "import apr.threads.session, apr.tokens.encode, solvers.search, envs.countdown.verify",
         "import apr.checkpoints.checkpoint, apr.checkpoints.pretrained",
+        "import rl.parts, rl.loop, rl.launch, rl.weight_sync",  # no type of RL's parts needs torch
     ],
 )
 def test_the_core_loads_no_heavy_library(statement: str) -> None:
