@@ -30,10 +30,10 @@ import apr.evaluation.run
 from apr.checkpoints.folder import ModelFolder
 from apr.config import DataConfig, EvalConfig
 from apr.data.generate import generate
-from apr.engines.base import Completion, Request
 from apr.engines.vllm import VllmEngine
 from apr.engines.weights import WEIGHTS_FILE
 from apr.presets import load, preset
+from apr.threads.engine import Completion, Request
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints" / "tiny_cpu" / "spawn_join"

@@ -32,7 +32,6 @@ from apr.checkpoints.checkpoint import save_checkpoint
 from apr.checkpoints.folder import ModelFolder
 from apr.config import DataConfig, ModelConfig
 from apr.data.generate import demonstrations
-from apr.engines.base import Engine, Request
 from apr.engines.vllm import VllmEngine
 from apr.engines.weights import WEIGHTS_FILE
 from apr.presets import load, preset
@@ -40,6 +39,7 @@ from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller
 from apr.seeds import derive_seed
 from apr.sft.train import new_model
+from apr.threads.engine import Engine, Request
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling
 from apr.threads.trace import Trace, closure_ids, closure_lengths

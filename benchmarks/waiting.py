@@ -94,9 +94,9 @@ def sft(windows: Windows, data: Path, threads: int) -> None:
 def engine(windows: Windows, data: Path, threads: int) -> None:
     from apr.checkpoints.folder import ModelFolder
     from apr.config import DataConfig
-    from apr.engines.base import Request
     from apr.engines.vllm import VllmEngine
     from apr.presets import load, preset
+    from apr.threads.engine import Request
     from apr.threads.trace import StrandKey
     from apr.tokens.compact import CompactDialect
     from envs.countdown.env import Countdown

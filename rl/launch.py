@@ -17,13 +17,13 @@ from apr.checkpoints.folder import ModelFolder, model_folder
 from apr.config import RlConfig, refuse_idle
 from apr.contact import trained_on
 from apr.data.store import problems_hash, read_problems
-from apr.engines.base import Engine
 from apr.engines.build import build_engine
 from apr.errors import EngineLostError, LearnerLostError, RunDirectoryError
 from apr.presets import check, load
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
 from apr.runs import automatic_threads, refuse_other, run_directory, whole_folder
+from apr.threads.engine import Engine
 from envs.countdown.env import Countdown, CountdownSpec
 from rl import checkpoint, loop
 from rl.checkpoint import WHILE_RUNNING

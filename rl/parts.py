@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apr.engines.base import Engine
+from apr.threads.engine import Engine
 from apr.threads.protocol import ThreadProtocol
 from envs.base import Env
 from rl.samples import Sample

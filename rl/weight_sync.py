@@ -8,9 +8,9 @@ import shutil
 import time
 from pathlib import Path
 
-from apr.engines.base import Engine
 from apr.engines.weights import MARKER
 from apr.errors import CheckpointError
+from apr.threads.engine import Engine
 from rl.parts import LearnerApi
 
 TRANSFERS = ("nccl", "ipc")  # the ways of `rl.weight_transfer`: from GPU to GPU

@@ -26,12 +26,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
-from apr.engines.base import Engine
 from apr.engines.cluster import RemoteEngine, cause_of
 from apr.engines.placement import own_address
 from apr.engines.pool import EnginePool
 from apr.engines.weights import Arrived, check_cuda
 from apr.errors import AprError, EngineLostError
+from apr.threads.engine import Engine
 from rl.parts import LearnerApi
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from aiohttp import web
 
 from apr.checkpoints.folder import ModelFolder
-from apr.engines.base import Completion, Request
 from apr.engines.tiny import TinyEngine
+from apr.threads.engine import Completion, Request
 from apr.threads.trace import EngineStop, StrandKey
 from apr.tokens.text import load_tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from apr.checkpoints.folder import ModelFolder
 from apr.config import EngineConfig
-from apr.engines.base import Engine
+from apr.threads.engine import Engine
 
 
 def build_engine(

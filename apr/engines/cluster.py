@@ -21,11 +21,12 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from apr.checkpoints.folder import ModelFolder
 from apr.config import ClusterConfig, EngineConfig
-from apr.engines.base import Completion, Engine, Request, refuse_second
 from apr.engines.build import build_engine
 from apr.engines.placement import bundle, connect, options, refuse_impossible, reserve
 from apr.engines.pool import EnginePool
+from apr.engines.refusals import refuse_second
 from apr.errors import AprError, EngineError, EngineLostError, ResourceError
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.trace import StrandKey
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from apr.checkpoints.folder import ModelFolder
-from apr.engines.base import Completion, Request, not_finite
 from apr.engines.local import Flight, LocalEngine
+from apr.engines.refusals import not_finite
 from apr.engines.weights import check_weights, read_weights
 from apr.errors import EngineError
+from apr.threads.engine import Completion, Request
 from apr.threads.trace import EngineStop
 
 if TYPE_CHECKING:

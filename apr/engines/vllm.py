@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.checkpoints.folder import ModelFolder
-from apr.engines.base import Completion, Request
 from apr.engines.local import Flight, LocalEngine
 from apr.engines.weights import Arrived, check_cuda, check_shapes, check_weights, read_weights
 from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError, ResourceError
+from apr.threads.engine import Completion, Request
 from apr.threads.trace import EngineStop
 
 if TYPE_CHECKING:

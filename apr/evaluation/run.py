@@ -16,7 +16,6 @@ from apr.checkpoints.folder import ModelFolder
 from apr.config import EvalConfig
 from apr.contact import contact
 from apr.data.store import problems_hash, read_problems
-from apr.engines.base import Engine
 from apr.engines.build import build_engine
 from apr.errors import EngineLostError, RunDirectoryError
 from apr.evaluation.folder import SUMMARY, TRACES, read_facts
@@ -28,6 +27,7 @@ from apr.rollout import Job, Roller, with_condition
 from apr.runs import CONFIG, automatic_threads, check_kind, refuse_other, run_directory, write_text
 from apr.seeds import derive_seed
 from apr.threads.codec import TraceWriter, read_traces
+from apr.threads.engine import Engine
 from apr.threads.session import Sampling
 from apr.tokens.dialect import Dialect
 from envs.countdown.env import Countdown, CountdownSpec

@@ -1,4 +1,4 @@
-"""Engines under the contract (`apr.engines.base.Engine`), and what its tests ask of them. The fixture is in conftest.py."""
+"""Engines under the contract (`apr.threads.engine.Engine`), and what its tests ask of them. The fixture is in conftest.py."""
 
 import asyncio
 import shutil
@@ -11,10 +11,10 @@ import pytest
 from fake_endpoint import FakeServer
 
 from apr.checkpoints.folder import ModelFolder
-from apr.engines.base import Completion, Engine, Request
 from apr.engines.scripted import ScriptedEngine
 from apr.engines.weights import WEIGHTS_FILE, mark_complete
 from apr.seeds import derive_rng
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.trace import StrandKey
 
 WINDOW = 160

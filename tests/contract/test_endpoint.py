@@ -18,13 +18,13 @@ from apr.checkpoints.folder import ModelFolder
 from apr.cli import main
 from apr.config import EngineConfig, EvalConfig, RlConfig
 from apr.engines import endpoint
-from apr.engines.base import Completion, Engine, Request
 from apr.engines.build import build_engine
 from apr.engines.endpoint import EndpointEngine
 from apr.engines.tiny import TinyEngine
 from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError
 from apr.presets import load
 from apr.threads.codec import read_traces
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.trace import EngineStop, StrandKey
 
 WINDOW = 160

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from apr.checkpoints.folder import ModelFolder
 from apr.config import LearnerConfig
-from apr.engines.base import Completion, Request
 from apr.engines.tiny import TinyEngine
 from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, EngineError, ResourceError, TornWeightsError
+from apr.threads.engine import Completion, Request
 from apr.threads.trace import StrandKey, VersionSpan
 from rl.learner import Learner
 from rl.parts import WeightSync

@@ -7,7 +7,7 @@ import pytest
 
 from apr.checkpoints.folder import ModelFolder
 from apr.config import LearnerConfig
-from apr.engines.base import Request
+from apr.threads.engine import Request
 from apr.threads.layout import causal
 from apr.threads.trace import StrandKey
 

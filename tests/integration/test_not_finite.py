@@ -23,11 +23,11 @@ from apr.checkpoints.pretrained import pretrained_model
 from apr.checkpoints.weights import check_finite_files
 from apr.cli import main
 from apr.config import SftConfig
-from apr.engines.base import Engine, Request
 from apr.engines.tiny import TinyEngine
 from apr.errors import CheckpointError, EngineError, NotFiniteError
 from apr.sft import train as sft
 from apr.sft.train import train
+from apr.threads.engine import Engine, Request
 from apr.threads.limits import Limits
 from apr.threads.serial import Serial
 from apr.threads.session import Sampling, attempt

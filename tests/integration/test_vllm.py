@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from apr.checkpoints.folder import ModelFolder
-from apr.engines.base import Completion, Engine, Request
 from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError, ResourceError
 from apr.seeds import SplitMix64
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling, attempt
 from apr.threads.spawn_join import SpawnJoin

@@ -10,9 +10,9 @@ import pytest
 
 from apr.checkpoints.folder import ModelFolder
 from apr.config import EngineConfig
-from apr.engines.base import Completion, Engine, Request
 from apr.engines.build import build_engine
 from apr.engines.tiny import TinyEngine
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.trace import StrandKey
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

@@ -19,12 +19,12 @@ import torch
 
 from apr.checkpoints.folder import ModelFolder
 from apr.config import LearnerConfig, LoraConfig, RlConfig
-from apr.engines.base import Completion, Engine, Request
 from apr.engines.cluster import EngineActor
 from apr.engines.pool import EnginePool
 from apr.engines.weights import Arrived
 from apr.errors import EngineError, EngineLostError
 from apr.presets import check
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.trace import StrandKey, VersionSpan
 from rl import launch, weight_transfer
 from rl.learner import Learner
