@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from apr.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from apr.checkpoints.folder import load_model
-from apr.checkpoints.weights import content_hash, weight_files
+from apr.checkpoints.weights import content_id, weight_files
 from apr.errors import ConfigError, RunDirectoryError
 from apr.model_card import CARD, model_card
 from apr.protocols import PROTOCOLS, protocol_by_name
@@ -96,7 +96,7 @@ def _write_model(source: Checkpoint, dtype: Dtype, folder: Path) -> dict[str, An
         path.chmod(0o644)  # for others, as the files beside it
     return {
         "card": card, "stops": stops, "dtype": dtype, "parameters": model.num_parameters(),
-        "config": model.config.to_dict(), "hash": content_hash(weights)[:16],
+        "config": model.config.to_dict(), "hash": content_id(weights),
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr.checkpoints.card import Adapter
 from apr.checkpoints.folder import ADAPTER_CONFIG, ModelFolder, is_adapter, model_folder
-from apr.checkpoints.weights import WEIGHTS_FILE, content_hash, weight_files
+from apr.checkpoints.weights import WEIGHTS_FILE, content_id, weight_files
 from apr.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def base_of(adapter: Path, given: Path | None) -> ModelFolder:
 def adapter_facts(adapter: Path, base: ModelFolder) -> Adapter:
     """What the card of a merged model says of its adapter."""
     return Adapter(
-        name=adapter.resolve().name, hash=content_hash([adapter / ADAPTER_WEIGHTS])[:16],
+        name=adapter.resolve().name, hash=content_id([adapter / ADAPTER_WEIGHTS]),
         base=base.path.resolve().name, base_hash=base.hash,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from apr.checkpoints.weights import INDEX_FILE, WEIGHTS_FILE, check_finite_files, content_hash, shapes, weight_files
+from apr.checkpoints.weights import INDEX_FILE, WEIGHTS_FILE, check_finite_files, content_id, shapes, weight_files
 from apr.errors import CheckpointError
 from apr.runs import disk_error, models_in
 
@@ -75,7 +75,7 @@ class ModelFolder:
     @cached_property
     def hash(self) -> str:
         """Identifies the weights."""
-        return content_hash(self.weights)[:16]
+        return content_id(self.weights)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

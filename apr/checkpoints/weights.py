@@ -55,6 +55,11 @@ def content_hash(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def content_id(files: Iterable[Path]) -> str:
+    """What cards and manifests name the content of files by: the first 16 digits of its hash."""
+    return content_hash(files)[:16]
+
+
 def shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors, from the headers of their files. Raises `CheckpointError` for a corrupt one."""
     from safetensors import SafetensorError, safe_open

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.checkpoints.folder import ModelFolder
-from apr.checkpoints.weights import content_hash, weight_files
+from apr.checkpoints.weights import content_id, weight_files
 from apr.errors import CheckpointError, ConfigError
 from apr.tokens.text import load_tokenizer
 
@@ -137,7 +137,7 @@ def _check_weights(card: dict[str, Any], folder: ModelFolder, url: str) -> None:
     """Where the server reads its model from a folder that is here, too: are they the checkpoint's weights?"""
     root = Path(str(card.get("root") or ""))
     theirs = weight_files(root)
-    if theirs and not root.samefile(folder.path) and content_hash(theirs)[:16] != folder.hash:
+    if theirs and not root.samefile(folder.path) and content_id(theirs) != folder.hash:
         raise ConfigError(
             f"{url} serves the weights of {root}, and `checkpoint` names others, {folder.path}: the results would go by the "
             f"wrong name. Set checkpoint={root}, or serve {folder.path}"

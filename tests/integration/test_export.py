@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from apr.checkpoints.card import Card
 from apr.checkpoints.checkpoint import save_checkpoint
+from apr.checkpoints.weights import content_id
 from apr.cli import main
 from apr.config import RlConfig, SftConfig
 from apr.dialects import dialect_by_name, dialect_of
 from apr.presets import dump
 from apr.protocols import protocol_by_name
-from apr.runs import file_hash, run_directory
+from apr.runs import run_directory
 from apr.threads.codec import read_traces
 from apr.tokens.chat import ChatDialect
 from apr.tokens.chat_vocabulary import ChatVocabulary
@@ -82,7 +83,7 @@ def test_it_opens_in_transformers_and_computes_the_same(checkpoint: Path, tmp_pa
     vocabulary = dialect_by_name("compact").vocabulary
     prompt = dialect_by_name("compact").prompt([3, 5, 8], 23)  # type: ignore[arg-type]
     assert AutoTokenizer.from_pretrained(out)(vocabulary.text(prompt))["input_ids"] == list(prompt)
-    assert file_hash(out / "model.safetensors") == file_hash(checkpoint / "model.safetensors")
+    assert content_id([out / "model.safetensors"]) == content_id([checkpoint / "model.safetensors"])
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.generation_config.eos_token_id == [2] and model.config.use_cache
     assert {path.name for path in out.iterdir()} >= {"README.md", "config.json", "apr_vocabulary.json", "apr_card.json"}
@@ -93,7 +94,7 @@ def test_tied_embeddings(make_checkpoint: Callable[..., Path], tmp_path: Path) -
     checkpoint = make_checkpoint(0, True)
     out = export(checkpoint, tmp_path / "out")
     assert torch.equal(logits(out), logits(checkpoint))
-    assert file_hash(out / "model.safetensors") == file_hash(checkpoint / "model.safetensors")
+    assert content_id([out / "model.safetensors"]) == content_id([checkpoint / "model.safetensors"])
 
 
 def test_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_an_adapter_is_merged(checkpoint: Path, data: Path, tmp_path: Path) -> N
     out = export(adapter, tmp_path / "out", "--eval", str(evaluation))
     assert torch.equal(logits(out), logits(evaluation / "merged"))
     text = (out / "README.md").read_text()
-    assert "`adapter`" in text and file_hash(adapter / "adapter_model.safetensors") in text and "seed: 11" in text
+    assert "`adapter`" in text and content_id([adapter / "adapter_model.safetensors"]) in text and "seed: 11" in text
     of_base = evaluate(data, checkpoint, tmp_path / "eval_base")
     assert main(["export", str(adapter), "--out", str(tmp_path / "other"), "--eval", str(of_base)]) == 2
     moved = Path(shutil.copytree(adapter, tmp_path / "moved"))

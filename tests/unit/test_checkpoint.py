@@ -1,5 +1,6 @@
 """Opening a checkpoint: once, wherever it lies, in one file or several; and every way in which it can be none."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -17,11 +18,10 @@ from apr.checkpoints.card import CARD, Card
 from apr.checkpoints.checkpoint import Checkpoint
 from apr.checkpoints.folder import CONFIG_FILE, ModelFolder, model_folder
 from apr.checkpoints.pretrained import chat_vocabulary, located
-from apr.checkpoints.weights import INDEX_FILE, WEIGHTS_FILE, content_hash, weight_files
+from apr.checkpoints.weights import INDEX_FILE, WEIGHTS_FILE, content_hash, content_id, weight_files
 from apr.config import ConditionConfig
 from apr.engines.weights import mark_complete, read_weights
 from apr.errors import CheckpointError, ConfigError, RunDirectoryError, TornWeightsError
-from apr.runs import file_hash
 from apr.tokens.compact import CompactDialect
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "tiny_cpu" / "spawn_join"
@@ -77,7 +77,7 @@ def test_a_shipped_checkpoint() -> None:
     opened = Checkpoint.open(SHIPPED)
     assert opened.folder == opened.model.path == SHIPPED and not opened.is_adapter and opened.adapter is None
     assert opened.card.trained == ("sft",) and opened.dialect.name == "compact" and opened.model.window >= 128
-    assert opened.model.hash == file_hash(SHIPPED / WEIGHTS_FILE)
+    assert opened.model.hash == content_id([SHIPPED / WEIGHTS_FILE])
     assert opened.model.outputs == len(opened.dialect.vocabulary) == opened.model.shapes["lm_head.weight"][0]
     assert opened.whole(Path("nowhere")) is opened
     opened.model.check_finite()
@@ -188,6 +188,17 @@ def test_a_file_that_the_index_names_is_missing(tmp_path: Path) -> None:
     ]
 
 
+def test_a_hash_follows_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    hashes = []
+    for content in (b"one", b"two", b"one"):
+        path.write_bytes(content)
+        hashes.append(content_id([path]))
+    assert hashes[0] == hashes[2] != hashes[1] and hashes[0] == hashlib.sha256(b"one").hexdigest()[:16]
+    (tmp_path / "more").write_bytes(b"two")
+    assert content_hash([path, tmp_path / "more"]) == hashlib.sha256(b"onetwo").hexdigest()
+
+
 def test_hashes_take_constant_memory(tmp_path: Path) -> None:
     size = 64 << 20
     for name in ("a", "b"):
@@ -195,9 +206,8 @@ def test_hashes_take_constant_memory(tmp_path: Path) -> None:
             file.truncate(size)
     tracemalloc.start()
     try:
-        found = content_hash([tmp_path / "a"])[:16]
-        content_hash([tmp_path / "a", tmp_path / "b"])
-        assert file_hash(tmp_path / "a") == found
+        found = content_hash([tmp_path / "a"])
+        assert content_hash([tmp_path / "a", tmp_path / "b"]) != found and content_id([tmp_path / "a"]) == found[:16]
         assert tracemalloc.get_traced_memory()[1] < size / 8
     finally:
         tracemalloc.stop()
@@ -247,8 +257,8 @@ def test_an_adapter_is_opened_with_its_base(tmp_path: Path) -> None:
         opened = Checkpoint.open(folder, adapters=True, base=given)
         assert (opened.folder, opened.model.path, opened.is_adapter) == (folder, base, True)
         assert opened.card == Card(trained=("sft", "adapter"), protocol="serial")  # its prompts are not known
-        assert opened.adapter is not None and opened.adapter.base_hash == file_hash(base / WEIGHTS_FILE)
-        assert opened.adapter.hash == file_hash(folder / "adapter_model.safetensors")
+        assert opened.adapter is not None and opened.adapter.base_hash == content_id([base / WEIGHTS_FILE])
+        assert opened.adapter.hash == content_id([folder / "adapter_model.safetensors"])
         (tmp_path / "taken").mkdir(exist_ok=True)
         with pytest.raises(RunDirectoryError, match="of another adapter or base"):
             opened.whole(tmp_path / "taken")
