@@ -137,7 +137,10 @@ class RlConfig(Strict):
     seed: int = 0
     data: Path = Path("runs/data")
     env: EnvConfig | None = Field(default=None, description=ENV_OF_DATA)
-    checkpoint: Path = Path("runs/sft/checkpoint")
+    checkpoint: Path = Field(
+        default=Path("runs/sft/checkpoint"),
+        description="to start from: a checkpoint, or the folder of its SFT or RL run",
+    )
     protocol: ProtocolName = "spawn_join"
     dialect: str | None = Field(default=None, description="if the checkpoint does not say")
     steps: int = Field(default=30, ge=1)
