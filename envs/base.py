@@ -178,6 +178,10 @@ class Env(typing.Protocol):
         """The problem for people, in a few words."""
         ...
 
+    def example(self) -> Problem:
+        """A problem to show."""
+        ...
+
     def settings(self) -> str:
         """What the options say, in a sentence for cards."""
         ...
@@ -285,6 +289,9 @@ class Environment(Generic[Own]):
 
     def describe(self, problem: Problem) -> str:
         return ", ".join(f"{name} {value}" for name, value in problem.items() if name not in ("id", "condition"))
+
+    def example(self) -> Problem:
+        return self.problem(self.sample(Random(0)))
 
     def settings(self) -> str:
         said = ", ".join(f"{name} {value}" for name, value in self.options.model_dump(mode="json").items())

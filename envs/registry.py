@@ -56,6 +56,22 @@ def environment(name: str, options: Mapping[str, Any] | None = None) -> Env:
     return env
 
 
+def at_hand(config: Mapping[str, Any]) -> Env | None:
+    """The environment that a record names (`Env.config`); None if it is not installed, is a file that the user did not name, or
+    no longer takes such options. For what only shows problems: what judges them must not do without."""
+    name = config.get("name")
+    if not isinstance(name, str):
+        return None
+    if user_code.file_of(name) is None and name not in {one.name for one in known()}:
+        return None
+    if not user_code.may_import(name):
+        return None
+    try:
+        return environment(name, {key: value for key, value in config.items() if key != "name"})
+    except ConfigError:
+        return None
+
+
 def env_class(name: str) -> type[Environment[Any]]:
     """The class of an environment. Raises `ConfigError`."""
     if user_code.file_of(name) is not None:

@@ -72,7 +72,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
     opened.check_fits(config.protocol, config.condition, config.limits.context)
     opened.model.check_finite()
     dialect = opened.dialect
-    spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash}
+    spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash, "env": env.config()}
     source = {"trained_on": [one.model_dump() for one in trained_on(config.data, "rl", env)]}
     threads = None
     if config.engine.threads is None or config.learner.threads is None:

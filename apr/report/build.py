@@ -28,7 +28,7 @@ from apr.report.entries import Entry, RlRun, Row, placed, read_runs, rows_of
 from apr.report.html import html
 from apr.report.markdown import markdown
 from apr.report.paper import in_the_papers_setting, paper_figures
-from apr.report.spelling import spelling
+from apr.report.spelling import describing, spelling
 from apr.report.teachers import Teachers
 from apr.report.viewer import Source, trace_view
 from apr.runs import CONFIG, flat, manifest, whole_folder
@@ -243,7 +243,10 @@ def _sources(main: Sequence[Entry]) -> list[Source]:
     spawning = [tried.problem for one in main for tried in one.first if tried.costs["branches"] > 0]
     if spawning and not set(spawning) & set(chosen):
         chosen[0] = spawning[0]
-    return [Source(one.label, _picked(one, set(chosen)), spelling(one.evaluation.folder)) for one in main]
+    return [
+        Source(one.label, _picked(one, set(chosen)), spelling(one.evaluation.folder), describing(one.evaluation.folder))
+        for one in main
+    ]
 
 
 def _picked(one: Entry, chosen: set[str]) -> Iterator[Trace]:
