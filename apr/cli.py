@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apr.config.text import typed_path
 from apr.errors import AprError, ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -48,52 +49,60 @@ def parser() -> argparse.ArgumentParser:
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     _configured(actions.add_parser("generate", help="problems by split, and demonstrations from each teacher"))
     verify = actions.add_parser("verify", help="check a data folder: every problem, every solution, every trace")
-    verify.add_argument("folder", type=Path)
+    verify.add_argument("folder", type=typed_path)
     published = actions.add_parser("import", help="read APR's published JSON, and report what its known bugs damaged")
-    published.add_argument("file", type=Path, help="rows with trace_dict or search_path, or the prompts of the RL data")
-    published.add_argument("--out", type=Path, help="folder to write (default: runs/import/NAME)")
+    published.add_argument(
+        "file", type=typed_path, help="rows with trace_dict or search_path, or the prompts of the RL data"
+    )
+    published.add_argument("--out", type=typed_path, help="folder to write (default: runs/import/NAME)")
     published.add_argument("--dry-run", action="store_true", help="only report; write nothing")
     export = actions.add_parser("export", help="write traces of the paper dialect as published JSON")
-    export.add_argument("traces", type=Path, help="a file of traces, as `apr data import` writes it")
-    export.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    export.add_argument("traces", type=typed_path, help="a file of traces, as `apr data import` writes it")
+    export.add_argument("--out", type=typed_path, required=True, help="JSON file to write")
     _configured(commands.add_parser("sft", help="supervised fine-tuning on demonstrations"))
     rl = commands.add_parser("rl", help="reinforcement learning over spawned threads")
     _configured(rl)
-    rl.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run from its newest checkpoint")
+    rl.add_argument("--resume", type=typed_path, metavar="RUN", help="go on with this run from its newest checkpoint")
     _configured(commands.add_parser("eval", help="evaluate a checkpoint on held-out problems"))
     report = commands.add_parser("report", help="a page, figures and data from evaluations and RL runs")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders written by `apr eval` and `apr rl`")
     report.add_argument(
-        "--data", type=Path, help="the data folder, for the teachers' own success (default: the evaluations')"
+        "runs", type=typed_path, nargs="+", metavar="RUN", help="folders written by `apr eval` and `apr rl`"
     )
-    report.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
+    report.add_argument(
+        "--data", type=typed_path, help="the data folder, for the teachers' own success (default: the evaluations')"
+    )
+    report.add_argument("--out", type=typed_path, default=Path("report"), help="folder to write (default: report)")
     report.add_argument("--title", default="Spawn and join: evaluation report")
     view = commands.add_parser("view", help="one HTML file in which traces are looked at, one by one or side by side")
     view.add_argument(
         "paths",
-        type=Path,
+        type=typed_path,
         nargs="+",
         metavar="PATH",
         help="folder of an evaluation or of an RL run, or a file of traces",
     )
-    view.add_argument("--out", type=Path, default=Path("view.html"))
+    view.add_argument("--out", type=typed_path, default=Path("view.html"))
     view.add_argument("--title", help="of the page (default: the names of the runs)")
     view.add_argument("--limit", type=int, metavar="N", help="only the first N traces of each path")
     view.add_argument("--outcome", choices=("all", "correct", "wrong"), default="all", help="only such traces")
     view.add_argument("--step", type=int, metavar="N", help="of RL runs named by folder (default: the newest)")
     export = commands.add_parser("export", help="a checkpoint as a Hugging Face folder, with a model card")
-    export.add_argument("checkpoint", type=Path, help="a checkpoint, an adapter's folder, or that of an SFT or RL run")
-    export.add_argument("--out", type=Path, required=True, help="folder to write")
+    export.add_argument(
+        "checkpoint", type=typed_path, help="a checkpoint, an adapter's folder, or that of an SFT or RL run"
+    )
+    export.add_argument("--out", type=typed_path, required=True, help="folder to write")
     export.add_argument(
         "--eval",
-        type=Path,
+        type=typed_path,
         action="append",
         default=[],
         metavar="FOLDER",
         help="its evaluation, for the card; repeatable",
     )
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    export.add_argument("--base", type=Path, help="of an adapter: the model that it adapts, if it names none here")
+    export.add_argument(
+        "--base", type=typed_path, help="of an adapter: the model that it adapts, if it names none here"
+    )
     export.add_argument(
         "--license", default="unknown", help="for the card, as Hugging Face names it: apache-2.0, mit, ..."
     )
@@ -281,7 +290,7 @@ def _config_file(stage: str, name: str) -> Path:
     """A path, or the name of a shipped preset of this stage."""
     from apr.presets import preset
 
-    path = Path(name)
+    path = typed_path(name)
     return path if path.suffix in (".yaml", ".yml") or path.is_file() else preset(stage, name)
 
 

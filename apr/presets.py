@@ -1,6 +1,7 @@
 """Configurations from YAML: presets, then more files, then `dotted.key=value`, checked as a whole before anything starts.
 
-Later ones win, key by key. There is no interpolation; `apr COMMAND --print-config` shows what a run would use.
+Later ones win, key by key; within one file, or among the overrides, a key is given once. Values are read by the type of
+their key (`apr.config.text`). There is no interpolation; `apr COMMAND --print-config` shows what a run would use.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from apr.config.text import Scalar, Tree, Unread, inside, parse, parse_override, typed
 from apr.errors import ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -26,18 +28,45 @@ def preset(stage: str, name: str) -> Path:
 
 def load(kind: type[Config], paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
     """Merge files in order, then overrides; later ones win, key by key. Raises `ConfigError`."""
-    merged: dict[str, Any] = {}
-    for path in paths:
-        _merge(merged, _read(path))
+    merged: dict[str, Tree] = {}
+    for number, path in enumerate(paths):
+        _merge(merged, _read(path, number))
+    _merge(merged, _overrides(kind, overrides))
+    return check(kind, typed(merged, [kind]), ", ".join([*map(str, paths), *overrides]) or "defaults")
+
+
+def _overrides(kind: type[BaseModel], overrides: Sequence[str]) -> dict[str, Tree]:
+    """What the command line sets. Raises `ConfigError`, also for a key given twice, by itself or as a part of another."""
+    merged: dict[str, Tree] = {}
+    keys: set[str] = set()
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key.strip():
+        dotted, equals, value = override.partition("=")
+        key = dotted.strip()
+        if not equals or not key:
             raise ConfigError(f"override {override!r} is not of the form dotted.key=value")
-        nested: Any = _parse(value, f"override {override!r}")
-        for part in reversed(key.strip().split(".")):
+        kinds: list[Any] = [kind]
+        for part in key.split("."):
+            kinds = inside(kinds, part)
+        nested = parse_override(value, kinds, f"override {override!r}")
+        for part in reversed(key.split(".")):
             nested = {part: nested}
+        assert isinstance(nested, dict)
+        if twice := key if key in keys else _common(merged, nested):
+            raise ConfigError(f"the key {twice} is given twice on the command line: keep one of them")
+        keys.add(key)
         _merge(merged, nested)
-    return check(kind, merged, ", ".join([*map(str, paths), *overrides]) or "defaults")
+    return merged
+
+
+def _common(one: dict[str, Tree], other: dict[str, Tree], prefix: str = "") -> str | None:
+    """A dotted key that both mappings set."""
+    for key in one.keys() & other.keys():
+        mine, theirs = one[key], other[key]
+        if not (isinstance(mine, dict) and isinstance(theirs, dict)):
+            return f"{prefix}{key}"
+        if found := _common(mine, theirs, f"{prefix}{key}."):
+            return found
+    return None
 
 
 def check(kind: type[Config], content: dict[str, Any], where: str) -> Config:
@@ -52,8 +81,9 @@ def check(kind: type[Config], content: dict[str, Any], where: str) -> Config:
                 siblings = ", ".join(_look_up(kind, fault["loc"][:-1])[0])
                 lines.append(f"unknown key {key}" + (f"; known here: {siblings}" if siblings else ""))
             else:
-                about = _look_up(kind, fault["loc"])[1]
-                lines.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}" + (f" ({about})" if about else ""))
+                about, value = _look_up(kind, fault["loc"])[1], fault["input"]
+                said = f"{value.text!r} {value.why}" if isinstance(value, Unread) else fault["msg"]
+                lines.append(f"{key}: {said.removeprefix('Value error, ')}" + (f" ({about})" if about else ""))
         raise ConfigError(f"configuration ({where}):\n  " + "\n  ".join(lines)) from None
 
 
@@ -62,32 +92,27 @@ def dump(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, number: int) -> dict[str, Tree]:
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}; shipped presets are in {files('configs')}")
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file ({error}): give a YAML file") from None
-    content = _parse(text, str(path))
-    if content is None:
+    content = parse(text, str(path), number)
+    if content is None or (isinstance(content, Scalar) and content.null):
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of keys to values, not {type(content).__name__}")
+        found = "a list" if isinstance(content, list) else "a single value"
+        raise ConfigError(f"{path}: a configuration is a mapping of keys to values, not {found}")
     return content
 
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}") from None
-
-
-def _merge(base: dict[str, Any], more: dict[str, Any]) -> None:
+def _merge(base: dict[str, Tree], more: dict[str, Tree]) -> None:
     for key, value in more.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
+        below = base.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            _merge(below, value)
         else:
             base[key] = value
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 ProtocolName = Literal["serial", "spawn_join"]
 DialectName = Literal["compact", "paper", "chat"]
@@ -12,18 +12,6 @@ DialectName = Literal["compact", "paper", "chat"]
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, content: Any) -> Any:
-        """YAML reads `yes` and `on` as true, which would pass for 1."""
-        for key, value in content.items() if isinstance(content, dict) else ():
-            field = cls.model_fields.get(key)
-            if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
-                raise ValueError(
-                    f"{key}: {value} is true or false, which does not fit (YAML reads yes, no, on, off so)"
-                )
-        return content
 
 
 def _sampleable(temperature: float) -> float:
