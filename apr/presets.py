@@ -1,13 +1,15 @@
 """Configurations from YAML: presets, then more files, then `dotted.key=value`, checked as a whole before anything starts.
 
 Later ones win, key by key; within one file, or among the overrides, a key is given once. Values are read by the type of
-their key (`apr.config.text`). There is no interpolation; `apr COMMAND --print-config` shows what a run would use.
+their key (`apr.values`). There is no interpolation; `apr COMMAND --print-config` shows what a run would use.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args
@@ -15,8 +17,9 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from apr.config.text import Scalar, Tree, Unread, inside, parse, parse_override, typed
+from apr.config.keys import meant_key
 from apr.errors import ConfigError
+from apr.values import Scalar, Tree, Unread, inside, parse, parse_override, typed
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -24,6 +27,30 @@ Config = TypeVar("Config", bound=BaseModel)
 def preset(stage: str, name: str) -> Path:
     """The file of a shipped preset, e.g. `preset("sft", "tiny_cpu")`."""
     return Path(str(files("configs"))) / stage / f"{name}.yaml"
+
+
+def available(stage: str) -> dict[str, str]:
+    """The shipped presets of a stage, by name, each with what its first comment says; for the quickstart those that all of
+    its stages have."""
+    if stage == "quickstart":
+        from apr.quickstart import TEACHERS
+
+        stages = [available(other) for other in ("data", "rl", "eval")]
+        common = {name: about for name, about in available("sft").items() if all(name in other for other in stages)}
+        return {name: about for name, about in common.items() if TEACHERS.keys() <= _teachers(preset("data", name))}
+    paths = sorted(preset(stage, "any").parent.glob("*.yaml"))
+    return {path.stem: _first_comment(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def _teachers(path: Path) -> set[str]:
+    solvers = _read(path, 0).get("solvers")
+    return set(solvers) if isinstance(solvers, dict) else set()
+
+
+def _first_comment(text: str) -> str:
+    """The first sentence of the comment that a file begins with."""
+    lines = list(takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    return re.split(r"(?<=[a-z)])\. ", " ".join(line.lstrip("# ") for line in lines) + " ")[0].strip().rstrip(".")
 
 
 def load(kind: type[Config], paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
@@ -78,8 +105,9 @@ def check(kind: type[Config], content: dict[str, Any], where: str) -> Config:
         for fault in error.errors():
             key = ".".join(map(str, fault["loc"])) or "(whole config)"
             if fault["type"] == "extra_forbidden":
-                siblings = ", ".join(_look_up(kind, fault["loc"][:-1])[0])
-                lines.append(f"unknown key {key}" + (f"; known here: {siblings}" if siblings else ""))
+                siblings = _look_up(kind, fault["loc"][:-1])[0]
+                known = f"; known here: {', '.join(siblings)}" if siblings else ""
+                lines.append(f"unknown key {key}{meant_key(kind, key, siblings)}{known}")
             else:
                 about, value = _look_up(kind, fault["loc"])[1], fault["input"]
                 said = f"{value.text!r} {value.why}" if isinstance(value, Unread) else fault["msg"]

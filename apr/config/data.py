@@ -17,31 +17,39 @@ class Rejection(Strict):
     """Rejection sampling: draw again (beams and all) until a demonstration is solved within `context` tokens; after
     `tries` without one the problem is left out."""
 
-    tries: int = Field(default=10, ge=1)
-    context: int = Field(default=4096, ge=1)
+    tries: int = Field(default=10, ge=1, description="draws per problem before it is left out")
+    context: int = Field(default=4096, ge=1, description="tokens that a demonstration may have")
 
 
 class SolverConfig(Strict):
     """A teacher: a solver and its options (see `solvers.search`), and what its demonstrations are conditioned on."""
 
-    protocol: ProtocolName
+    protocol: ProtocolName = Field(description="how its demonstrations are written: serially, or with spawns and joins")
     beams: list[int] = Field(default=[5], min_length=1, description="root beams, one drawn for each demonstration")
     child_beam_max: int = Field(default=15, ge=1, description="child beams are drawn from root beam to this")
-    promising_share: float = Field(default=1.0, ge=0, le=1)
-    promising: Literal["per_child", "per_node"] = "per_child"
+    promising_share: float = Field(
+        default=1.0, ge=0, le=1, description="share of a node's children that are searched as child threads"
+    )
+    promising: Literal["per_child", "per_node"] = Field(
+        default="per_child", description="whether the share is drawn for each child, or once per node"
+    )
     child_promising_share: float | None = Field(default=None, ge=0, le=1, description="as promising_share if not given")
-    heuristic: Heuristic = "numbers_to_factors"
-    order: Order = "canonical"
+    heuristic: Heuristic = Field(default="numbers_to_factors", description="what orders a beam")
+    order: Order = Field(default="canonical", description="order of a node's children")
     prune: Literal["beam", "target"] = Field(default="beam", description="target: keep what is no farther than it")
     duplicates: bool = Field(
         default=False, description="keep children that differ only in their step, as the code does"
     )
-    spawn_depth: int = Field(default=0, ge=0)
+    spawn_depth: int = Field(default=0, ge=0, description="levels of spawns; 0 for a serial teacher")
     unfold: bool = Field(default=False, description="child threads' searches written serially: the equal teacher")
-    value_cap: int | None = Field(default=None, ge=1)
-    condition: Literal["none", "context", "children"] = "none"
+    value_cap: int | None = Field(default=None, ge=1, description="largest intermediate result")
+    condition: Literal["none", "context", "children"] = Field(
+        default="none", description="what its prompts ask for: the context, or the children of a spawn"
+    )
     context_bin: int = Field(default=512, ge=1, description="context conditions are multiples of it")
-    rejection: Rejection | None = None
+    rejection: Rejection | None = Field(
+        default=None, description="draw demonstrations again until they are solved (rejection sampling)"
+    )
 
     @model_validator(mode="after")
     def _spawns(self) -> SolverConfig:
@@ -61,12 +69,12 @@ class SolverConfig(Strict):
 class DataConfig(Strict):
     """Problems by split, and demonstrations from each teacher."""
 
-    seed: int = 0
+    seed: int = Field(default=0, description="of the problems and the demonstrations")
     problems: CountdownSpec = CountdownSpec()
     train: int = Field(default=5000, ge=1, description="problems")
-    validation: int = Field(default=200, ge=1)
-    test: int = Field(default=1000, ge=1)
-    dialect: DialectName = "compact"
+    validation: int = Field(default=200, ge=1, description="problems held out to watch a training")
+    test: int = Field(default=1000, ge=1, description="problems held out for evaluation")
+    dialect: DialectName = Field(default="compact", description="how traces are spelt as tokens")
     tokenizer: Path | None = Field(
         default=None, description="of dialect chat: the model's folder or GGUF file, or PACKAGE:FILE"
     )
@@ -74,11 +82,11 @@ class DataConfig(Strict):
         default=None, min_length=5, max_length=5,
         description="of dialect chat: the tokenizer's own for spawn, msg, </spawn>, join, ret; if none, some are added",
     )  # fmt: skip
-    demonstrations_per_problem: int = Field(default=1, ge=1)
-    solvers: dict[str, SolverConfig]
+    demonstrations_per_problem: int = Field(default=1, ge=1, description="of each teacher")
+    solvers: dict[str, SolverConfig] = Field(description="teachers by name")
     shard_rows: int = Field(default=10_000, ge=1, description="problems in a file; all but the last hold so many")
     workers: int | None = Field(default=None, ge=1, description="processes; changes no result; default: all cores")
-    out: Path = Path("runs/data")
+    out: Path = Field(default=Path("runs/data"), description="folder to write")
 
     @model_validator(mode="after")
     def _names(self) -> DataConfig:

@@ -14,17 +14,19 @@ class EngineConfig(Strict):
     """The sampling engine. `kv_cache_mib` bounds its cache. Of kind `endpoint` (a server, for evaluation) only `url`, `model`,
     `timeout` and `max_num_seqs` count."""
 
-    kind: Literal["vllm", "tiny", "endpoint"] = "vllm"
+    kind: Literal["vllm", "tiny", "endpoint"] = Field(
+        default="vllm", description="vllm; tiny: plain PyTorch on the CPU, for small models; endpoint: a server"
+    )
     url: str | None = Field(default=None, description="of kind endpoint: http://HOST:PORT, where `vllm serve` listens")
     model: str | None = Field(default=None, description="of kind endpoint: its name there; if not given, the only one")
     timeout: float = Field(
         default=600.0, gt=0, description="of kind endpoint: seconds without a token before one is lost"
     )
-    kv_cache_mib: int = Field(default=512, ge=1)
+    kv_cache_mib: int = Field(default=512, ge=1, description="memory for keys and values, in MiB")
     max_num_seqs: int = Field(default=256, ge=1, description="requests served at once; more wait")
-    block_size: int = Field(default=32, ge=1)
+    block_size: int = Field(default=32, ge=1, description="tokens in a block of the cache")
     tensor_parallel: int = Field(default=1, ge=1, description="devices that one copy of the model is divided among")
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of weights and activations")
     threads: int | None = Field(
         default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start"
     )
@@ -50,21 +52,24 @@ class ConditionConfig(Strict):
     """What prompts ask for: `children` per spawn, or a `context` within so many tokens. Only models that were trained on
     conditioned demonstrations heed it."""
 
-    kind: Literal["context", "children"]
-    value: int = Field(ge=0)
+    kind: Literal["context", "children"] = Field(description="children per spawn, or tokens of context")
+    value: int = Field(ge=0, description="how many")
 
 
 class ClusterConfig(Strict):
     """Where RL and evaluation run: `none` is one process without Ray; `local` starts a Ray; else the address of one, or
     `auto`. CPUs and GPUs are those of each engine and of each rank of the learner."""
 
-    address: str = "none"
+    address: str = Field(
+        default="none",
+        description="none: one process; local: start Ray here; else the address of a Ray cluster, or auto",
+    )
     engines: int = Field(default=1, ge=1, description="copies of the model that sample")
-    engine_cpus: float = Field(default=1, ge=0)
-    engine_gpus: float = Field(default=0, ge=0)
+    engine_cpus: float = Field(default=1, ge=0, description="CPUs of each engine")
+    engine_gpus: float = Field(default=0, ge=0, description="GPUs of each engine")
     ranks: int = Field(default=1, ge=1, description="processes that share the learner's work")
-    learner_cpus: float = Field(default=1, ge=0)
-    learner_gpus: float = Field(default=0, ge=0)
+    learner_cpus: float = Field(default=1, ge=0, description="CPUs of each rank of the learner")
+    learner_gpus: float = Field(default=0, ge=0, description="GPUs of each rank of the learner")
     routing: Literal["trace", "spread"] = Field(
         default="trace", description="trace: a trace's strands go to one engine; spread: children to the least busy one"
     )

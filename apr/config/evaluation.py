@@ -15,27 +15,29 @@ from apr.threads.limits import Budgets, Limits
 class EvalConfig(Strict):
     """Evaluation of one checkpoint. `samples` > 1 gives cons@n and pass@n."""
 
-    seed: int = 0
-    data: Path = Path("runs/data")
-    split: Literal["train", "validation", "test"] = "test"
+    seed: int = Field(default=0, description="of sampling")
+    data: Path = Field(default=Path("runs/data"), description="data folder, as `apr data generate` writes it")
+    split: Literal["train", "validation", "test"] = Field(default="test", description="which problems")
     checkpoint: Path = Field(
         default=Path("runs/sft"), description="a checkpoint, or a folder with peft's adapter of one"
     )
     base: Path | None = Field(
         default=None, description="of an adapter: the model that it adapts, if it names none here"
     )
-    protocol: ProtocolName = "spawn_join"
+    protocol: ProtocolName = Field(default="spawn_join", description="how the model spawns and joins")
     dialect: DialectName | None = Field(default=None, description="if the checkpoint does not say")
     problems: int | None = Field(default=None, ge=1, description="the first so many; all if not given")
-    samples: int = Field(default=1, ge=1)
-    temperature: Temperature = Field(default=0.0, ge=0)
-    condition: ConditionConfig | None = None
+    samples: int = Field(default=1, ge=1, description="attempts per problem; above 1 gives cons@n and pass@n")
+    temperature: Temperature = Field(default=0.0, ge=0, description="of sampling; 0: greedy")
+    condition: ConditionConfig | None = Field(
+        default=None, description="what prompts ask for, if the model was trained on such prompts"
+    )
     limits: Limits = Limits()
     budgets: Budgets = Budgets()
     engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
     in_flight: int = Field(default=64, ge=1, description="attempts running at once")
-    out: Path = Path("runs/eval")
+    out: Path = Field(default=Path("runs/eval"), description="folder of the evaluation")
 
     @model_validator(mode="after")
     def _greedy(self) -> EvalConfig:

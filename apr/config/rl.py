@@ -17,24 +17,24 @@ from apr.threads.limits import Budgets, Limits
 class SoftBudget(Strict):
     """A penalty on successes: `weight` times the relative excess over `budget`, at most `weight`."""
 
-    budget: int = Field(ge=1)
-    weight: float = Field(gt=0, le=1)
+    budget: int = Field(ge=1, description="cost above which a success earns less")
+    weight: float = Field(gt=0, le=1, description="the most that a success loses")
 
 
 class Bonus(Strict):
     """A success earns `weight` times min(1, measure / `cap`)."""
 
-    cap: float = Field(gt=0)
-    weight: float = Field(gt=0)
+    cap: float = Field(gt=0, description="measure at which the bonus is full")
+    weight: float = Field(gt=0, description="the most that a success gains")
 
 
 class RewardConfig(Strict):
     """Success = correct and within the hard budgets; soft terms only separate successes."""
 
     budgets: Budgets = Budgets()
-    soft_context: SoftBudget | None = None
-    soft_span: SoftBudget | None = None
-    soft_work: SoftBudget | None = None
+    soft_context: SoftBudget | None = Field(default=None, description="penalty for tokens in any one strand's context")
+    soft_span: SoftBudget | None = Field(default=None, description="penalty for latency, in sampled tokens")
+    soft_work: SoftBudget | None = Field(default=None, description="penalty for tokens of the whole trace")
     acceleration: Bonus | None = Field(
         default=None,
         description="1 - span_sampled / work_sampled; ThreadWeaver (arXiv 2512.07843): cap 0.2, weight 0.1",
@@ -58,7 +58,7 @@ class RewardConfig(Strict):
 class LearnerConfig(Strict):
     """The optimiser's side of RL. `row_tokens` and `tokens_per_pass` shape the forward passes; they change no result."""
 
-    lr: float = Field(default=2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0, description="learning rate of AdamW")
     lr_schedule: Literal["constant", "linear"] = Field(
         default="constant", description="linear: down to 0 at `lr_steps`"
     )
@@ -67,24 +67,28 @@ class LearnerConfig(Strict):
         ge=1,
         description="step at which the linear schedule reaches 0; default: the `steps` of the run's start",
     )
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm")
     inner_steps: int = Field(default=1, ge=1, description="rounds over each step's traces")
     minibatches: int = Field(default=1, ge=1, description="parts of a step's traces, with an optimiser step for each")
-    surrogate: Literal["clip", "cispo"] = "clip"
+    surrogate: Literal["clip", "cispo"] = Field(
+        default="clip", description="clip: PPO's clipped objective; cispo: the clipped weight of CISPO"
+    )
     ratio: Literal["token", "strand"] = Field(
         default="token", description="strand: GSPO's, mean over a strand's tokens"
     )
-    clip_low: float = Field(default=0.2, gt=0, le=1)
-    clip_high: float = Field(default=0.2, gt=0)
-    importance_cap: float = Field(default=2.0, ge=1)
+    clip_low: float = Field(default=0.2, gt=0, le=1, description="ratios below 1 - clip_low are clipped")
+    clip_high: float = Field(default=0.2, gt=0, description="ratios above 1 + clip_high are clipped")
+    importance_cap: float = Field(
+        default=2.0, ge=1, description="largest importance weight of tokens that older weights sampled"
+    )
     kl_weight: float = Field(default=0.0, ge=0, description="of the k3 KL divergence to the checkpoint RL began from")
     parallel: Literal["plain", "zero1", "zero2", "zero3"] = Field(default="plain", description="DeepSpeed ZeRO stages")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the compute; weights stay float32")
-    lora: LoraConfig | None = None
-    activation_checkpointing: bool = False
+    lora: LoraConfig | None = Field(default=None, description="train adapters alone")
+    activation_checkpointing: bool = Field(default=False, description="compute activations twice, to save memory")
     row_tokens: int = Field(default=256, ge=16, description="of a packed row; longer samples get rows of their own")
-    tokens_per_pass: int = Field(default=8192, ge=64)
+    tokens_per_pass: int = Field(default=8192, ge=64, description="tokens in one forward pass; bounds memory")
     threads: int | None = Field(
         default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start"
     )
@@ -101,26 +105,33 @@ class LearnerConfig(Strict):
 class RlConfig(Strict):
     """GRPO over spawned threads."""
 
-    seed: int = 0
-    data: Path = Path("runs/data")
-    checkpoint: Path = Path("runs/sft/checkpoint")
-    protocol: ProtocolName = "spawn_join"
+    seed: int = Field(default=0, description="of the problems' order and of sampling")
+    data: Path = Field(default=Path("runs/data"), description="data folder, as `apr data generate` writes it")
+    checkpoint: Path = Field(default=Path("runs/sft/checkpoint"), description="model to start from")
+    protocol: ProtocolName = Field(default="spawn_join", description="how the model spawns and joins")
     dialect: DialectName | None = Field(default=None, description="if the checkpoint does not say")
-    steps: int = Field(default=30, ge=1)
-    problems_per_step: int = Field(default=32, ge=1)
+    steps: int = Field(default=30, ge=1, description="training steps in all")
+    problems_per_step: int = Field(default=32, ge=1, description="problems drawn for each step")
     group_size: int = Field(default=8, ge=2, description="traces of one problem; 1 gives no advantage")
-    temperature: Temperature = Field(default=1.0, gt=0)
+    temperature: Temperature = Field(default=1.0, gt=0, description="of sampling")
     top_p: float = Field(default=1.0, ge=1, le=1, description="fixed: below 1 the sampler's logprobs are not its own")
-    condition: ConditionConfig | None = None
+    condition: ConditionConfig | None = Field(
+        default=None, description="what prompts ask for, if the model was trained on such prompts"
+    )
     limits: Limits = Limits()
     reward: RewardConfig = RewardConfig()
     redraws: int = Field(
         default=0, ge=0, description="rounds per step that draw problems in place of groups without a signal (DAPO); 0: such "
         "groups count with advantage 0 (GRPO)"
     )  # fmt: skip
-    weighting: Literal["token", "strand", "trace", "constant"] = "token"
+    weighting: Literal["token", "strand", "trace", "constant"] = Field(
+        default="token",
+        description="whether every token, strand or trace weighs the same; constant: tokens, over a constant",
+    )
     constant: int = Field(default=1024, ge=1, description="of weighting=constant: tokens that a trace is divided by")
-    divide_by_deviation: bool = False
+    divide_by_deviation: bool = Field(
+        default=False, description="divide advantages by their group's standard deviation"
+    )
     shuffle_advantages: bool = Field(default=False, description="null control: nothing can be learned")
     learner: LearnerConfig = LearnerConfig()
     engine: EngineConfig = EngineConfig()
@@ -135,19 +146,19 @@ class RlConfig(Strict):
         default="finish",
         description="strands in flight end before an update, or go on after it with their KV recomputed",
     )
-    in_flight: int = Field(default=64, ge=1)
-    validate_every: int = Field(default=10, ge=1)
-    validate_problems: int = Field(default=100, ge=0)
-    checkpoint_every: int = Field(default=5, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
+    in_flight: int = Field(default=64, ge=1, description="traces running at once")
+    validate_every: int = Field(default=10, ge=1, description="steps between two validations")
+    validate_problems: int = Field(default=100, ge=0, description="validation problems, sampled once each; 0: none")
+    checkpoint_every: int = Field(default=5, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints to keep")
     parity_mean: float = Field(default=1e-4, gt=0, description="largest mean |logprob gap| allowed before an update")
-    parity_max: float = Field(default=1e-2, gt=0)
+    parity_max: float = Field(default=1e-2, gt=0, description="largest single |logprob gap| allowed before an update")
     max_silent_steps: int = Field(default=10, ge=1, description="steps in a row without signal before the run stops")
     max_lost_share: float = Field(default=0.05, ge=0, le=1, description="of a step's traces lost with their engine")
     traces_per_step: int = Field(default=8, ge=0, description="sampled traces kept for the viewer")
-    tensorboard: bool = True
+    tensorboard: bool = Field(default=True, description="write TensorBoard files as well")
     wandb: str | None = Field(default=None, description="a Weights & Biases project to log to as well")
-    out: Path = Path("runs/rl")
+    out: Path = Field(default=Path("runs/rl"), description="folder of the run")
 
     @model_validator(mode="after")
     def _joint(self) -> RlConfig:
