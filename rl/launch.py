@@ -20,7 +20,7 @@ from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
 from apr.errors import EngineLostError, LearnerLostError, RunDirectoryError
 from apr.finite import check_finite_files
-from apr.presets import check, load
+from apr.presets import check, load_recorded
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
 from apr.runs import automatic_threads, refuse_other, run_directory, whole_folder
@@ -102,7 +102,7 @@ def _with_horizon(config: RlConfig, resume: bool) -> RlConfig:
     if config.learner.lr_schedule == "constant" or config.learner.lr_steps is not None:
         return config
     # A run of an earlier version did not keep it: it is the `steps` of its last call.
-    steps = load(RlConfig, [config.out / "config.yaml"]).steps if resume else config.steps
+    steps = load_recorded(RlConfig, config.out / "config.yaml").steps if resume else config.steps
     learner = config.learner.model_copy(update={"lr_steps": steps})
     return check(RlConfig, config.model_copy(update={"learner": learner}).model_dump(), str(config.out))
 

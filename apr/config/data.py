@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apr.config.base import DialectName, ProtocolName, Strict
+from apr.config.base import DialectName, Idle, ProtocolName, Strict
 from envs.countdown.env import CountdownSpec
 from solvers.search import Heuristic, Order
 
@@ -50,6 +51,12 @@ class SolverConfig(Strict):
     rejection: Rejection | None = Field(
         default=None, description="draw demonstrations again until they are solved (rejection sampling)"
     )
+
+    def idle(self) -> Iterator[Idle]:
+        if self.condition != "context":
+            yield Idle("context_bin", "condition", "set condition=context as well, or leave them out")
+        if self.spawn_depth == 0:
+            yield Idle("child_promising_share", "spawn_depth", "set spawn_depth=1 as well, or leave them out")
 
     @model_validator(mode="after")
     def _spawns(self) -> SolverConfig:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apr.config.base import Strict
+from apr.config.base import Idle, Strict
 
 
 class EngineConfig(Strict):
-    """The sampling engine. `kv_cache_mib` bounds its cache. Of kind `endpoint` (a server, for evaluation) only `url`, `model`,
-    `timeout` and `max_num_seqs` count."""
+    """The sampling engine. `kv_cache_mib` bounds its cache. Kind `endpoint` (a server, for evaluation) takes only `url`,
+    `model`, `timeout` and `max_num_seqs`; kind `tiny` only `threads`."""
 
     kind: Literal["vllm", "tiny", "endpoint"] = Field(
         default="vllm", description="vllm; tiny: plain PyTorch on the CPU, for small models; endpoint: a server"
@@ -38,14 +39,20 @@ class EngineConfig(Strict):
                 "engine.kind=endpoint needs engine.url, the address of the server: set it, such as "
                 "engine.url=http://localhost:8000"
             )
-        if self.kind != "endpoint" and (self.url is not None or self.model is not None):
-            raise ValueError(
-                "engine.url and engine.model are of a server, and only engine.kind=endpoint asks one: set "
-                "engine.kind=endpoint as well, or leave them out"
-            )
         if self.url is not None and not re.fullmatch(r"https?://[^/\s]+", self.url):
             raise ValueError(f"engine.url ({self.url}) must be http://HOST:PORT, without a path such as /v1")
         return self
+
+    def idle(self) -> Iterator[Idle]:
+        device = ("kv_cache_mib", "block_size", "tensor_parallel", "dtype")
+        ignored = {
+            "vllm": ("url", "model", "timeout"),
+            "tiny": ("url", "model", "timeout", "max_num_seqs", *device),
+            "endpoint": (*device, "threads"),
+        }
+        for option in ignored[self.kind]:
+            kind = "endpoint" if option in ignored["vllm"] else "vllm"
+            yield Idle(option, "kind", f"set engine.kind={kind} as well, or leave them out")
 
 
 class ConditionConfig(Strict):
@@ -76,6 +83,13 @@ class ClusterConfig(Strict):
     restarts: int = Field(default=10, ge=0, description="of lost engines and learners in a run, before it ends")
     timeout: float = Field(default=300.0, gt=0, description="seconds to wait for actors to start")
     reply_timeout: float = Field(default=1800.0, gt=0, description="seconds to wait for the reply of one that runs")
+
+    def idle(self) -> Iterator[Idle]:
+        if self.address == "none":
+            for option in (
+                "engine_cpus", "engine_gpus", "learner_cpus", "learner_gpus", "routing", "restarts", "timeout", "reply_timeout",
+            ):  # fmt: skip
+                yield Idle(option, "address", "set cluster.address=local or a cluster's address, or leave them out")
 
     @model_validator(mode="after")
     def _together(self) -> ClusterConfig:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apr.config.base import DialectName, ProtocolName, Strict, Temperature
+from apr.config.base import DialectName, Idle, ProtocolName, Strict, Temperature
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
 from apr.threads.limits import Budgets, Limits
 
@@ -38,6 +39,10 @@ class EvalConfig(Strict):
     cluster: ClusterConfig = ClusterConfig()
     in_flight: int = Field(default=64, ge=1, description="attempts running at once")
     out: Path = Field(default=Path("runs/eval"), description="folder of the evaluation")
+
+    def idle(self) -> Iterator[Idle]:
+        for option in ("ranks", "learner_cpus", "learner_gpus"):
+            yield Idle(f"cluster.{option}", "", "leave them out")
 
     @model_validator(mode="after")
     def _greedy(self) -> EvalConfig:

@@ -42,7 +42,7 @@ def keys_of(kind: type[BaseModel], prefix: str = "") -> Iterator[Key]:
         parts = [part for part in kinds if hasattr(part, "model_fields")]
         named = [value for part in kinds if get_origin(part) is dict for value in members(get_args(part)[1])]
         required = field.default is PydanticUndefined and field.default_factory is None
-        default = None if required else _shown(field.get_default(call_default_factory=True))
+        default = None if required else shown(field.get_default(call_default_factory=True))
         if not parts or NoneType in kinds:
             yield Key(f"{prefix}{name}", " or ".join(map(_type, kinds)), default, field.description or "")
         for part in parts:
@@ -66,7 +66,8 @@ def meant_key(kind: type[BaseModel], dotted: str, siblings: Iterable[str]) -> st
     return meant(dotted, [f"{above}{dot}{name}" for name in siblings])
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it is typed."""
     if isinstance(value, BaseModel):
         return "{...}"
     if value is None or isinstance(value, bool):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from apr.config.base import Strict
 
@@ -20,3 +20,9 @@ class QuickstartConfig(Strict):
     samples: int = Field(default=4, ge=2, description="attempts per problem for cons@n and pass@n")
     stages: dict[Literal["data", "sft", "rl", "eval"], list[str]] = Field(default={}, description="overrides by stage")
     out: Path = Field(default=Path("runs/quickstart"), description="folder of all stages")
+
+    @model_validator(mode="after")
+    def _shipped(self) -> QuickstartConfig:
+        if self.start == "sft" and "sft" in self.stages:
+            raise ValueError("start=sft takes the shipped SFT checkpoints and trains none: leave stages.sft out")
+        return self

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apr.config.base import DialectName, ProtocolName, Strict, Temperature
+from apr.config.base import DialectName, Idle, ProtocolName, Strict, Temperature
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
 from apr.config.sft import LoraConfig
 from apr.errors import ConfigError
@@ -93,13 +94,9 @@ class LearnerConfig(Strict):
         default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start"
     )
 
-    @model_validator(mode="after")
-    def _horizon(self) -> LearnerConfig:
-        if self.lr_steps is not None and self.lr_schedule == "constant":
-            raise ValueError(
-                "learner.lr_steps ends the linear schedule: set learner.lr_schedule=linear, or leave it out"
-            )
-        return self
+    def idle(self) -> Iterator[Idle]:
+        if self.lr_schedule == "constant":
+            yield Idle("lr_steps", "lr_schedule", "set learner.lr_schedule=linear as well, or leave them out")
 
 
 class RlConfig(Strict):
@@ -160,6 +157,10 @@ class RlConfig(Strict):
     wandb: str | None = Field(default=None, description="a Weights & Biases project to log to as well")
     out: Path = Field(default=Path("runs/rl"), description="folder of the run")
 
+    def idle(self) -> Iterator[Idle]:
+        if self.weighting != "constant":
+            yield Idle("constant", "weighting", "set weighting=constant (Dr.GRPO) as well, or leave them out")
+
     @model_validator(mode="after")
     def _joint(self) -> RlConfig:
         if self.engine.kind == "endpoint":
@@ -174,17 +175,13 @@ class RlConfig(Strict):
             raise ValueError(f"reward.budgets.context ({budget}) exceeds limits.context ({self.limits.context})")
         if self.protocol == "spawn_join" and self.limits.depth < 1:
             raise ValueError("protocol spawn_join needs limits.depth of at least 1")
-        if self.weighting != "constant" and self.constant != type(self).model_fields["constant"].default:
-            raise ValueError(
-                f"constant={self.constant} is of weighting=constant (Dr.GRPO): set that as well, or leave it out"
-            )
         traces = self.problems_per_step * self.group_size
         if self.learner.minibatches > traces:
             raise ValueError(
                 f"learner.minibatches ({self.learner.minibatches}) exceeds the {traces} traces of a step (problems_per_step x "
                 "group_size): lower it"
             )
-        horizon = self.learner.lr_steps
+        horizon = self.learner.lr_steps if self.learner.lr_schedule == "linear" else None
         if horizon is not None and self.steps > horizon:
             raise ValueError(
                 f"steps ({self.steps}) goes beyond learner.lr_steps ({horizon}), where the linear schedule has reached 0 and "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from apr.config.base import Strict
+from apr.config.base import Idle, Strict
 
 
 class ModelConfig(Strict):
@@ -52,9 +53,7 @@ class SftConfig(Strict):
     tokens: int = Field(default=6_000_000, ge=1, description="to train on; rows are gone through as often as it takes")
     batch_tokens: int = Field(default=2048, ge=64, description="padded tokens in a batch of rows of similar length")
     lr: float = Field(default=2e-3, gt=0, description="of AdamW: embeddings, norms, the output layer; all of a base")
-    muon_lr: float = Field(
-        default=2e-2, gt=0, description="of Muon: the matrices inside the layers; unused with a base"
-    )
+    muon_lr: float = Field(default=2e-2, gt=0, description="of Muon: the matrices inside the layers; not with a base")
     warmup_steps: int = Field(default=50, ge=0, description="steps in which the learning rate rises")
     weight_decay: float = Field(default=0.01, ge=0, description="of all matrices")
     log_every: int = Field(default=50, ge=1, description="steps between two lines of progress")
@@ -68,10 +67,17 @@ class SftConfig(Strict):
     )
     out: Path = Field(default=Path("runs/sft"), description="folder of the run")
 
+    def idle(self) -> Iterator[Idle]:
+        if self.base is None:
+            yield Idle(
+                "lora", "base", "set `base` to the pretrained model that the adapters are for, or leave them out"
+            )
+            return
+        for option in ("model.layers", "model.hidden", "model.heads", "model.intermediate", "muon_lr"):
+            yield Idle(option, "base", "set base=null to train from scratch, or leave them out")
+
     @model_validator(mode="after")
     def _base(self) -> SftConfig:
-        if self.base is None and self.lora is not None:
-            raise ValueError("lora adapts a pretrained model: set `base`, or leave it out")
         if self.snapshots and self.lora is not None:
             raise ValueError(
                 "snapshots would have to merge the adapters of lora, which ends their training: leave out either"

@@ -32,7 +32,7 @@ from apr.data.store import (
 )
 from apr.data.workers import in_processes, processes
 from apr.errors import DataError
-from apr.presets import load
+from apr.presets import load_recorded
 from apr.progress import Progress
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect
@@ -54,7 +54,7 @@ class Shard(NamedTuple):
 
 def check_folder(folder: Path) -> str:
     """A few lines of counts. Raises `DataError` that names the file, the row and the fault."""
-    config = load(DataConfig, [folder / CONFIG])
+    config = load_recorded(DataConfig, folder / CONFIG)
     counts, held_out = _check_problems(folder, config.problems)
     lines = [f"{folder}: {', '.join(counts)} problems, no {SHARED[config.problems.split_by]} in two splits"]
     shards = [

@@ -14,7 +14,7 @@ from apr.config import EvalConfig
 from apr.contact import Contact
 from apr.errors import DataError
 from apr.evaluation.metrics import Attempt, attempt
-from apr.presets import load
+from apr.presets import load_recorded
 from apr.runs import CONFIG, MANIFEST
 from apr.threads.codec import read_traces
 from apr.threads.limits import Budgets
@@ -128,7 +128,7 @@ def _read_config(folder: Path) -> EvalConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise DataError(f"no {path}, which says how the traces beside it were made: {_AGAIN}")
-    config = load(EvalConfig, [path])
+    config = load_recorded(EvalConfig, path)
     if missing := [key for key in NEEDED if key not in config.model_fields_set]:
         raise DataError(f"{path} does not say {', '.join(missing)}: {_AGAIN}")
     return config
