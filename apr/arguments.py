@@ -61,8 +61,8 @@ def keys_text(stage: str, word: str = "") -> str:
     """The keys of a command that mention `word`, each with its type, default and description; without a word all of them, and
     the command's presets. Raises `ConfigError` if no key does."""
     from apr.config import KINDS
-    from apr.config.keys import keys_of, meant
     from apr.errors import ConfigError
+    from apr.keys import keys_of, meant
     from apr.presets import available
 
     width = max(20, shutil.get_terminal_size().columns - 2)

@@ -177,7 +177,7 @@ def _check_needs(config: BaseModel, resume: bool) -> None:
 
 def _config_file(stage: str, name: str) -> Path:
     """A path, or the name of a shipped preset of this stage. Raises `ConfigError` for a name that is neither."""
-    from apr.config.keys import meant
+    from apr.keys import meant
     from apr.presets import available, preset
 
     path = typed_path(name)

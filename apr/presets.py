@@ -17,9 +17,9 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from apr.config.base import Idle, idle_options, value_at
-from apr.config.keys import meant_key, shown
 from apr.errors import ConfigError
+from apr.idle import Idle, idle_options, value_at
+from apr.keys import meant_key, shown
 from apr.values import COMMAND_LINE, Scalar, Tree, Unread, inside, parse, parse_override, typed
 
 Config = TypeVar("Config", bound=BaseModel)

@@ -9,7 +9,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apr.config.base import DialectName, Idle, ProtocolName, Strict
+from apr.config.base import DialectName, ProtocolName, Strict
+from apr.idle import Idle
 from envs.countdown.env import CountdownSpec
 from solvers.search import Heuristic, Order
 

@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apr.config.base import DialectName, Idle, ProtocolName, Strict, Temperature
+from apr.config.base import DialectName, ProtocolName, Strict, Temperature
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
+from apr.idle import Idle
 from apr.threads.limits import Budgets, Limits
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from apr.config.base import Idle, Strict
+from apr.config.base import Strict
+from apr.idle import Idle
 
 
 class ModelConfig(Strict):

@@ -8,7 +8,7 @@ import pytest
 import apr
 from apr.cli import main
 from apr.config import KINDS
-from apr.config.keys import keys_of
+from apr.keys import keys_of
 from apr.presets import available, load, preset
 
 COMMANDS = {"data": ["data", "generate"], "sft": ["sft"], "rl": ["rl"], "eval": ["eval"], "quickstart": ["quickstart"]}
