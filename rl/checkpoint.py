@@ -7,13 +7,12 @@ state there is: which problems come next, which seeds sample them, which version
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from apr.contact import TRAINED_ON, with_sources
 from apr.engines.weights import WEIGHTS_FILE
 from apr.errors import CheckpointError
-from apr.runs import recorded, whole_folder
+from apr.runs import recorded, remove_folder, whole_folder
 from apr.sft.train import CARD, read_card
 from apr.threads.trace import SCHEMA
 from rl.learner import LearnerApi
@@ -42,11 +41,11 @@ async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
                     "`out` must be a folder that all nodes of the cluster share"
                 )
         card = with_sources(read_card(folder), recorded(run)[TRAINED_ON])
-        (folder / CARD).write_text(json.dumps(card, indent=1))
-        (folder / STATE_FILE).write_text(json.dumps({"schema": SCHEMA, "step": step}))
+        (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+        (folder / STATE_FILE).write_text(json.dumps({"schema": SCHEMA, "step": step}), encoding="utf-8")
     torn = final.parent.glob(".step_*")  # what a killed process left
     for old in [*sorted(final.parent.glob("step_*"))[:-keep], *torn]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return final
 
 
@@ -57,7 +56,7 @@ def latest(run: Path) -> tuple[Path, int] | None:
         return None
     path = folders[-1] / STATE_FILE
     try:
-        state = json.loads(path.read_text())
+        state = json.loads(path.read_text(encoding="utf-8"))
         schema, step = state["schema"], int(state["step"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

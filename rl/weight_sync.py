@@ -12,6 +12,7 @@ from pathlib import Path
 from apr.engines.base import Engine
 from apr.engines.weights import MARKER
 from apr.errors import CheckpointError
+from apr.runs import remove_folder
 from rl.learner import LearnerApi
 
 TRANSFERS = ("nccl", "ipc")  # the ways of `rl.weight_transfer`: from GPU to GPU
@@ -62,5 +63,5 @@ class FileSync:
         await engine.resume()
         for old in self.folder.glob("version_*"):
             if old != target:
-                shutil.rmtree(old)
+                remove_folder(old)
         return time.monotonic() - started

@@ -19,7 +19,7 @@ from apr.data.shards import shard_path
 from apr.data.store import problems_folder, write_problems
 from apr.errors import DataError, RunDirectoryError
 from apr.progress import Progress
-from apr.runs import disk_error, whole_folder
+from apr.runs import disk_error, followed, whole_folder
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.trace import Trace
 from apr.tokens.paper import PaperDialect
@@ -86,7 +86,7 @@ def import_file(path: Path, out: Path | None, dialect: PaperDialect) -> Report:
         with TraceWriter(folder / TRACES) as traces:
             report, problems = _import(path, dialect, traces.append)
         _write_problems(folder, problems)
-        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1))
+        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
     return report
 
 
@@ -158,10 +158,11 @@ def export_file(path: Path, out: Path, dialect: PaperDialect) -> str:
     """
     left_out: dict[int, str] = {}  # why, by trace
     written = 0
+    out = followed(out)
     beside = out.with_name(f".{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w") as file:
+        with beside.open("w", encoding="utf-8") as file:
             for number, trace in enumerate(read_traces(path)):
                 try:
                     row = to_row(trace, dialect)
@@ -196,7 +197,7 @@ def read_rows(path: Path, advance: Callable[[int], None] = lambda read: None) ->
         raise DataError(f"no file {path}: check the path")
     row = 0
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             source = _Source(file, advance)
             if source.mark() != "[":
                 raise ValueError("it does not open a list")
