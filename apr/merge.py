@@ -89,7 +89,7 @@ def _base(adapter: Path, given: Path | None) -> Path:
     """The folder of an adapter's base: `given`, or what the adapter itself names."""
     path = adapter / ADAPTER_CONFIG
     try:
-        named = json.loads(path.read_text())["base_model_name_or_path"]
+        named = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is corrupt ({error!r}): save the adapter again with peft") from error
     if not (adapter / ADAPTER_WEIGHTS).is_file():

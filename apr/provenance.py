@@ -70,7 +70,7 @@ def _recorded(run: Path) -> dict[str, Any]:
     """The configuration of a run. Raises `DataError`."""
     path = run / CONFIG
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is corrupt ({error}): {RESTORE}") from error
     if not isinstance(config, dict):
@@ -121,7 +121,7 @@ def read_result(folder: Path) -> Result:
 def _summary(path: Path, again: str) -> dict[str, Any]:
     """What an evaluation wrote at its end. Raises `DataError`."""
     try:
-        summary = json.loads(path.read_text())
+        summary = json.loads(path.read_text(encoding="utf-8"))
         low, high = map(float, summary["interval"])
         numbers = [summary["accuracy"], *(summary["costs"][cost]["mean"] for cost in MEANS)]
         if not all(type(number) in (int, float) for number in numbers):

@@ -45,7 +45,9 @@ def quickstart(config: QuickstartConfig) -> int:
     with run_directory(config.out, config) as run:
         if config.start == "sft":
             _take_shipped(config.preset, run)
-        seconds: dict[str, float] = json.loads((run / STAGES).read_text()) if (run / STAGES).is_file() else {}
+        seconds: dict[str, float] = (
+            json.loads((run / STAGES).read_text(encoding="utf-8")) if (run / STAGES).is_file() else {}
+        )
         stages = plan(config, run)
         for number, stage in enumerate(stages, 1):
             marker = run / "done" / stage.name

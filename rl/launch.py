@@ -131,7 +131,7 @@ def _finished(run: Path, newest: Path, config: RlConfig) -> Path:
     with whole_folder(final) as folder:
         shutil.copytree(newest, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*WHILE_RUNNING))
         card = {**read_card(folder), "reward": config.reward.model_dump(exclude_none=True)}
-        (folder / CARD).write_text(json.dumps(card, indent=1))
+        (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
     return final
 
 

@@ -67,7 +67,7 @@ def check_folder(folder: Path) -> str:
         f"{name}: {traces[name]} demonstrations, {solved[name]} solved, every solution verified"
         for name in config.solvers
     ]
-    text = (folder / CARD).read_text() if (folder / CARD).is_file() else ""
+    text = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
     for part, found in content_hashes(folder, config.solvers).items():
         if f'"{part}": "{found}"' not in text:
             raise DataError(

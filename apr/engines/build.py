@@ -56,6 +56,6 @@ def check_checkpoint(checkpoint: Path, dialect: str | None = None) -> int:
         raise CheckpointError(f"no model in {checkpoint}: train one with `apr sft`, or set `checkpoint`")
     dialect_of(checkpoint, dialect)
     try:
-        return int(json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"])
+        return int(json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint}/config.json is missing or corrupt: {error!r}") from error

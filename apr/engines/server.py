@@ -170,7 +170,7 @@ def _outputs(checkpoint: Path) -> int:
     """How many ids the model knows, by its config.json. Raises `CheckpointError`."""
     path = checkpoint / "config.json"
     try:
-        return int(json.loads(path.read_text())["vocab_size"])
+        return int(json.loads(path.read_text(encoding="utf-8"))["vocab_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is missing or corrupt ({error!r}): export or train the checkpoint again"

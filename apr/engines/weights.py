@@ -54,7 +54,7 @@ def check_complete(folder: Path, version: int) -> None:
     found = {"version": version, **_content(folder / WEIGHTS_FILE)}
     mend = "`apr rl --resume` writes it anew; if `out` is on a disk that keeps old states, use weight_sync=tensors"
     try:
-        marker = json.loads((folder / MARKER).read_text())
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
         raise TornWeightsError(
             f"{folder} has no readable {MARKER} ({error}), which is written last: its weights are not whole. {mend}"

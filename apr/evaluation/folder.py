@@ -138,7 +138,7 @@ def read_facts(folder: Path, kinds: dict[str, type], cure: str) -> dict[str, Any
     """The manifest of a run directory, which must have `kinds`; `cure` says what to do else. Raises `DataError`."""
     path = folder / MANIFEST
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
         unfit = [name for name, kind in kinds.items() if type(facts[name]) is not kind]
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise DataError(f"{path} is missing, corrupt, or without a fact that it needs ({error!r}): {cure}") from error

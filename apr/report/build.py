@@ -253,13 +253,13 @@ def _picked(one: Entry, chosen: set[str]) -> Iterator[Trace]:
 def _write(folder: Path, report: Report, entries: Sequence[Entry]) -> None:
     for name in (FIGURES, DATA):
         (folder / name).mkdir()
-    (folder / PAGE).write_text(html(report))
-    (folder / SUMMARY).write_text(markdown(report))
+    (folder / PAGE).write_text(html(report), encoding="utf-8")
+    (folder / SUMMARY).write_text(markdown(report), encoding="utf-8")
     for table in [*report.tables, *([report.published] if report.published else [])]:
-        (folder / DATA / f"{table.name}.csv").write_text(table.csv())
+        (folder / DATA / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
     for chart in report.charts:
-        (folder / FIGURES / f"{chart.name}.svg").write_text(chart.file())
-        (folder / DATA / f"{chart.name}.csv").write_text(chart.csv())
+        (folder / FIGURES / f"{chart.name}.svg").write_text(chart.file(), encoding="utf-8")
+        (folder / DATA / f"{chart.name}.csv").write_text(chart.csv(), encoding="utf-8")
     head = ("model", "problem", "sample", "correct", "stop", "answer", *COSTS)
     lines = [
         (one.title, tried.problem, tried.sample, int(tried.correct), tried.stop.value, tried.answer,
@@ -273,7 +273,7 @@ def _write(folder: Path, report: Report, entries: Sequence[Entry]) -> None:
 def _seconds(path: Path) -> dict[str, float]:
     """Wall time by stage, as the quickstart writes it beside its report; empty if it did not."""
     try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return {str(stage): float(seconds) for stage, seconds in content.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(

@@ -51,7 +51,7 @@ def run_kind(folder: Path) -> str:
             "an RL run, or a file of traces inside one"
         )
     try:
-        return str(json.loads(path.read_text())["kind"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["kind"])
     except (ValueError, TypeError, LookupError) as error:
         raise DataError(f"{path} is corrupt ({error!r}): write it anew by going on with the run") from error
 

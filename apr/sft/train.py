@@ -76,7 +76,7 @@ def train(config: SftConfig) -> Path:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
             with whole_folder(finished) as folder:
                 save_checkpoint(folder, merged(trainer.model), vocabulary, card)
-                (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+                (folder / "log.json").write_text(json.dumps(trainer.state.log_history), encoding="utf-8")
         except NotFiniteError as error:
             raise _diverged(config, trainer.state, error) from error
     return finished
@@ -187,14 +187,14 @@ def save_checkpoint(
     check_finite(model.state_dict() if state is None else state)
     model.save_pretrained(folder, state_dict=state)
     vocabulary.save(folder)
-    (folder / CARD).write_text(json.dumps(card, indent=1))
+    (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
 
 
 def read_card(folder: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: its teacher, and the stages that trained it. Empty if it says nothing."""
     path = folder / CARD
     try:
-        card: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is corrupt ({error}): train or export the checkpoint again") from error
     return card
@@ -237,7 +237,7 @@ def _check_whole(folder: Path) -> None:
     archives = {folder / "optimizer.pt", folder / "scheduler.pt", *folder.glob("rng_state*.pth")}
     path = folder / STATE
     try:
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
         path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[0])
         with safe_open(path, "np"):  # compares its length with what its header says
             pass
