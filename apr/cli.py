@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from apr.arguments import keys_text, parsed
 from apr.errors import AprError, ConfigError, UserError
+from apr.streams import standard_streams
 from apr.values import typed_path
 
 if TYPE_CHECKING:
@@ -25,7 +26,12 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a failed run, 2 for a user's error, 130 for SIGINT or SIGTERM."""
-    arguments = parsed(argv)
+    with standard_streams():
+        return _reported(parsed(argv))
+
+
+def _reported(arguments: argparse.Namespace) -> int:
+    """Run one command, its errors as one line each."""
     from apr.data.workers import ended_by_signals
 
     try:
