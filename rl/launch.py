@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from apr.config import RlConfig, refuse_idle
 from apr.contact import TRAINED_ON, trained_on
@@ -25,6 +23,7 @@ from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
 from apr.runs import automatic_threads, refuse_other, run_directory, whole_folder
 from apr.sft.train import CARD, check_condition, read_card
+from apr.signals import stop_at_signal
 from envs.countdown.env import Countdown, CountdownSpec
 from rl import checkpoint, loop
 from rl.checkpoint import STATE_FILE
@@ -143,7 +142,7 @@ async def _drive(config: RlConfig, parts: Parts, run: Path, start: int, replace:
     found: tuple[Path, int] | None = None
     again = False
     try:
-        with _stop_at_signal() as stopping:
+        with stop_at_signal() as stopping:
             while True:
                 parts.monitor = open_monitors(config, run, start)
                 try:
@@ -162,28 +161,6 @@ async def _drive(config: RlConfig, parts: Parts, run: Path, start: int, replace:
                     parts.monitor.close()
     finally:
         await parts.engine.close()
-
-
-@contextmanager
-def _stop_at_signal() -> Iterator[Callable[[], bool]]:
-    """After SIGINT or SIGTERM the step in progress is finished and saved; a second signal stops at once."""
-    asked = False
-
-    def handle(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        print(
-            f"{signal.Signals(number).name}: finishing this step, then saving (again to stop at once)", file=sys.stderr
-        )
-
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

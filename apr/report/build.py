@@ -49,8 +49,6 @@ def build_report(folders: Sequence[Path], data: Path | None, out: Path, title: s
     """
     _check_out(out)
     entries, runs = read_runs(folders)
-    if not entries:
-        raise DataError("no evaluation among the folders given: run `apr eval`, and name the folder that it wrote")
     report = _report(entries, runs, Teachers(data), title, _seconds(out.parent / "stages.json"))
     for notice in report.notices:
         print(f"apr: {notice}", file=sys.stderr)
@@ -181,8 +179,8 @@ def notices(entries: Sequence[Entry]) -> list[str]:
         )
     if len({one.config.temperature for one in _plain(entries)}) > 1:
         said.append("Not all models were evaluated at one temperature: differences between them may be its effect.")
-    first = entries[0]
     for one in entries[1:]:
+        first = entries[0]
         limits, others = one.config.limits.model_dump(), first.config.limits.model_dump()
         if changed := [f"{key} {limits[key]} instead of {others[key]}" for key in limits if limits[key] != others[key]]:
             said.append(f"{one.title} was evaluated under other limits than {first.title}: {', '.join(changed)}.")
@@ -196,6 +194,8 @@ def _lead(main: Sequence[Entry]) -> str:
         f"{one.label} {one.summary.accuracy:.1%} with {one.summary.costs['work'].mean:,.0f} tokens of work{noted[one.label]}"
         for one in main
     ]
+    if not main:
+        return "RL runs alone: no evaluation is among the folders."
     what = "Greedy accuracy" if how == {"greedy"} else "Accuracy" if len(how) > 1 else f"Accuracy, {how.pop()},"
     if len({(one.problem_set, one.asked) for one in main}) > 1:
         return f"{what}, on problems that are not all the same: {', '.join(parts)}."
@@ -237,6 +237,8 @@ def _runs(runs: Sequence[RlRun]) -> tuple[Table, Table, list[Any]] | None:
 def _sources(main: Sequence[Entry]) -> list[Source]:
     """Traces of the same few problems for each model, evenly spread over the problems of the first. If any attempt spawns,
     one of them does: the view opens with it."""
+    if not main:
+        return []
     ids = list(main[0].evaluation.problems)
     each = max(1, SHOWN_TRACES // len(main))
     chosen = [ids[i * len(ids) // each] for i in range(each)]

@@ -15,7 +15,7 @@ from apr.cli import main
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("apr", "envs", "solvers", "rl", "benchmarks", "docs", "configs")
 TEXT = {"open": 0, "fdopen": 1, "NamedTemporaryFile": 0, "TemporaryFile": 0, "read_text": -1, "write_text": -1}
-BINARY = ("zipfile", "tarfile", "direct")  # whose `open` opens no text
+BINARY = ("os", "zipfile", "tarfile", "direct")  # whose `open` opens no text
 MARK = b"\xef\xbb\xbf"
 
 

@@ -2,10 +2,12 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,3 +285,23 @@ def test_a_failed_write_through_a_link_leaves_what_it_leads_to(tmp_path: Path) -
     assert (tmp_path / "disk" / "file").is_file() and not (tmp_path / "link").is_symlink()
     remove_folder(tmp_path / "disk")
     assert not (tmp_path / "disk").exists()
+
+
+def test_warnings_of_libraries_go_to_the_log_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with run_directory(tmp_path, CONFIG):
+        assert not (tmp_path / "log.txt").exists()
+        warnings.warn("this will go", FutureWarning, stacklevel=1)
+        warnings.warn("so will this", UserWarning, stacklevel=1)
+        logging.getLogger("library").warning("no NUMA here")
+        logging.getLogger("library").info("chatter")
+    said = capsys.readouterr().err
+    assert said == f"3 warnings of libraries are in {tmp_path / 'log.txt'}\n"
+    lines = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    for text in ("FutureWarning: this will go", "UserWarning: so will this", "WARNING library: no NUMA here"):
+        assert text in lines
+    assert "chatter" not in lines
+    with run_directory(tmp_path, CONFIG), pytest.raises(KeyError):
+        logging.getLogger("library").warning("again")
+        raise KeyError
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").startswith(lines)
+    assert not logging.getLogger().handlers or "log.txt" not in str(logging.getLogger().handlers)
