@@ -21,6 +21,7 @@ examples:
   apr quickstart
   apr data generate --config tiny_cpu out=runs/data
   apr data import train_apr.json --out runs/published
+  apr data import problems.csv --env countdown --out runs/problems
   apr sft --config tiny_cpu data=runs/data solver=spawn_join out=runs/sft
   apr rl --config tiny_cpu data=runs/data checkpoint=runs/sft/checkpoint cluster.address=local
   apr rl --resume runs/rl
@@ -102,10 +103,26 @@ def parser() -> Parser:
     _configured("data", actions.add_parser("generate", help="problems by split, and demonstrations from each teacher"))
     verify = actions.add_parser("verify", help="check a data folder: every problem, every solution, every trace")
     verify.add_argument("folder", type=typed_path)
-    published = actions.add_parser("import", help="read APR's published JSON, and report what its known bugs damaged")
-    published.add_argument(
-        "file", type=typed_path, help="rows with trace_dict or search_path, or the prompts of the RL data"
+    published = actions.add_parser(
+        "import", help="problems of a table as a data set (--env), or APR's published JSON with what its bugs damaged"
     )
+    published.add_argument(
+        "file", type=typed_path, help="with --env: CSV, JSON, JSON lines or Parquet; else rows with trace_dict or "
+        "search_path, or the prompts of the RL data",
+    )  # fmt: skip
+    published.add_argument(
+        "--env",
+        metavar="NAME",
+        help="read problems of this environment (`apr envs` lists them), or of a class in a file: PATH.py:CLASS",
+    )
+    published.add_argument(
+        "--column", action="append", default=[], metavar="NAME=COLUMN",
+        help="with --env: which column of the file is which, such as numbers=operands; repeatable",
+    )  # fmt: skip
+    published.add_argument(
+        "--split", choices=("train", "validation", "test"),
+        help="with --env: the split of all problems (default: the file's column `split`, or the environment's rule)",
+    )  # fmt: skip
     published.add_argument("--out", type=typed_path, help="folder to write (default: runs/import/NAME)")
     published.add_argument("--dry-run", action="store_true", help="only report; write nothing")
     export = actions.add_parser("export", help="write traces of the paper dialect as published JSON")

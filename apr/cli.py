@@ -87,21 +87,41 @@ def _run(arguments: argparse.Namespace) -> int:
 def _exchange(arguments: argparse.Namespace) -> int:
     """`apr data import` and `apr data export`."""
     from apr.data.exchange import export_file, import_file
-    from apr.tokens.paper import PaperDialect
+    from envs.countdown.paper import PaperDialect
 
     if arguments.action == "export":
         print(export_file(arguments.traces, arguments.out, PaperDialect()))
         return 0
-    out = arguments.out or Path("runs/import") / arguments.file.stem
+    out = arguments.out or Path("runs/import") / Path(arguments.file.name.removesuffix(".gz")).stem
+    if arguments.env is not None:
+        return _import_problems(arguments, out)
+    if arguments.column or arguments.split:
+        raise ConfigError("--column and --split are for problems of an environment: add --env NAME, or leave them out")
     print(import_file(arguments.file, None if arguments.dry_run else out, PaperDialect()))
     if not arguments.dry_run:
         print(f"traces, problems and the report in {out}")
     return 0
 
 
+def _import_problems(arguments: argparse.Namespace, out: Path) -> int:
+    """`apr data import FILE --env NAME`."""
+    from apr.data.imported import columns_of, import_problems
+    from apr.user_code import allow
+    from envs.registry import environment
+
+    allow(arguments.env)
+    env = environment(arguments.env)
+    columns, dry = columns_of(arguments.column), arguments.dry_run
+    print(import_problems(arguments.file, None if dry else out, env, columns, arguments.split))
+    if not dry:
+        print(f"problems and the report in {out}")
+    return 0
+
+
 def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
     from apr import config as c
     from apr.presets import dump, load, load_recorded
+    from apr.user_code import NAMED
 
     if arguments.keys is not None:
         print(keys_text(stage, arguments.keys), end="")
@@ -115,11 +135,11 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
         check_kind(resume, stage)
         if any(override.partition("=")[0].strip() == "out" for override in arguments.overrides):
             raise ConfigError(f"--resume {resume} goes on in its own folder: leave out=... out, or start a new run")
-        config = load_recorded(c.KINDS[stage], resume / "config.yaml", arguments.overrides)
+        config = load_recorded(c.KINDS[stage], resume / "config.yaml", arguments.overrides, NAMED)
         config = config.model_copy(update={"out": resume})
     else:
         files = [_config_file(stage, name) for name in arguments.config]
-        config = load(c.KINDS[stage], files, arguments.overrides)
+        config = load(c.KINDS[stage], files, arguments.overrides, NAMED)
     if arguments.print_config:
         print(dump(config), end="")
         return 0

@@ -1,9 +1,9 @@
 """Contact between training and test: what a checkpoint was trained on, as its card says, and what the problems of an
 evaluation share with that.
 
-    "trained_on": [{"stage": "sft", "split": "train", "hash": "9f0c...", "problems": {"numbers": 3, "split_seed": 0, ...}}]
+    "trained_on": [{"stage": "sft", "split": "train", "hash": "9f0c...", "env": {"name": "countdown", "numbers": 3, ...}}]
 
-`hash` is the content hash of the training problems, `problems` the `CountdownSpec` that they were drawn by: it holds the
+`hash` is the content hash of the training problems, `env` the environment that drew them with its options: they hold the
 split rule and its seed. So contact can be counted where the training data are not at hand. What a card does not say is
 unknown, never none.
 """
@@ -16,12 +16,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from apr.config import DataConfig
+from apr.config import EnvConfig
 from apr.data.store import problems_folder, problems_hash, read_problems
 from apr.errors import CheckpointError
-from apr.presets import load_recorded
-from apr.runs import CONFIG
-from envs.countdown.env import SHARED, CountdownSpec
+from envs.base import Env, splits_of
+from envs.registry import environment
 
 TRAINED_ON = "trained_on"  # key of a card
 TRAIN = "train"
@@ -35,34 +34,34 @@ class Source(BaseModel):
     stage: str
     split: str
     hash: str
-    problems: CountdownSpec
+    env: EnvConfig
 
     def __str__(self) -> str:
-        spec = self.problems
-        return (
-            f"{spec.numbers} numbers from {spec.low}-{spec.high}, targets {spec.target_low}-{spec.target_high}; split "
-            f"{self.split} by {spec.split_by}, split seed {spec.split_seed}, hash {self.hash}"
-        )
+        options = ", ".join(f"{name} {value}" for name, value in self.env.given.items())
+        return f"{self.env.name} ({options}); split {self.split}, hash {self.hash}"
 
-    def touches(self, problems: Sequence[dict[str, Any]]) -> list[bool]:
-        """Which of the problems share what splits do not with some problem that may be in this one."""
-        spec = self.problems
-        splits = spec.splits([one["numbers"] for one in problems], [one["target"] for one in problems])
-        return [self.split in found and self._in_range(one) for found, one in zip(splits, problems)]
+    def shares(self, env: Env) -> str:
+        """What its splits do not share."""
+        return self._own(env).shares if self._same(env) else env.shares
 
-    def _in_range(self, problem: dict[str, Any]) -> bool:
-        """Whether there is any problem with its multiset, or of its size for its target: no hash says that."""
-        spec, numbers = self.problems, problem["numbers"]
-        if len(numbers) != spec.numbers:
-            return False
-        if spec.split_by == "multisets":
-            return all(spec.low <= number <= spec.high for number in numbers)
-        return bool(spec.target_low <= problem["target"] <= spec.target_high)
+    def touches(self, problems: Sequence[dict[str, Any]], env: Env) -> list[bool]:
+        """Which of the problems, which are of `env`, share what splits do not with some problem that may be in this one."""
+        if not self._same(env):
+            return [False] * len(problems)  # of another task
+        own = self._own(env)
+        return [self.split in found and own.possible(one) for found, one in zip(splits_of(own, problems), problems)]
+
+    def _same(self, env: Env) -> bool:
+        return EnvConfig.model_validate(env.config()).like(self.env)
+
+    def _own(self, env: Env) -> Env:
+        """The environment as it was when the problems were drawn."""
+        return environment(env.config()["name"], self.env.given)
 
 
 class Contact(BaseModel):
-    """What the `problems` of an evaluation share with training. `shared`: how many have a number multiset (`by`) of a
-    training split; `seen`: how many are training problems themselves, None if unknown; `unknown`: stages of training of
+    """What the `problems` of an evaluation share with training. `shared`: how many share what splits do not (`by`) with
+    a training split; `seen`: how many are training problems themselves, None if unknown; `unknown`: stages of training of
     which the card does not say."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,13 +89,14 @@ def told(contact: Contact | None) -> str:
     return UNKNOWN if contact is None else str(contact)
 
 
-def trained_on(data: Path, stage: str) -> list[dict[str, Any]]:
-    """For a card: the training problems of the data set in `data`. Empty, so unknown, if it has none or does not say how they
-    were drawn."""
-    if not (data / CONFIG).is_file() or not any(problems_folder(data).glob(f"{TRAIN}-*.parquet")):
+def trained_on(data: Path, stage: str, env: Env) -> list[dict[str, Any]]:
+    """For a card: the training problems of the data set in `data`. Empty, so unknown, if it has none."""
+    if not any(problems_folder(data).glob(f"{TRAIN}-*.parquet")):
         return []
-    spec = load_recorded(DataConfig, data / CONFIG).problems
-    return [Source(stage=stage, split=TRAIN, hash=problems_hash(data, TRAIN), problems=spec).model_dump()]
+    source = Source(
+        stage=stage, split=TRAIN, hash=problems_hash(data, TRAIN), env=EnvConfig.model_validate(env.config())
+    )
+    return [source.model_dump(mode="json")]
 
 
 def with_sources(card: dict[str, Any], more: list[dict[str, Any]]) -> dict[str, Any]:
@@ -116,23 +116,23 @@ def sources(card: dict[str, Any]) -> list[Source]:
         ) from error
 
 
-def contact(card: dict[str, Any], data: Path, problems: Sequence[dict[str, Any]]) -> Contact:
+def contact(card: dict[str, Any], data: Path, problems: Sequence[dict[str, Any]], env: Env) -> Contact:
     """What `problems`, of the data set in `data`, share with those that a checkpoint was trained on, by its card."""
     known = sources(card)
-    touched = [source.touches(problems) for source in known]
+    touched = [source.touches(problems, env) for source in known]
     named = {source.stage for source in known}
     silent = [stage for stage in card.get("trained", ["training"]) if stage not in named]
     return Contact(
         problems=len(problems),
         shared=sum(map(any, zip(*touched))),
-        seen=_seen(known, touched, data, problems),
-        by=" or ".join(dict.fromkeys(SHARED[source.problems.split_by] for source in known)) or SHARED["multisets"],
+        seen=_seen(known, touched, data, problems, env),
+        by=" or ".join(dict.fromkeys(source.shares(env) for source in known)) or env.shares,
         unknown=silent,
     )
 
 
 def _seen(
-    known: Sequence[Source], touched: Sequence[list[bool]], data: Path, problems: Sequence[dict[str, Any]]
+    known: Sequence[Source], touched: Sequence[list[bool]], data: Path, problems: Sequence[dict[str, Any]], env: Env
 ) -> int | None:
     """How many of the problems are training problems; None where that needs data that are not at hand."""
     here = problems_hash(data, TRAIN) if any(problems_folder(data).glob(f"{TRAIN}-*.parquet")) else None
@@ -140,5 +140,5 @@ def _seen(
         return None
     if not any(source.hash == here for source in known):
         return 0
-    ids = {one["id"] for one in read_problems(data, TRAIN)}
+    ids = {one["id"] for one in read_problems(data, TRAIN, env)}
     return sum(one["id"] in ids for one in problems)

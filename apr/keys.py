@@ -46,10 +46,17 @@ def keys_of(kind: type[BaseModel], prefix: str = "") -> Iterator[Key]:
         if not parts or NoneType in kinds:
             yield Key(f"{prefix}{name}", " or ".join(map(_type, kinds)), default, field.description or "")
         for part in parts:
-            yield from keys_of(part, f"{prefix}{name}.")
+            for variant in _variants(part):
+                yield from keys_of(variant, f"{prefix}{name}.")
         for part in named:
             if hasattr(part, "model_fields"):
-                yield from keys_of(part, f"{prefix}{name}.NAME.")
+                for variant in _variants(part):
+                    yield from keys_of(variant, f"{prefix}{name}.NAME.")
+
+
+def _variants(part: Any) -> list[Any]:
+    """The classes whose keys a part may have: itself, unless it names others."""
+    return part.variants() if hasattr(part, "variants") else [part]
 
 
 def meant(word: str, known: Iterable[str]) -> str:

@@ -15,8 +15,8 @@ from apr.contact import sources, told
 from apr.protocols import protocol_by_name
 from apr.provenance import MEANS, Result, Stage
 from apr.tokens.chat import ChatDialect
-from apr.tokens.compact import CompactDialect
 from apr.tokens.dialect import Dialect
+from envs.countdown.compact import CompactDialect
 
 CARD = "README.md"
 PLACES = ("out", "data", "checkpoint", "wandb")  # keys of a configuration that name places on the trainer's machine

@@ -12,7 +12,7 @@ from importlib.resources import files
 from itertools import takewhile
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,7 @@ from apr.keys import meant_key, shown
 from apr.values import COMMAND_LINE, Scalar, Tree, Unread, inside, parse, parse_override, typed
 
 Config = TypeVar("Config", bound=BaseModel)
+Context: TypeAlias = dict[str, Any] | None
 
 
 def preset(stage: str, name: str) -> Path:
@@ -54,28 +55,31 @@ def _first_comment(text: str) -> str:
     return re.split(r"(?<=[a-z)])\. ", " ".join(line.lstrip("# ") for line in lines) + " ")[0].strip().rstrip(".")
 
 
-def load(kind: type[Config], paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
-    """Merge files in order, then overrides; later ones win, key by key. Raises `ConfigError`.
+def load(kind: type[Config], paths: Sequence[Path], overrides: Sequence[str] = (), context: Context = None) -> Config:
+    """Merge files in order, then overrides; later ones win, key by key. `context`: of the validation, `apr.user_code.NAMED` for
+    what the user gave. Raises `ConfigError`.
 
     An option that does nothing beside another's value is refused, unless it is at its default, or was set by an earlier file
     than that value, which then replaces it.
     """
-    return _loaded(kind, paths, overrides, refused_from=0)
+    return _loaded(kind, paths, overrides, context, refused_from=0)
 
 
-def load_recorded(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_recorded(kind: type[Config], path: Path, overrides: Sequence[str] = (), context: Context = None) -> Config:
     """The configuration that a run kept, with `overrides`. Drops options that did nothing, which earlier versions took."""
-    return _loaded(kind, [path], overrides, refused_from=COMMAND_LINE)
+    return _loaded(kind, [path], overrides, context, refused_from=COMMAND_LINE)
 
 
-def _loaded(kind: type[Config], paths: Sequence[Path], overrides: Sequence[str], refused_from: float) -> Config:
+def _loaded(
+    kind: type[Config], paths: Sequence[Path], overrides: Sequence[str], context: Context, refused_from: float
+) -> Config:
     """`refused_from`: the first source whose idle options are refused rather than dropped."""
     merged: dict[str, Tree] = {}
     for number, path in enumerate(paths):
         _merge(merged, _read(path, number))
     _merge(merged, _overrides(kind, overrides))
     where = ", ".join([*map(str, paths), *overrides]) or "defaults"
-    config = check(kind, typed(merged, [kind]), where)
+    config = check(kind, typed(merged, [kind]), where, context)
     idle = list(idle_options(config))
     refused = [
         option for option in idle if _source(merged, option.name) >= max(refused_from, _source(merged, option.choice))
@@ -84,7 +88,7 @@ def _loaded(kind: type[Config], paths: Sequence[Path], overrides: Sequence[str],
         raise ConfigError(f"configuration ({where}):\n  " + "\n  ".join(_idle_lines(config, refused)))
     for option in idle:
         _remove(merged, option.name.split("."))
-    return check(kind, typed(merged, [kind]), where) if idle else config
+    return check(kind, typed(merged, [kind]), where, context) if idle else config
 
 
 def _idle_lines(config: BaseModel, idle: Sequence[Idle]) -> Iterator[str]:
@@ -130,6 +134,8 @@ def _overrides(kind: type[BaseModel], overrides: Sequence[str]) -> dict[str, Tre
         for part in key.split("."):
             kinds = inside(kinds, part)
         nested = parse_override(value, kinds, f"override {override!r}")
+        if key == "env" and isinstance(nested, Scalar):
+            key = "env.name"  # which it is short for
         for part in reversed(key.split(".")):
             nested = {part: nested}
         assert isinstance(nested, dict)
@@ -151,10 +157,10 @@ def _common(one: dict[str, Tree], other: dict[str, Tree], prefix: str = "") -> s
     return None
 
 
-def check(kind: type[Config], content: dict[str, Any], where: str) -> Config:
+def check(kind: type[Config], content: dict[str, Any], where: str, context: Context = None) -> Config:
     """Build a config; all that is wrong with it in one `ConfigError`."""
     try:
-        return kind.model_validate(content)
+        return kind.model_validate(content, context=context)
     except ValidationError as error:
         lines = []
         for fault in error.errors():
@@ -194,10 +200,32 @@ def _read(path: Path, number: int) -> dict[str, Tree]:
 def _merge(base: dict[str, Tree], more: dict[str, Tree]) -> None:
     for key, value in more.items():
         below = base.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
+        if key == "env":  # `env: NAME` is short for `env: {name: NAME}`, and options belong to one environment
+            base[key] = _merged_env(below, value)
+        elif isinstance(value, dict) and isinstance(below, dict):
             _merge(below, value)
         else:
             base[key] = value
+
+
+def _merged_env(old: Tree | None, new: Tree) -> Tree:
+    """`new` over `old`; another environment by name drops the options of the one before."""
+    before, after = _spelt_out(old), _spelt_out(new)
+    if before is None or after is None:
+        return new
+    name = after.get("name", before.get("name"))
+    return {**before, **after} if _same(name, before.get("name")) else after
+
+
+def _spelt_out(env: Tree | None) -> dict[str, Tree] | None:
+    """`env: NAME` as `env: {name: NAME}`."""
+    if isinstance(env, Scalar):
+        return None if env.null else {"name": env}
+    return env if isinstance(env, dict) else None
+
+
+def _same(one: Tree | None, other: Tree | None) -> bool:
+    return one is other or (isinstance(one, Scalar) and isinstance(other, Scalar) and one.text == other.text)
 
 
 def _look_up(kind: type[BaseModel], path: tuple[int | str, ...]) -> tuple[list[str], str | None]:

@@ -1,19 +1,34 @@
 """The protocols by name, each as its dialect spells it."""
 
-from apr.threads.paper import PaperSerial, PaperSpawnJoin
+import typing
+
+from apr.errors import ConfigError
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.serial import Serial
 from apr.threads.spawn_join import SpawnJoin
 from apr.tokens.dialect import Dialect
-from apr.tokens.paper import PaperDialect
 
 PROTOCOLS = (Serial.name, SpawnJoin.name)
 
 
+@typing.runtime_checkable
+class OwnProtocols(typing.Protocol):
+    """A dialect that opens and joins threads in words of its own."""
+
+    def protocol(self, name: str) -> ThreadProtocol: ...
+
+
 def protocol_by_name(name: str, dialect: Dialect) -> ThreadProtocol:
-    """Control tokens open and join threads, but for the paper dialect, which does so in words."""
-    serial = name == Serial.name
-    if isinstance(dialect, PaperDialect):
-        return PaperSerial(dialect) if serial else PaperSpawnJoin(dialect)
+    """Control tokens open and join threads, unless the dialect does so in words. Raises `ConfigError` for a protocol that
+    spawns in a vocabulary without control tokens."""
+    if isinstance(dialect, OwnProtocols):
+        return dialect.protocol(name)
     control = dialect.vocabulary.control
-    return Serial(control) if serial else SpawnJoin(control)
+    if name == Serial.name:
+        return Serial(control)
+    if control.spawn < 0:
+        raise ConfigError(
+            f"protocol {name} needs a model that was taught its control tokens, and this one has none: set protocol=serial, or "
+            "train it first by `apr sft` with `base`"
+        )
+    return SpawnJoin(control)

@@ -153,4 +153,4 @@ def _problems(config: EvalConfig, data_hash: str) -> dict[str, Any] | None:
             return None
     except DataError:  # moved or made anew since: then nothing is known of it
         return None
-    return load_recorded(DataConfig, path).problems.model_dump()
+    return load_recorded(DataConfig, path).env.model_dump()

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from apr.config import ConditionConfig
 from apr.engines.base import Engine
@@ -16,8 +16,8 @@ from apr.threads.limits import Limits
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.session import Sampling, attempt
 from apr.threads.trace import Outcome, StopReason, Trace
-from envs.base import Env
-from envs.countdown.verify import Verdict
+from apr.tokens.dialect import Dialect
+from envs.base import Env, Verdict
 
 JUDGE_ATTEMPTS = 3
 AHEAD = 1024  # attempts begun or done before the next trace in order; so memory does not grow with the jobs
@@ -36,11 +36,13 @@ class Roller:
     """All that attempts share. At most `in_flight` run at once, over all calls of `run`; earlier calls go first."""
 
     env: Env
+    dialect: Dialect
     engine: Engine
     protocol: ThreadProtocol
     limits: Limits
     sampling: Sampling
     in_flight: int
+    threshold: float | None = None  # score from which an answer is correct; None: the verifier's own verdict
 
     def __post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self.in_flight)
@@ -51,10 +53,10 @@ class Roller:
         async def one(job: Job) -> Trace:
             async with self._slots:
                 trace = await attempt(
-                    job.problem, self.env.prompt(job.problem), engine=self.engine, protocol=self.protocol,
+                    job.problem, self.dialect.prompt(self.env, job.problem), engine=self.engine, protocol=self.protocol,
                     limits=self.limits, sampling=self.sampling, step=step, sample=job.sample,
                 )  # fmt: skip
-                return verified(trace, self.env, self.protocol)
+                return verified(trace, self.env, self.dialect, self.protocol, self.threshold)
 
         waiting = iter(jobs)
         tasks = deque(asyncio.create_task(one(job)) for job in islice(waiting, max(AHEAD, self.in_flight)))
@@ -75,21 +77,37 @@ def with_condition(problems: Sequence[dict[str, Any]], condition: ConditionConfi
     return [problem if condition is None else {**problem, "condition": condition.model_dump()} for problem in problems]
 
 
-def verified(trace: Trace, env: Env, protocol: ThreadProtocol) -> Trace:
-    """The trace with its answer and outcome. A lost engine anywhere makes the whole trace lost, never wrong."""
+def verified(
+    trace: Trace, env: Env, dialect: Dialect, protocol: ThreadProtocol, threshold: float | None = None
+) -> Trace:
+    """The trace with its answer and outcome; correct from a score of `threshold`, if it is given.
+
+    A lost engine anywhere makes the whole trace lost, never wrong."""
     if any(thread.stop is StopReason.ENGINE_LOST for thread in trace.threads):
         return replace(trace, outcome=Outcome(StopReason.ENGINE_LOST, False, "the engine was lost"))
-    answer, verdict = _judged(trace, env, protocol)
-    return replace(trace, answer=answer, outcome=Outcome(trace.root.stop, verdict.ok, verdict.reason))
+    answer, verdict, vote = _judged(trace, env, dialect, protocol)
+    correct = verdict.ok if threshold is None else verdict.score >= threshold
+    outcome = Outcome(trace.root.stop, correct, verdict.reason, verdict.score, vote)
+    return replace(trace, answer=answer, outcome=outcome)
 
 
-def _judged(trace: Trace, env: Env, protocol: ThreadProtocol) -> tuple[str | None, Verdict]:
+class Judged(NamedTuple):
+    """An answer, its verdict and the key under which it votes."""
+
+    answer: str | None
+    verdict: Verdict
+    vote: str | None
+
+
+def _judged(trace: Trace, env: Env, dialect: Dialect, protocol: ThreadProtocol) -> Judged:
     """A judge that asks others (a sandbox, a service) may fail once; one that fails always must not pass for a verdict."""
     failures = 0
     while True:
         try:
-            answer = env.read(protocol.answer(trace.root))
-            return answer, env.verify(trace.problem, answer)
+            ids = protocol.answer(trace.root)
+            answer = None if ids is None else env.read(dialect.answer(ids))
+            vote = env.canonical(answer) if answer is not None and answer.strip() else None
+            return Judged(answer, env.verify(trace.problem, answer), vote)
         except Exception as error:  # noqa: BLE001 - an environment is the user's code: whatever it raises
             failures += 1
             if failures == JUDGE_ATTEMPTS:

@@ -32,11 +32,13 @@ LARGEST = 30  # digits of an integer written with an exponent
 
 @dataclass(frozen=True)
 class Scalar:
-    """Text as it was typed. `null`: it stands for no value. `source`: number of the file, or `COMMAND_LINE`."""
+    """Text as it was typed. `null`: it stands for no value. `source`: number of the file, or `COMMAND_LINE`. `quoted`: it is
+    text, whatever it looks like."""
 
     text: str
     null: bool
     source: float
+    quoted: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def _tree(node: yaml.Node, where: str, source: float, above: tuple[yaml.Node, ..
     if node in above:
         raise ConfigError(f"{line}: an alias stands inside what it names: write the value out")
     if isinstance(node, yaml.ScalarNode):
-        return Scalar(node.value, node.style is None and node.value in NULLS, source)
+        plain = node.style is None
+        return Scalar(node.value, plain and node.value in NULLS, source, quoted=not plain)
     if isinstance(node, yaml.SequenceNode):
         return [_tree(item, where, source, (*above, node)) for item in node.value]
     content: dict[str, Tree] = {}
@@ -112,11 +115,16 @@ def inside(kinds: Iterable[Any], key: str) -> list[Any]:
             found += members(field.annotation)
         elif get_origin(kind) is dict:
             found += members(get_args(kind)[1])
+        elif getattr(kind, "model_config", {}).get("extra") == "allow":
+            found.append(Scalar)
     return found
 
 
 def typed(tree: Tree, kinds: list[Any]) -> Any:
-    """The value that `tree` stands for in a field of one of `kinds`, with `Unread` in place of what does not fit."""
+    """The value that `tree` stands for in a field of one of `kinds`, with `Unread` in place of what does not fit. Options of
+    another class than that which holds them are left as they are: its validators know that class, and call this again."""
+    if Scalar in kinds or not isinstance(tree, (dict, list, Scalar)):
+        return tree
     if isinstance(tree, dict):
         return {key: typed(value, inside(kinds, key)) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -133,11 +141,21 @@ def typed(tree: Tree, kinds: list[Any]) -> Any:
         if not isinstance(value := _read(tree.text, kind), Unread):
             return value
         reasons.append(value)
-    return reasons[0] if reasons else tree.text
+    return reasons[0] if reasons else _guessed(tree)
+
+
+def _guessed(scalar: Scalar) -> Any:
+    """The value of a field whose type nobody here knows."""
+    if scalar.quoted:
+        return scalar.text
+    for kind in (int, float):
+        if not isinstance(value := _read(scalar.text, kind), Unread) and not INFINITE.fullmatch(scalar.text):
+            return value
+    return {"true": True, "false": False}.get(scalar.text, scalar.text)
 
 
 def _is_scalar(kind: Any) -> bool:
-    return get_origin(kind) not in (list, dict) and not hasattr(kind, "model_fields")
+    return kind is not Scalar and get_origin(kind) not in (list, dict) and not hasattr(kind, "model_fields")
 
 
 def _read(text: str, kind: Any) -> Any:

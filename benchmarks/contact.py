@@ -1,7 +1,7 @@
 """How many held-out problems have a winning child state that a training problem has as well: what one step leaves of their
 numbers, with the same target. Roots are kept apart by every split; states below them by `split_by=states` alone.
 
-    python benchmarks/contact.py [--config PRESET] [problems.split_by=states ...]
+    python benchmarks/contact.py [--config PRESET] [env.split_by=states ...]
 
 Draws the problems of a preset of `apr data generate`, each split from its seed; no data set is needed.
 """
@@ -13,8 +13,6 @@ from typing import Any
 
 from apr.config import DataConfig
 from apr.presets import load, preset
-from apr.tokens.compact import CompactDialect
-from envs.countdown.env import Countdown
 from envs.countdown.states import winning_states
 
 State = tuple[int, ...]
@@ -40,9 +38,9 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     config = load(DataConfig, [preset("data", arguments.config)], arguments.settings)
-    env = Countdown(config.problems, CompactDialect())
+    env = config.env.build()
     train, *held_out = (
-        env.problems(split, getattr(config, split), config.seed) for split in ("train", "validation", "test")
+        list(env.problems(split, getattr(config, split), config.seed)) for split in ("train", "validation", "test")
     )
     seen = set().union(*wins(train))
     print(f"{len(train):,} training problems with {len(seen):,} winning child states; of the others:\n")

@@ -157,7 +157,7 @@ def main() -> None:
         out = Path(folder)
         count = max([given.problems, *given.memory])
         config = [f"out={out}/data", f"test={count}", "train=10", "solvers={}"]
-        config += ["problems.numbers=4", "problems.test_share=0.4"]  # enough problems
+        config += ["env.numbers=4", "env.test_share=0.4"]  # enough problems
         generate(load(DataConfig, [preset("data", "tiny_cpu")], config))
         if given.memory:
             memory(out / "data", out / "memory", given.memory)

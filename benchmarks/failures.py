@@ -11,8 +11,8 @@ from pathlib import Path
 
 from apr.threads.codec import read_traces
 from apr.threads.trace import Thread, Trace
-from apr.tokens.compact import CompactDialect
-from apr.tokens.log import Node
+from envs.countdown.compact import CompactDialect
+from envs.countdown.log import Node
 from solvers.exhaustive import reachable
 from solvers.search import children
 

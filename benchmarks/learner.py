@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 
 from apr.config import DataConfig, LearnerConfig
-from apr.data.generate import demonstrations
+from apr.data.generate import teacher_of
+from apr.data.teach import traces as demonstrations
 from apr.memory import keep_freed_memory
 from apr.presets import load, preset
 from apr.threads.layout import causal
 from apr.threads.trace import Trace, closure_ids
-from apr.tokens.compact import CompactDialect
-from envs.countdown.env import Countdown
+from envs.countdown.compact import CompactDialect
 from rl.advantages import Scored
 from rl.learner import Learner
 from rl.packing import Pass, plan
@@ -37,8 +37,10 @@ from rl.samples import Sample, samples
 
 def traces(count: int) -> list[Trace]:
     config = load(DataConfig, [preset("data", "tiny_cpu")])
-    problems = Countdown(config.problems, CompactDialect()).problems("train", count, 0)
-    made = demonstrations(problems, "spawn_join", config.solvers["spawn_join"], 0)
+    env = config.env.build()
+    made = demonstrations(
+        list(env.problems("train", count, 0)), teacher_of(config, "spawn_join", env, CompactDialect())
+    )
     return [replace(t, strands=tuple(replace(s, logprobs=(-0.5,) * len(s.sampled)) for s in t.strands)) for t in made]
 
 

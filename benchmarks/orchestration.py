@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file
 
 from apr.config import DataConfig, ModelConfig
-from apr.data.generate import demonstrations
+from apr.data.generate import teacher_of
+from apr.data.teach import traces as demonstrations
 from apr.engines.base import Engine, Request
 from apr.engines.vllm import VllmEngine
 from apr.engines.weights import WEIGHTS_FILE
@@ -40,13 +41,13 @@ from apr.sft.train import new_model, save_checkpoint
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling
 from apr.threads.trace import Trace, closure_ids, closure_lengths
-from apr.tokens.compact import CompactDialect
-from envs.countdown.env import Countdown
+from envs.base import Env
+from envs.countdown.compact import CompactDialect
 
 BLOCK = 32
 SEED = 7
 LONG = [
-    "problems.numbers=4", "problems.target_high=99",
+    "env.numbers=4", "env.target_high=99",
     "solvers={spawn_join: {protocol: spawn_join, spawn_depth: 2, beams: [3, 4, 5], promising_share: 0.5, value_cap: 99}}",
 ]  # fmt: skip
 
@@ -55,7 +56,7 @@ LONG = [
 class Part:
     """Traces to replay, and what the runtime needs for them."""
 
-    env: Countdown
+    env: Env
     traces: Sequence[Trace]
     limits: Limits
 
@@ -63,9 +64,9 @@ class Part:
     def of(cls, overrides: Sequence[str], count: int, limits: Limits) -> Part:
         """`count` demonstrations of the spawn/join teacher that keep within `limits`."""
         config = load(DataConfig, [preset("data", "tiny_cpu")], overrides)
-        env = Countdown(config.problems, CompactDialect())
-        problems = env.problems("train", 2 * count, SEED)
-        found = demonstrations(problems, "spawn_join", config.solvers["spawn_join"], SEED)
+        env = config.env.build()
+        teacher = teacher_of(config.model_copy(update={"seed": SEED}), "spawn_join", env, CompactDialect())
+        found = demonstrations(list(env.problems("train", 2 * count, SEED)), teacher)
         fitting = [t for t in found if t.costs and t.costs.context <= limits.context]
         if len(fitting) < count:
             raise ValueError(f"only {len(fitting)} of {len(found)} demonstrations keep within {limits}")
@@ -84,8 +85,8 @@ class Part:
 
     async def run(self, engine: Engine, in_flight: int) -> list[Trace]:
         """All traces through the runtime."""
-        protocol = protocol_by_name("spawn_join", self.env.dialect)
-        roller = Roller(self.env, engine, protocol, self.limits, Sampling(1.0, SEED), in_flight)
+        protocol = protocol_by_name("spawn_join", CompactDialect())
+        roller = Roller(self.env, CompactDialect(), engine, protocol, self.limits, Sampling(1.0, SEED), in_flight)
         made = [trace async for trace in roller.run([Job(trace.problem, trace.sample) for trace in self.traces])]
         for trace, recorded in zip(made, self.traces):
             if [strand.ids for strand in trace.strands] != [strand.ids for strand in recorded.strands]:

@@ -20,10 +20,11 @@ from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.seeds import SplitMix64
 from apr.threads.protocol import Continue, Decision, Fail, Finish, Spawn, ThreadProtocol, seen_length
 from apr.threads.trace import ROOT, EngineStop, Injected, Origin, StopReason, Strand, StrandId, Thread
-from apr.tokens.compact import CompactDialect
 from apr.tokens.control import CONTROL_TOKENS, ControlTokens
-from apr.tokens.log import Node
-from apr.tokens.paper import CALL, CALL_END, FAILURE, JOIN, PaperDialect, call
+from envs.countdown.compact import CompactDialect
+from envs.countdown.log import Node
+from envs.countdown.paper import CALL, CALL_END, FAILURE, JOIN, PaperDialect, call
+from envs.countdown.wording import root_prompt
 from solvers.search import SearchOptions, search
 
 CONTROL = ControlTokens(*range(len(CONTROL_TOKENS)))
@@ -137,7 +138,7 @@ class Paper:
         numbers = tuple(sorted(rng.randint(1, 30) for _ in range(rng.choice((3, 4)))))
         options = SearchOptions(rng.randint(1, 4), 3, rng.random(), spawn_depth=seed % 2)
         log = search(24, Node(numbers, ()), options, SplitMix64(seed))
-        prompt = self.dialect.prompt(numbers, 24)
+        prompt = root_prompt(self.dialect, numbers, 24)
         yield from ((prompt, sampled) for sampled in self.dialect.spell(log))
 
 

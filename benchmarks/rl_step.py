@@ -76,16 +76,16 @@ def run_trl(data: Path, out: Path, steps: int, batch: int, options: dict[str, An
     from apr.data.store import read_problems
     from apr.dialects import dialect_of
     from apr.protocols import protocol_by_name
-    from envs.countdown.env import Countdown, CountdownSpec
+    from envs.countdown.env import Countdown
     from rl.rollouts import problems_of
 
     config, _ = configured(data, out, steps)
     dialect = dialect_of(CHECKPOINT, None)
-    env, serial = Countdown(CountdownSpec(), dialect), protocol_by_name("serial", dialect)
+    env, serial = Countdown(), protocol_by_name("serial", dialect)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     train = read_problems(data, "train")
     problems = [problem for step in range(steps) for problem in problems_of(config, train, step)]
-    prompts = [env.prompt(problem) for problem in problems]
+    prompts = [dialect.prompt(env, problem) for problem in problems]
     rows = [{"prompt": tokenizer.decode(ids), "problem": problem} for ids, problem in zip(prompts, problems)]
     assert all(tuple(tokenizer(row["prompt"])["input_ids"]) == ids for row, ids in zip(rows, prompts))
     traces = config.problems_per_step * config.group_size
@@ -96,7 +96,9 @@ def run_trl(data: Path, out: Path, steps: int, batch: int, options: dict[str, An
     def success(completion_ids: list[list[int]], problem: list[dict[str, Any]], **others: Any) -> list[float]:
         lengths[:] = [len(ids) for ids in completion_ids]
         answers = [serial.control.join_message(tuple(ids)) for ids in completion_ids]
-        verdicts = [env.verify(one, env.read(answer or None)) for one, answer in zip(problem, answers)]
+        verdicts = [
+            env.verify(one, dialect.answer(answer) if answer else None) for one, answer in zip(problem, answers)
+        ]
         successes[:] = [float(verdict.ok) for verdict in verdicts]
         return successes
 

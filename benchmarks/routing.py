@@ -30,8 +30,7 @@ from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling
-from apr.tokens.compact import CompactDialect
-from envs.countdown.env import Countdown
+from envs.countdown.compact import CompactDialect
 
 GROUP = 8  # traces of a problem, as in RL
 WINDOW = 128
@@ -43,7 +42,7 @@ async def measure(
     """One run's tokens and seconds; `largest_share`: of all sampled tokens, those of the engine that had most."""
     dialect = CompactDialect()
     roller = Roller(
-        Countdown(load(DataConfig, [preset("data", "tiny_cpu")]).problems, dialect), pool,
+        load(DataConfig, [preset("data", "tiny_cpu")]).env.build(), dialect, pool,
         protocol_by_name("spawn_join", dialect), Limits(context=WINDOW, threads=16, depth=1), Sampling(1.0, seed), 256,
     )  # fmt: skip
     await pool.pause()
@@ -71,7 +70,7 @@ async def compare(given: argparse.Namespace) -> None:
     async def none_is_made(index: int) -> Engine:
         raise RuntimeError("an engine died: measure again")
 
-    env = Countdown(load(DataConfig, [preset("data", "tiny_cpu")]).problems, CompactDialect())
+    env = load(DataConfig, [preset("data", "tiny_cpu")]).env.build()
     jobs = [Job(problem, k) for problem in env.problems("train", given.traces // GROUP, 0) for k in range(GROUP)]
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     for seed in range(given.runs + 1):

@@ -18,12 +18,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from apr.config import DataConfig, SolverConfig
-from apr.data.demonstrate import demonstrate, drawn
+from apr.config import DataConfig
 from apr.presets import load, preset
 from apr.protocols import protocol_by_name
-from apr.tokens.compact import CompactDialect
-from envs.countdown.env import CountdownSpec, problem_of
+from envs.base import Teacher
+from envs.countdown.compact import CompactDialect
+from envs.countdown.demonstrate import demonstrate, drawn
+from envs.countdown.env import Countdown
+from envs.countdown.problems import CountdownSpec, problem_of
+from envs.countdown.teacher import SearchTeacher
 from solvers.compiled import Chunk, demonstrations, solvable
 from solvers.exhaustive import reachable
 
@@ -66,7 +69,7 @@ def check_rates(numbers: Ints, targets: Ints, rounds: int) -> Ints:
     return found
 
 
-def demonstration_rates(name: str, solver: SolverConfig, numbers: Ints, targets: Ints, rounds: int) -> None:
+def demonstration_rates(name: str, solver: SearchTeacher, numbers: Ints, targets: Ints, rounds: int) -> None:
     """Print how fast `solver` demonstrates these problems, and what its demonstrations are like."""
     problems = [problem_of(row, target) for row, target in zip(numbers.tolist(), targets.tolist())]
     drawing = rate(lambda: [drawn(problem["id"], solver, SEED, 0, 0) for problem in problems], len(problems), rounds)
@@ -82,9 +85,9 @@ def demonstration_rates(name: str, solver: SolverConfig, numbers: Ints, targets:
         )  # fmt: skip
 
     dialect = CompactDialect()
-    protocol = protocol_by_name(solver.protocol, dialect)
+    teacher = Teacher(Countdown(), solver, dialect, protocol_by_name(solver.protocol, dialect), SEED)
     plain = rate(
-        lambda: [demonstrate(problem, solver, dialect, protocol, SEED) for problem in problems[:PLAIN]],
+        lambda: [demonstrate(problem, teacher) for problem in problems[:PLAIN]],
         len(problems[:PLAIN]), rounds,
     )  # fmt: skip
     print(f"{name + ', compiled':32} {rate(compiled, len(problems), rounds)}")

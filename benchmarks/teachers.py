@@ -14,11 +14,12 @@ from math import sqrt
 
 import numpy as np
 
-from apr.config import DataConfig, SolverConfig
-from apr.data.teacher import Teacher, demonstrations_of
+from apr.config import DataConfig
+from apr.data.teach import demonstrations_of
 from apr.presets import load, preset
-from apr.tokens.compact import CompactDialect
-from envs.countdown.env import Countdown
+from apr.protocols import protocol_by_name
+from envs.base import Teacher, TeacherOptions
+from envs.countdown.compact import CompactDialect
 
 COMPACT = CompactDialect()
 THEIRS = 4_000  # problems that the published solvers were run on
@@ -41,7 +42,8 @@ def main() -> None:
     config = load(DataConfig, [preset("data", "paper")])
     serial, spawning = config.solvers["sos_plus"], config.solvers["spawn_join"]
     wide = serial.model_copy(update={"beams": list(range(1, 16)), "child_beam_max": 15})
-    problems = Countdown(config.problems, COMPACT).problems("train", arguments.problems, arguments.seed)
+    env = config.env.build()
+    problems = list(env.problems("train", arguments.problems, arguments.seed))
     print("| solver | solved | published | z | children a spawn | published | rows | published |\n" + "|---" * 8 + "|")
     for name, solver, published in (
         ("spawn/join", spawning, Published(0.710, 6.1, 8.4)),
@@ -50,7 +52,15 @@ def main() -> None:
         ("spawn/join, no duplicates", _distinct(spawning), Published(0.710, 6.1, 8.4)),
         ("SoS+, beams to 5, no duplicates", _distinct(serial), Published(0.511)),
     ):
-        print(row(name, problems, Teacher(solver, COMPACT, arguments.seed), published), flush=True)
+        print(
+            row(
+                name,
+                problems,
+                Teacher(env, solver, COMPACT, protocol_by_name(solver.protocol, COMPACT), arguments.seed),
+                published,
+            ),
+            flush=True,
+        )
 
 
 def row(name: str, problems: list[dict[str, object]], teacher: Teacher, published: Published) -> str:
@@ -71,7 +81,7 @@ def row(name: str, problems: list[dict[str, object]], teacher: Teacher, publishe
     return "| " + " | ".join(cells) + " |"
 
 
-def _distinct(solver: SolverConfig) -> SolverConfig:
+def _distinct(solver: TeacherOptions) -> TeacherOptions:
     return solver.model_copy(update={"duplicates": False})
 
 

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 
 from apr.config import DataConfig
-from apr.data.generate import demonstrations
+from apr.data.generate import teacher_of
+from apr.data.teach import traces as traces_of
 from apr.presets import load, preset
 from apr.sft.rows import rows
 from apr.threads.codec import from_json, to_json
-from apr.tokens.compact import CompactDialect
-from envs.countdown.env import Countdown
+from envs.base import Teacher
+from envs.countdown.compact import CompactDialect
 
 RUNS = 5
 PROBLEMS = 400
@@ -33,16 +34,17 @@ def rate(work: Callable[[], int]) -> str:
 
 def data_rates() -> None:
     config = load(DataConfig, [preset("data", "tiny_cpu")])
-    env = Countdown(config.problems, CompactDialect())
-    problems = env.problems("train", PROBLEMS, 0)
-    print(f"problems a second             {rate(lambda: len(env.problems('train', PROBLEMS, 0)))}")
-    for name, solver in config.solvers.items():
+    env = config.env.build()
+    problems = list(env.problems("train", PROBLEMS, 0))
+    print(f"problems a second             {rate(lambda: len(list(env.problems('train', PROBLEMS, 0))))}")
+    for name in config.solvers:
+        teacher = teacher_of(config, name, env, CompactDialect())
 
-        def solve(name: str = name) -> int:
-            return len(demonstrations(problems, name, config.solvers[name], 0))
+        def solve(teacher: Teacher = teacher) -> int:
+            return len(traces_of(problems, teacher))
 
         print(f"{name + ' traces a second':29} {rate(solve)}")
-        traces = demonstrations(problems, name, solver, 0)
+        traces = traces_of(problems, teacher)
         print(f"{name + ' rows a second':29} {rate(lambda traces=traces: sum(len(rows(t)) for t in traces))}")  # type: ignore[misc]
         print(
             f"{name + ' JSON round trips':29} {rate(lambda traces=traces: len([from_json(to_json(t)) for t in traces]))}"

@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from apr.config import DataConfig, SolverConfig
-from apr.data.demonstrate import drawn
+from apr.config import DataConfig
 from apr.presets import load, preset
 from apr.protocols import protocol_by_name
 from apr.seeds import SplitMix64
 from apr.threads.trace import Trace
-from apr.tokens.compact import CompactDialect
-from apr.tokens.encode import encode
-from apr.tokens.log import Node, SearchLog
-from apr.tokens.paper import PaperDialect
-from envs.countdown.env import Countdown
+from envs.countdown.compact import CompactDialect
+from envs.countdown.demonstrate import drawn
+from envs.countdown.log import Node, SearchLog
+from envs.countdown.paper import PaperDialect
+from envs.countdown.teacher import SearchTeacher
+from envs.countdown.wording import encode
 from solvers.search import search, unfold
 
 COMPACT, PAPER = CompactDialect(), PaperDialect()
 
 
-def demonstration(problem: dict[str, Any], solver: SolverConfig, seed: int) -> SearchLog:
+def demonstration(problem: dict[str, Any], solver: SearchTeacher, seed: int) -> SearchLog:
     """The teacher's search, as `apr data generate` draws it, before it is spelt."""
     options, search_seed = drawn(problem["id"], solver, seed, 0, 0)
     log = search(problem["target"], Node(tuple(problem["numbers"]), ()), options, SplitMix64(search_seed))
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--config", default="paper", help="a data preset")
     args = parser.parse_args()
     config = load(DataConfig, [preset("data", args.config)])
-    problems = Countdown(config.problems, COMPACT).problems("train", args.problems, args.seed)
+    problems = list(config.env.build().problems("train", args.problems, args.seed))
     print(f"{args.problems} problems of the preset {args.config}, seed {args.seed}: mean (95th percentile)")
     print(f"{'teacher':24}{'tokens':24}{'work':>20}{'context':>20}")
     for name, solver in config.solvers.items():

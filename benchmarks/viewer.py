@@ -36,7 +36,7 @@ from apr.threads.trace import (
     Trace,
     VersionSpan,
 )
-from apr.tokens.compact import CompactDialect
+from envs.countdown.compact import CompactDialect
 
 VOCABULARY = CompactDialect().vocabulary
 FLAGS = [

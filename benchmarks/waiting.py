@@ -75,7 +75,7 @@ def sft(windows: Windows, data: Path, threads: int) -> None:
     from apr.presets import load, preset
     from apr.sft.examples import examples_of
     from apr.sft.train import _trainer
-    from apr.tokens.compact import CompactDialect
+    from envs.countdown.compact import CompactDialect
 
     config = load(SftConfig, [preset("sft", "tiny_cpu")], [f"data={data}", f"threads={threads}", "tokens=100000000"])
 
@@ -97,12 +97,11 @@ def engine(windows: Windows, data: Path, threads: int) -> None:
     from apr.engines.vllm import VllmEngine
     from apr.presets import load, preset
     from apr.threads.trace import StrandKey
-    from apr.tokens.compact import CompactDialect
-    from envs.countdown.env import Countdown
+    from envs.countdown.compact import CompactDialect
 
     dialect = CompactDialect()
-    env = Countdown(load(DataConfig, [preset("data", "tiny_cpu")]).problems, dialect)
-    problems = env.problems("train", 256, 0)
+    env = load(DataConfig, [preset("data", "tiny_cpu")]).env.build()
+    problems = list(env.problems("train", 256, 0))
     control = dialect.vocabulary.control
     vllm = VllmEngine(CHECKPOINT, max_context=128, seed=0, threads=threads)
 
@@ -112,7 +111,7 @@ def engine(windows: Windows, data: Path, threads: int) -> None:
             turn += 1
             await asyncio.gather(*(
                 vllm.generate(Request(
-                    StrandKey(turn, str(i), 0, "r", 0), env.prompt(problem), (control.eos,), 40, 1.0, turn * 256 + i
+                    StrandKey(turn, str(i), 0, "r", 0), dialect.prompt(env, problem), (control.eos,), 40, 1.0, turn * 256 + i
                 )) for i, problem in enumerate(problems)
             ))  # fmt: skip
             if not windows.tick():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from apr.config import RlConfig, refuse_idle
 from apr.contact import TRAINED_ON, trained_on
-from apr.data.store import problems_hash, read_problems
+from apr.data.store import data_env, problems_hash, read_problems
 from apr.dialects import dialect_of
 from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
@@ -24,18 +24,18 @@ from apr.rollout import with_condition
 from apr.runs import automatic_threads, refuse_other, run_directory, whole_folder
 from apr.sft.train import CARD, check_condition, read_card
 from apr.signals import stop_at_signal
-from envs.countdown.env import Countdown, CountdownSpec
 from rl import checkpoint, loop
 from rl.checkpoint import STATE_FILE
 from rl.learner import ADAPTER_FILE, Learner, LearnerApi
 from rl.monitor import Monitors, open_monitors
 from rl.parallel import OPTIMIZER_FILE, ZERO_FOLDER
 from rl.parts import Parts
+from rl.rewards import reward_function
 from rl.weight_sync import TRANSFERS, FileSync, TensorSync, WeightSync
 
 # What may change when a run goes on: where and how it runs, how long, what is watched and kept; and the learning rate.
 MAY_DIFFER = (
-    "out", "steps", "checkpoint_every", "keep_checkpoints", "validate_every", "validate_problems", "cluster", "engine",
+    "out", "env", "steps", "checkpoint_every", "keep_checkpoints", "validate_every", "validate_problems", "cluster", "engine",
     "weight_sync", "in_flight", "traces_per_step", "tensorboard", "wandb", "max_silent_steps", "max_lost_share", "parity_mean",
     "parity_max", "learner.lr", "learner.lr_schedule", "learner.lr_steps", "learner.threads", "learner.row_tokens",
     "learner.tokens_per_pass", "learner.activation_checkpointing",
@@ -51,8 +51,11 @@ def launch(config: RlConfig, resume: bool) -> Path:
     Raises `RunDirectoryError` if there is a run in `config.out` that is not to be resumed, or is of another
     configuration or of other data, and `ConfigError` for a `condition` that the checkpoint was not trained on.
     """
+    env = data_env(config.data, config.env)
+    if config.reward.function is not None:
+        reward_function(config.reward.function)
     train, validation = (
-        with_condition(read_problems(config.data, split), config.condition) for split in ("train", "validation")
+        with_condition(read_problems(config.data, split, env), config.condition) for split in ("train", "validation")
     )
     # Looked up before the run directory is entered, which replaces the configuration of the run that is there.
     found = checkpoint.latest(config.out)
@@ -72,7 +75,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
     check_condition(read_card(start_from), config.condition, start_from)
     dialect = dialect_of(start_from, config.dialect)
     spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash}
-    source = {TRAINED_ON: trained_on(config.data, "rl")}
+    source = {TRAINED_ON: trained_on(config.data, "rl", env)}
     threads = None
     if config.engine.threads is None or config.learner.threads is None:
         threads = automatic_threads(config.out if found else None)
@@ -82,12 +85,10 @@ def launch(config: RlConfig, resume: bool) -> Path:
             print(f"{run} has no checkpoint yet: starting at step 0", file=sys.stderr)
         if start >= config.steps:
             return _finished(run, start_from, config)
-        # Validation draws nothing new: problems come from the data set, the environment only spells and verifies.
-        env = Countdown(CountdownSpec(), dialect)
         protocol = protocol_by_name(config.protocol, dialect)
         sync = weight_sync(config, run)
         with placed(config, start_from, found is not None) as (engine, learner, replace, lost):
-            parts = Parts(env, protocol, engine, learner, sync, Monitors([]), train, validation)
+            parts = Parts(env, dialect, protocol, engine, learner, sync, Monitors([]), train, validation)
             reached = asyncio.run(_drive(config, parts, run, start, replace, lost))
         newest = checkpoint.folder_of(run, reached)
         if reached == config.steps:

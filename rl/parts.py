@@ -8,6 +8,7 @@ from typing import Any
 
 from apr.engines.base import Engine
 from apr.threads.protocol import ThreadProtocol
+from apr.tokens.dialect import Dialect
 from envs.base import Env
 from rl.learner import LearnerApi
 from rl.monitor import Monitor
@@ -19,6 +20,7 @@ Problems = Sequence[dict[str, Any]]
 @dataclass
 class Parts:
     env: Env
+    dialect: Dialect
     protocol: ThreadProtocol
     engine: Engine
     learner: LearnerApi

@@ -2,15 +2,21 @@
 
 `correct` is the verifier's verdict, `within` that every hard budget held, `success` both. Soft penalties subtract from
 successful traces only, and together less than a success is worth: no cheap failure is ever preferred to a dearer
-success, and none to another failure. Bonuses for parallel work add to successful traces only.
+success, and none to another failure. Bonuses for parallel work add to successful traces only. A function of the user's own
+(`reward.function`) takes the place of all this, and is logged beside it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from apr.config import RewardConfig
-from apr.threads.trace import Costs, Trace
+from apr.errors import ConfigError, JudgeError
+from apr.threads.trace import Costs, Outcome, Trace
+from apr.user_code import load
+from envs.base import Verdict
 
 
 def rewarded(trace: Trace, config: RewardConfig) -> Trace:
@@ -31,6 +37,8 @@ def rewarded(trace: Trace, config: RewardConfig) -> Trace:
             excess = max(0.0, getattr(trace.costs, name) / soft.budget - 1.0)
             parts[f"penalty_{name}"] = success * soft.weight * min(1.0, excess)
             total -= parts[f"penalty_{name}"]
+    if config.function is not None:
+        total = parts["function"] = _own(trace, trace.outcome, config.function)
     bonuses = {
         "acceleration": (config.acceleration, acceleration(trace.costs)),
         "concurrency": (config.concurrency, trace.costs.parallelism_sampled),
@@ -40,6 +48,34 @@ def rewarded(trace: Trace, config: RewardConfig) -> Trace:
             parts[f"bonus_{name}"] = success * bonus.weight * min(1.0, amount / bonus.cap)
             total += parts[f"bonus_{name}"]
     return replace(trace, reward={**parts, "total": total}, budgets=config.budgets.model_dump(exclude_none=True))
+
+
+def reward_function(name: str) -> Callable[[Trace, Verdict], float]:
+    """The user's function. Raises `ConfigError` if it is not there, or cannot be called."""
+    function: Callable[[Trace, Verdict], float] = load(name, "reward.function")
+    if not callable(function):
+        raise ConfigError(f"reward.function={name} is not a function of trace and verdict")
+    return function
+
+
+def _own(trace: Trace, outcome: Outcome, name: str) -> float:
+    """What the user's function says of a trace. Raises `JudgeError` if it fails, or returns no finite number."""
+    verdict = Verdict(
+        outcome.correct, outcome.reason, float(outcome.correct) if outcome.score is None else outcome.score
+    )
+    function = reward_function(name)
+    try:
+        reward = float(function(trace, verdict))
+    except Exception as error:  # noqa: BLE001 - the user's code: whatever it raises
+        raise JudgeError(
+            f"reward.function={name} failed on a trace of problem {trace.problem['id']!r}: {type(error).__name__}: {error}. "
+            "Mend it; --resume goes on"
+        ) from error
+    if not math.isfinite(reward):
+        raise JudgeError(
+            f"reward.function={name} returned {reward} for problem {trace.problem['id']!r}: return a finite number"
+        )
+    return reward
 
 
 def acceleration(costs: Costs) -> float:

@@ -110,7 +110,16 @@ def problems_of(config: RlConfig, train: Problems, step: int) -> list[dict[str, 
 def make_roller(config: RlConfig, parts: Parts, temperature: float | None = None) -> Roller:
     temperature = config.temperature if temperature is None else temperature
     sampling = Sampling(temperature, derive_seed(config.seed, "rollout"))
-    return Roller(parts.env, parts.engine, parts.protocol, config.limits, sampling, config.in_flight)
+    return Roller(
+        parts.env,
+        parts.dialect,
+        parts.engine,
+        parts.protocol,
+        config.limits,
+        sampling,
+        config.in_flight,
+        config.reward.threshold,
+    )
 
 
 async def validate(config: RlConfig, parts: Parts, step: int) -> dict[str, float]:

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from apr.errors import DataError
 from apr.threads.costs_compiled import CostArrays, count_costs
-from apr.tokens.compact import CompactDialect
-from apr.tokens.compact_compiled import condition_lengths, prompt_lengths, spell
-from apr.tokens.log import SearchLog
-from apr.tokens.log_arrays import NO_NODE, Ints, LogArrays, to_logs
+from envs.countdown.compact import CompactDialect
+from envs.countdown.compact_compiled import condition_lengths, prompt_lengths, spell
+from envs.countdown.log import SearchLog
+from envs.countdown.log_arrays import NO_NODE, Ints, LogArrays, to_logs
 from solvers.compiled_exhaustive import check_bound, solvable
 from solvers.compiled_search import EVENTS, NODES, search_from
 from solvers.compiled_types import HEURISTICS, ORDERS, Problems, Rules, Seeds, larger, new_space
@@ -64,7 +64,7 @@ def demonstrations(
     condition: ConditionKind, context_bin: int,
 ) -> Chunk:  # fmt: skip
     """The demonstrations of N problems in the compact dialect: of each the `search` with `SplitMix64(seed)`, through
-    `unfold` if asked, conditioned and encoded as `apr.data.demonstrate.conditioned` does.
+    `unfold` if asked, conditioned and encoded as `envs.countdown.demonstrate.conditioned` does.
 
     `numbers` int64[N, n] in any order, `targets`, `beams`, `child_beams` int64[N], `seeds` uint64[N]; the beams of
     `options` are not read. `context_bin`: context conditions are multiples of it. Raises `DataError` beyond

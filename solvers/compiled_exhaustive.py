@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from apr.errors import DataError
 from apr.jit import Int, compiled
-from apr.tokens.log_arrays import MAX_NUMBERS, Ints
+from envs.countdown.log_arrays import MAX_NUMBERS, Ints
 
 Bools = npt.NDArray[np.bool_]
 

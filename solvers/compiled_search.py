@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from apr.jit import Int, compiled
-from apr.tokens import log_arrays as layout
-from apr.tokens.log_arrays import Ints
+from envs.countdown import log_arrays as layout
+from envs.countdown.log_arrays import Ints
 from solvers.compiled_types import Floats, Problems, Rules, Seeds, Space
 
 _SUM_TO_FACTORS, _NUMBERS_TO_FACTORS, _NUMBERS_TO_TARGET = range(3)  # places in `HEURISTICS`
 _CANONICAL, _HEURISTIC, _SHUFFLED = range(3)  # places in `ORDERS`
-_ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = range(4)  # places in `apr.tokens.compact.OPERATORS`
+_ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = range(4)  # places in `envs.countdown.compact.OPERATORS`
 
 
 class _Task(NamedTuple):

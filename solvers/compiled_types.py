@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from apr.tokens.log_arrays import MAX_CHILDREN, MAX_NUMBERS, NODE_WIDTH, Ints
+from envs.countdown.log_arrays import MAX_CHILDREN, MAX_NUMBERS, NODE_WIDTH, Ints
 
 Seeds = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]

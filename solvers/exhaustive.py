@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from apr.tokens.log import Step
+from envs.countdown.log import Step
 from solvers.search import steps
 
 

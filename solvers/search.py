@@ -28,7 +28,7 @@ from itertools import combinations
 from typing import Literal
 
 from apr.seeds import SplitMix64
-from apr.tokens.log import Event, Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
+from envs.countdown.log import Event, Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
 
 Heuristic = Literal["sum_to_factors", "numbers_to_factors", "numbers_to_target"]
 Order = Literal["canonical", "heuristic", "shuffled"]

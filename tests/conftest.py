@@ -34,7 +34,7 @@ def _save(folder: Path, seed: int, tied: bool) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from apr.tokens.compact import CompactDialect
+    from envs.countdown.compact import CompactDialect
 
     vocabulary = CompactDialect().vocabulary
     config = LlamaConfig(

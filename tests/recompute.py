@@ -10,6 +10,7 @@ there is one. Prints what disagrees; exits with 1 if anything does.
 
 from __future__ import annotations
 
+import ast
 import csv
 import gzip
 import json
@@ -287,29 +288,102 @@ def _solved(group: list[Json], kind: str) -> list[bool]:
 
 def same_answer(a: str, b: str) -> bool:
     """Whether two answers are one derivation: as many of each step, and the same ones before others that share a value with
-    their result. What is no list of steps is compared as text, without spaces beside marks."""
+    their result. What is no list of steps, nor an expression, is compared as text, without spaces beside marks."""
+    a, b = said(a), said(b)
     x, y = derivation(a), derivation(b)
     if x is None or y is None:
         return x is y and plain(a) == plain(b)
     return x == y
 
 
+def said(answer: str) -> str:
+    """What stands in the last mark, or all, in plain signs."""
+    pattern = r"<answer>|\\boxed\s*\{"
+    if marks := re.findall(pattern, answer, re.A | re.I):
+        answer = re.split(pattern, answer, flags=re.A | re.I)[-1]
+        if marks[-1].startswith("<"):
+            answer = re.split("</answer>", answer, flags=re.I)[0]
+        else:
+            depths = [answer[:i].count("{") - answer[:i].count("}") for i in range(len(answer) + 1)]
+            answer = answer[: depths.index(-1) - 1] if -1 in depths else answer
+    for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+        if re.fullmatch(f"{re.escape(left)}.*{re.escape(right)}", answer.strip(), re.S):
+            answer = answer.strip()[len(left) : -len(right)].strip()
+    for sign, others in (
+        ("*", r"[×·⋅∗]|\\times(?![A-Za-z])|\\cdot(?![A-Za-z])"),
+        ("/", r"[÷∕]|\\div(?![A-Za-z])"),
+        ("-", "−"),
+    ):
+        answer = re.sub(others, sign, answer)
+    return re.sub(r"\\left\s*(?=\()|\\right\s*(?=\))|\\[,;:! ]", " ", answer, flags=re.A)
+
+
 def plain(answer: str) -> str:
     return answer if len(answer) > 2000 else re.sub(r"\s*([-+*/=,])\s*", r"\1", answer.strip())
 
 
-def derivation(answer: str) -> set[Any] | None:
-    """Its steps, each with how often it was there before, and the ordered pairs of those that cannot change places."""
+def derivation(answer: str) -> Any:
+    """The steps, each with how often it was there before, and the ordered pairs of those that cannot change places."""
     form = r"\s*(\d{1,24})\s*([-+*/])\s*(\d{1,24})\s*=\s*(\d{1,24})\s*"
-    found = [re.fullmatch(form, part, re.A) for part in answer.split(",")]
-    if len(answer) > 2000 or not all(found):
+    if len(answer) > 2000:
         return None
+    found = [re.fullmatch(form, part, re.A) for part in answer.split(",")]
+    written = [(int(one[1]), one[2], int(one[3]), int(one[4])) for one in found if one]
+    if len(written) < len(found):
+        tree, claimed = equation(answer)
+        if tree is None:
+            return None
+        value, written = done(tree)
+        if value is None or claimed not in (None, value):
+            return tree, claimed
     steps: list[Any] = []
-    for a, op, b, result in (one.groups() for one in found if one):
-        pair = (int(a), int(b)) if op in "-/" else tuple(sorted((int(a), int(b))))
-        steps.append((op, pair, int(result), sum(one[:3] == (op, pair, int(result)) for one in steps)))
+    for a, op, b, result in written:
+        pair = (a, b) if op in "-/" else tuple(sorted((a, b)))
+        steps.append((op, pair, result, sum(one[:3] == (op, pair, result) for one in steps)))
     tied = {(x, y) for i, y in enumerate(steps) for x in steps[:i] if x[2] in y[1] or y[2] in x[1]}
     return {*steps, *tied}
+
+
+def equation(text: str) -> tuple[Any, int | None]:
+    """An expression as nested tuples, operands of + and * in order, by Python's own parser; and the value that it claims."""
+    text, before = re.sub(r"[ \t\n\r\f\v]", " ", text).strip(), ""
+    while before != text:
+        before, text = text, re.sub(r"\\[dt]?frac *\{([^{}]*)\} *\{([^{}]*)\}", r"((\1)/(\2))", text)
+    left, equals, right = (part.strip() for part in text.partition("="))
+    sound = re.fullmatch(r"[0-9 ()*/+-]+", left) and (re.fullmatch("[0-9]{1,24}", right) if equals else True)
+    if not sound or re.search(r"[0-9]{25}|\( *\)", left):
+        return None, None
+    try:
+        tree = nested(ast.parse(re.sub(r"(?<![0-9])0+(?=[0-9])", "", left), mode="eval").body)
+    except (SyntaxError, ValueError):
+        return None, None
+    return (tree, int(right) if equals else None) if isinstance(tree, tuple) else (None, None)
+
+
+def nested(node: ast.expr) -> Any:
+    ops = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+    match node:
+        case ast.Constant(int(value)):
+            return value
+        case ast.BinOp(left, op, right) if type(op) in ops:
+            pair = [nested(left), nested(right)]
+            return (ops[type(op)], *(sorted(pair, key=repr) if isinstance(op, ast.Add | ast.Mult) else pair))
+    raise ValueError(f"not an operation of Countdown: {node}")
+
+
+def done(tree: Any) -> tuple[int | None, list[tuple[int, str, int, int]]]:
+    """The value and the steps of an expression; the smaller operand of + and * first, with equal ones in any order."""
+    if isinstance(tree, int):
+        return tree, []
+    op, *operands = tree
+    (a, before), (b, after) = (done(one) for one in operands)
+    if a is None or b is None:
+        return None, []
+    if op in "+*" and (b, after) < (a, before):
+        a, before, b, after = b, after, a, before
+    legal = {"+": True, "*": True, "-": a >= b, "/": b > 0 and a % max(1, b) == 0}[op]
+    value = {"+": a + b, "*": a * b, "-": a - b, "/": a // max(1, b)}[op]
+    return (value if legal and value < 10**24 else None), [*before, *after, (a, op, b, value)]
 
 
 def _spent(group: list[Json], kind: str, cost: str) -> list[float]:

@@ -6,21 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from apr.config import DataConfig, EvalConfig
-from apr.data.generate import demonstrations, generate
-from apr.data.store import problems_hash, read_problems
-from apr.presets import check, dump
+from apr.data.generate import generate, teacher_of
+from apr.data.store import data_env, problems_hash, read_problems
+from apr.data.teach import traces
+from apr.presets import check, dump, load
 from apr.threads.codec import TraceWriter
 from apr.threads.trace import Strand, Trace
-from apr.tokens.compact import CompactDialect
+from envs.countdown.compact import CompactDialect
 
 SOLVERS = {"sos_plus": {"protocol": "serial"}, "spawn_join": {"protocol": "spawn_join", "spawn_depth": 1}}
 
 
 def make_data(folder: Path, numbers: int = 3, high: int = 12) -> Path:
     """40 test problems."""
-    problems = {"numbers": numbers, "low": 1, "high": high, "target_low": 10, "target_high": 30}
+    env = {"name": "countdown", "numbers": numbers, "low": 1, "high": high, "target_low": 10, "target_high": 30}
     content = {
-        "problems": problems, "train": 8, "validation": 2, "test": 40, "workers": 1, "out": folder, "solvers": SOLVERS,
+        "env": env, "train": 8, "validation": 2, "test": 40, "workers": 1, "out": folder, "solvers": SOLVERS,
     }  # fmt: skip
     generate(check(DataConfig, content, "test"))
     return folder
@@ -49,14 +50,15 @@ def evaluation(
     }  # fmt: skip
     folder.mkdir()
     (folder / "config.yaml").write_text(dump(check(EvalConfig, content, "test")))
-    options = check(DataConfig, {"solvers": SOLVERS}, "test").solvers[solver]
     problems = read_problems(data, "test")
     dialect = CompactDialect()
-    tries = [list(demonstrations(problems, solver, options, seed, dialect=dialect)) for seed in seeds]
+    config = load(DataConfig, [data / "config.yaml"])
+    teachers = [replace(teacher_of(config, solver, data_env(data), dialect), seed=seed) for seed in seeds]
+    tries = [traces(problems, teacher) for teacher in teachers]
     with TraceWriter(folder / "traces.jsonl.gz") as writer:
         for number in range(len(problems)):
-            for sample, traces in enumerate(tries):
-                writer.append(replace(timed(traces[number]), sample=sample))
+            for sample, made in enumerate(tries):
+                writer.append(replace(timed(made[number]), sample=sample))
     facts = {
         "kind": "eval", "card": {"solver": solver, "trained": list(trained)}, "dialect": dialect.name,
         "vocabulary": dialect.vocabulary.hash, "traces": len(problems) * len(seeds),

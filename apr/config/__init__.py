@@ -5,9 +5,10 @@ Unknown keys, wrong types and impossible combinations are refused with the key's
 
 from pydantic import BaseModel
 
-from apr.config.base import DialectName, ProtocolName, Strict, Temperature
-from apr.config.data import DataConfig, Rejection, SolverConfig
+from apr.config.base import ProtocolName, Strict, Temperature
+from apr.config.data import DataConfig
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
+from apr.config.env import EnvConfig
 from apr.config.evaluation import EvalConfig
 from apr.config.quickstart import QuickstartConfig
 from apr.config.rl import Bonus, LearnerConfig, RewardConfig, RlConfig, SoftBudget, refuse_idle
@@ -23,20 +24,18 @@ __all__ = [
     "ClusterConfig",
     "ConditionConfig",
     "DataConfig",
-    "DialectName",
     "EngineConfig",
+    "EnvConfig",
     "EvalConfig",
     "LearnerConfig",
     "LoraConfig",
     "ModelConfig",
     "ProtocolName",
     "QuickstartConfig",
-    "Rejection",
     "RewardConfig",
     "RlConfig",
     "SftConfig",
     "SoftBudget",
-    "SolverConfig",
     "Strict",
     "Temperature",
     "refuse_idle",

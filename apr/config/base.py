@@ -10,7 +10,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from apr.idle import Idle
 
 ProtocolName = Literal["serial", "spawn_join"]
-DialectName = Literal["compact", "paper", "chat"]
 
 
 class Strict(BaseModel):

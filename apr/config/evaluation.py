@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apr.config.base import DialectName, ProtocolName, Strict, Temperature
+from apr.config.base import ProtocolName, Strict, Temperature
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
+from apr.config.env import ENV_OF_DATA, EnvConfig
 from apr.idle import Idle
 from apr.threads.limits import Budgets, Limits
 
@@ -19,6 +20,7 @@ class EvalConfig(Strict):
 
     seed: int = Field(default=0, description="of sampling")
     data: Path = Field(default=Path("runs/data"), description="data folder, as `apr data generate` writes it")
+    env: EnvConfig | None = Field(default=None, description=ENV_OF_DATA)
     split: Literal["train", "validation", "test"] = Field(default="test", description="which problems")
     checkpoint: Path = Field(
         default=Path("runs/sft"), description="a checkpoint, or a folder with peft's adapter of one"
@@ -27,10 +29,16 @@ class EvalConfig(Strict):
         default=None, description="of an adapter: the model that it adapts, if it names none here"
     )
     protocol: ProtocolName = Field(default="spawn_join", description="how the model spawns and joins")
-    dialect: DialectName | None = Field(default=None, description="if the checkpoint does not say")
+    dialect: str | None = Field(default=None, description="if the checkpoint does not say")
     problems: int | None = Field(default=None, ge=1, description="the first so many; all if not given")
     samples: int = Field(default=1, ge=1, description="attempts per problem; above 1 gives cons@n and pass@n")
     temperature: Temperature = Field(default=0.0, ge=0, description="of sampling; 0: greedy")
+    threshold: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="verifier's score from which an answer is correct; default: its own verdict",
+    )
     condition: ConditionConfig | None = Field(
         default=None, description="what prompts ask for, if the model was trained on such prompts"
     )

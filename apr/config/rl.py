@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from apr.config.base import DialectName, ProtocolName, Strict, Temperature
+from apr.config.base import ProtocolName, Strict, Temperature
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
+from apr.config.env import ENV_OF_DATA, EnvConfig
 from apr.config.sft import LoraConfig
 from apr.errors import ConfigError
 from apr.idle import Idle
 from apr.threads.limits import Budgets, Limits
+from apr.user_code import NAMED, allow, file_of
 
 
 class SoftBudget(Strict):
@@ -31,9 +33,22 @@ class Bonus(Strict):
 
 
 class RewardConfig(Strict):
-    """Success = correct and within the hard budgets; soft terms only separate successes."""
+    """Success = correct and within the hard budgets; soft terms only separate successes.
+
+    `function` has the last word: it is given the trace and the verdict, and what it returns is the reward.
+    """
 
     budgets: Budgets = Budgets()
+    threshold: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="verifier's score from which an answer is correct; default: its own verdict",
+    )
+    function: str | None = Field(
+        default=None,
+        description="PATH.py:NAME, a function of trace and verdict that returns the reward; no soft terms then",
+    )
     soft_context: SoftBudget | None = Field(default=None, description="penalty for tokens in any one strand's context")
     soft_span: SoftBudget | None = Field(default=None, description="penalty for latency, in sampled tokens")
     soft_work: SoftBudget | None = Field(default=None, description="penalty for tokens of the whole trace")
@@ -44,6 +59,24 @@ class RewardConfig(Strict):
     concurrency: Bonus | None = Field(
         default=None, description="threads active on average; AsyncThink (arXiv 2510.26658): cap is tau times its pool"
     )
+
+    @field_validator("function")
+    @classmethod
+    def _named(cls, function: str | None, info: ValidationInfo) -> str | None:
+        if function is not None and file_of(function) is None:
+            raise ValueError(f"{function!r} is not of the form PATH.py:NAME")
+        if function is not None and info.context == NAMED:
+            allow(function)
+        return function
+
+    @model_validator(mode="after")
+    def _function_alone(self) -> RewardConfig:
+        terms = ("soft_context", "soft_span", "soft_work", "acceleration", "concurrency")
+        if self.function is not None and (idle := [name for name in terms if getattr(self, name) is not None]):
+            raise ValueError(
+                f"{', '.join(idle)} would do nothing beside `function`, which returns the whole reward: leave either out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _success_pays(self) -> RewardConfig:
@@ -105,9 +138,10 @@ class RlConfig(Strict):
 
     seed: int = Field(default=0, description="of the problems' order and of sampling")
     data: Path = Field(default=Path("runs/data"), description="data folder, as `apr data generate` writes it")
+    env: EnvConfig | None = Field(default=None, description=ENV_OF_DATA)
     checkpoint: Path = Field(default=Path("runs/sft/checkpoint"), description="model to start from")
     protocol: ProtocolName = Field(default="spawn_join", description="how the model spawns and joins")
-    dialect: DialectName | None = Field(default=None, description="if the checkpoint does not say")
+    dialect: str | None = Field(default=None, description="if the checkpoint does not say")
     steps: int = Field(default=30, ge=1, description="training steps in all")
     problems_per_step: int = Field(default=32, ge=1, description="problems drawn for each step")
     group_size: int = Field(default=8, ge=2, description="traces of one problem; 1 gives no advantage")

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from apr.config import DataConfig, SolverConfig
+from apr.config import DataConfig
 from apr.data.shards import combined, shard_facts, shard_paths
 from apr.data.store import (
     DEMONSTRATIONS,
@@ -23,32 +23,31 @@ from apr.data.store import (
     merged,
     problems_folder,
     problems_hash,
+    splits_in,
 )
-from envs.countdown.env import SPLITS, CountdownSpec
+from envs.base import Env, TeacherOptions
 
 CARD = "README.md"
 
 
 def content_hashes(folder: Path, solvers: Iterable[str]) -> dict[str, str]:
     """The content hash of each part (`problems/train`, ..., `demonstrations/spawn_join`), and of `all` together."""
-    hashes = {f"problems/{split}": problems_hash(folder, split) for split in SPLITS}
+    hashes = {f"problems/{split}": problems_hash(folder, split) for split in splits_in(folder)}
     hashes |= {f"demonstrations/{name}": demonstrations_hash(folder, name) for name in sorted(solvers)}
     return {**hashes, "all": combined([f"{part} {hash}" for part, hash in hashes.items()])}
 
 
 def card(config: DataConfig, folder: Path) -> str:
     """The card of the finished data set in `folder`; reads the shards' footers only."""
-    spec = config.problems
+    env = config.env.build()
     made_by = {key: value for key, value in config.model_dump(mode="json").items() if key not in ("out", "workers")}
     hashes = content_hashes(folder, config.solvers)
     return f"""---
-{yaml.safe_dump(_header(config), sort_keys=False)}---
+{yaml.safe_dump(_header(config, folder, env.title), sort_keys=False)}---
 
-# Countdown problems and demonstrations
+# {env.title} problems and demonstrations
 
-Reach the target from {spec.numbers} numbers with + - * /, each number used exactly once. Numbers are drawn uniformly from
-{spec.low}-{spec.high} and the target from {spec.target_low}-{spec.target_high}, all drawn again until the problem has a
-solution and is new to its split.
+{env.about} {env.settings()}
 
 ```python
 from datasets import load_dataset
@@ -58,24 +57,11 @@ problems = load_dataset(FOLDER, "problems", split="train")  # or the name of a t
 
 ## Problems
 
-{_table(("split", "problems", "shards"), [_problems(folder, split) for split in SPLITS])}
+{_table(("split", "problems", "shards"), [_problems(folder, split) for split in splits_in(folder)])}
 
-{_rule(spec)} Within a split, no problem is there twice. Seed: {config.seed}.
+{_rule(env)} Within a split, no problem is there twice. Seed: {config.seed}.
 
-## Demonstrations
-
-Of the training problems, {config.demonstrations_per_problem} of each, in the same order and the same shards. Token counts
-are of the `{config.dialect}` dialect; costs are means over the demonstrations, with the largest in brackets.
-
-{_table(_TEACHER, [_teacher(folder, name, solver) for name, solver in config.solvers.items()])}
-
-* solved: demonstrations that end in a solution; spawning: those with child threads; kept: of the demonstrations asked
-  for, those that rejection sampling did not leave out;
-* work: tokens of all threads, prompts and messages included; span: sampled tokens on the longest dependent chain;
-  context: the largest of any thread; children: the most of any one spawn of the root, where the root spawns.
-
-A row holds what its strands sampled (`tokens`, cut by `strands`); the protocol lays the threads out again:
-`apr.data.store.read_demonstrations(FOLDER, NAME)`.
+{_demonstrations(config, folder)}
 
 ## Content hashes
 
@@ -93,25 +79,40 @@ them again.
 """
 
 
-def _rule(spec: CountdownSpec) -> str:
-    said = f"""each belongs to the one split that SHA-256 of it and of `split_seed` ({spec.split_seed}) says,
-{spec.validation_share:g} of them to validation, {spec.test_share:g} to test"""
-    if spec.split_by == "multisets":
-        return f"""Splits share no number multiset: {said}.
-States below the root may be in several: what one step leaves of a test problem's numbers may win for a training problem with
-the same target too."""
-    return f"""Splits share no winning child state (the numbers that one step leaves, and the target, where these reach it):
-{said}; problems with states of several splits
-are in none. Number multisets may be in several, with other targets."""
+def _demonstrations(config: DataConfig, folder: Path) -> str:
+    if not config.solvers:
+        return "There are no demonstrations: no teacher was named."
+    table = _table(_TEACHER, [_teacher(folder, name, solver) for name, solver in config.solvers.items()])
+    return f"""## Demonstrations
+
+Of the training problems, {config.demonstrations_per_problem} of each, in the same order and the same shards. Token counts
+are of the `{config.dialect}` dialect; costs are means over the demonstrations, with the largest in brackets.
+
+{table}
+
+* solved: demonstrations that end in a solution; spawning: those with child threads; kept: of the demonstrations asked
+  for, those that rejection sampling did not leave out;
+* work: tokens of all threads, prompts and messages included; span: sampled tokens on the longest dependent chain;
+  context: the largest of any thread; children: the most of any one spawn of the root, where the root spawns.
+
+A row holds what its strands sampled (`tokens`, cut by `strands`); the protocol lays the threads out again:
+`apr.data.store.read_demonstrations(FOLDER, NAME)`."""
 
 
-def _header(config: DataConfig) -> dict[str, Any]:
-    splits = [{"split": split, "path": f"problems/{split}-*.parquet"} for split in SPLITS]
+def _rule(env: Env) -> str:
+    options = env.options
+    return f"""Splits share no {env.shares}: each belongs to the one split that SHA-256 of it and of `split_seed`
+({options.split_seed}) says, {options.validation_share:g} of them to validation, {options.test_share:g} to test.
+{env.remark()}""".rstrip()
+
+
+def _header(config: DataConfig, folder: Path, title: str) -> dict[str, Any]:
+    splits = [{"split": split, "path": f"problems/{split}-*.parquet"} for split in splits_in(folder)]
     configs: list[dict[str, Any]] = [{"config_name": "problems", "data_files": splits}]
     for name in config.solvers:
         files = [{"split": "train", "path": f"demonstrations/{name}/train-*.parquet"}]
         configs.append({"config_name": name, "data_files": files})
-    return {"pretty_name": "Countdown problems and demonstrations", "configs": configs}
+    return {"pretty_name": f"{title} problems and demonstrations", "configs": configs}
 
 
 def _problems(folder: Path, split: str) -> list[str]:
@@ -126,7 +127,7 @@ _TEACHER = (
 )  # fmt: skip
 
 
-def _teacher(folder: Path, name: str, solver: SolverConfig) -> list[str]:
+def _teacher(folder: Path, name: str, solver: TeacherOptions) -> list[str]:
     paths = shard_paths(demonstrations_folder(folder, name), "train")
     found = merged([json.loads(shard_facts(path, DEMONSTRATIONS)["statistics"]) for path in paths])
 

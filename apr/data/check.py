@@ -7,26 +7,25 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from apr.config import DataConfig
+from apr.config import DataConfig, EnvConfig
 from apr.data.card import CARD, content_hashes
-from apr.data.generate import CONFIG
 from apr.data.shards import AGAIN, read_shard, rows_hash, shard_facts, shard_paths
 from apr.data.store import (
-    COSTS,
     DEMONSTRATIONS,
-    PROBLEM_COLUMNS,
     PROBLEMS,
+    data_env,
     demonstrations_folder,
     demonstrations_table,
     dialect_of_shard,
     facts_in,
-    measures_of,
     problems_folder,
+    problems_in,
     problems_of,
+    splits_in,
     statistics_of,
     traces_of,
 )
@@ -34,31 +33,34 @@ from apr.data.workers import in_processes, processes
 from apr.errors import DataError
 from apr.presets import load_recorded
 from apr.progress import Progress
+from apr.runs import CONFIG
+from apr.scripts.columns import COSTS, measures_of
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect
-from envs.countdown.env import SHARED, CountdownSpec, Part
-from envs.countdown.verify import Verdict, verify
+from envs.base import Env, Part
 
 Owners = dict[Part, str]
 
 
 class Shard(NamedTuple):
-    """One shard of demonstrations, to be checked; `held_out`: what its problems may not have (`CountdownSpec.parts`), and the
+    """One shard of demonstrations, to be checked; `held_out`: what its problems may not have (`Env.parts`), and the
     split of each."""
 
     solver: str
     path: Path
-    spec: CountdownSpec
+    env: Env
     held_out: Owners
 
 
-def check_folder(folder: Path) -> str:
-    """A few lines of counts. Raises `DataError` that names the file, the row and the fault."""
+def check_folder(folder: Path, given: EnvConfig | None = None) -> str:
+    """A few lines of counts. `given`: the environment, where it is a file. Raises `DataError` that names the file, the row and
+    the fault."""
     config = load_recorded(DataConfig, folder / CONFIG)
-    counts, held_out = _check_problems(folder, config.problems)
-    lines = [f"{folder}: {', '.join(counts)} problems, no {SHARED[config.problems.split_by]} in two splits"]
+    env = data_env(folder, given)
+    counts, held_out = _check_problems(folder, env)
+    lines = [f"{folder}: {', '.join(counts)} problems, no {env.shares} in two splits"]
     shards = [
-        Shard(name, path, config.problems, held_out)
+        Shard(name, path, env, held_out)
         for name in config.solvers
         for path in shard_paths(demonstrations_folder(folder, name), "train")
     ]
@@ -92,36 +94,30 @@ def _check_demonstrations(shards: Sequence[Shard]) -> tuple[Counter[str], Counte
     return traces, solved
 
 
-def _check_problems(folder: Path, spec: CountdownSpec) -> tuple[list[str], Owners]:
+def _check_problems(folder: Path, env: Env) -> tuple[list[str], Owners]:
     """How many problems each split has, and what those held out share with no training problem."""
     held_out: Owners = {}
-    counts = []
-    for split in ("validation", "test", "train"):  # what training may not hold is known before it is gone through
+    counts: dict[str, int] = {}
+    there = splits_in(folder)
+    for split in sorted(there, key=["validation", "test", "train"].index):  # held-out parts are known before training's
         seen: set[str] = set()
         for path in shard_paths(problems_folder(folder), split):
-            problems = problems_of(path, seen)
-            for row, parts in enumerate(_parts(problems, spec)):
-                if fault := _in_another(parts, split, held_out, spec):
+            problems = problems_of(path, seen, env)
+            for row, parts in enumerate(env.parts(problems)):
+                if fault := _in_another(parts, split, held_out, env):
                     raise DataError(f"{path}, row {row}: {fault}; {AGAIN}")
                 if split != "train":
                     held_out |= dict.fromkeys(parts, split)
-            _check_hash(path, read_shard(path, PROBLEMS, PROBLEM_COLUMNS.names))
-        counts.append(f"{len(seen)} {split}")
-    return [counts[-1], *counts[:-1]], held_out
+            _check_hash(path, read_shard(path, PROBLEMS, ["id"]))
+        counts[split] = len(seen)
+    return [f"{counts[split]} {split}" for split in there], held_out
 
 
-def _parts(problems: Sequence[dict[str, Any]], spec: CountdownSpec) -> list[list[Part]]:
-    return spec.parts([one["numbers"] for one in problems], [one["target"] for one in problems])
-
-
-def _in_another(parts: Sequence[Part], split: str, held_out: Owners, spec: CountdownSpec) -> str | None:
+def _in_another(parts: Sequence[Part], split: str, held_out: Owners, env: Env) -> str | None:
     """What a problem of `split` shares with a held-out one of another, if anything."""
     for part in parts:
         if (owner := held_out.get(part, split)) != split:
-            what = (
-                f"numbers {part}" if spec.split_by == "multisets" else f"numbers {part[1:]}, which win for {part[0]},"
-            )
-            return f"{what} are in the {owner} split too"
+            return f"its {env.shares} {':'.join(map(str, part))} is in the {owner} split too"
     return None
 
 
@@ -131,10 +127,10 @@ def check_shard(shard: Shard) -> tuple[str, int, int]:
     columns = table.select([*COSTS, "children"]).to_pylist()
     solved = 0
     dialect = dialect_of_shard(shard.path, facts_in(table)["dialect"])
-    parts = _parts(table.select(["numbers", "target"]).to_pylist(), shard.spec)
-    for row, trace in enumerate(traces_of(table, str(shard.path), dialect)):
-        if fault := _in_another(parts[row], "train", shard.held_out, shard.spec) or _fault(
-            trace, columns[row], dialect
+    parts = shard.env.parts(problems_in(table))
+    for row, trace in enumerate(traces_of(table, str(shard.path), dialect, shard.env)):
+        if fault := _in_another(parts[row], "train", shard.held_out, shard.env) or _fault(
+            trace, columns[row], dialect, shard.env
         ):
             raise DataError(f"{shard.path}, row {row}: {fault}")
         solved += trace.correct
@@ -145,22 +141,17 @@ def check_shard(shard: Shard) -> tuple[str, int, int]:
     return shard.solver, len(table), solved
 
 
-def _fault(trace: Trace, columns: dict[str, int], dialect: Dialect) -> str | None:
+def _fault(trace: Trace, columns: dict[str, int], dialect: Dialect, env: Env) -> str | None:
     """What is wrong with a demonstration, if anything is."""
-    verdict = _verdict(trace, trace.answer)
+    verdict = env.verify(trace.problem, trace.answer)
     if trace.correct != verdict.ok:
         return f"says solved={trace.correct}, but the verifier says: {verdict.reason}"
-    # A child of the paper dialect returns the rest of the way alone; the root's answer, checked above, holds it.
-    for thread in trace.threads[1:] if dialect.name != "paper" else ():
-        if thread.message and not (verdict := _verdict(trace, dialect.answer(thread.message))).ok:
-            return f"thread {thread.id} returns a wrong solution: {verdict.reason}"
+    for thread in trace.threads[1:]:
+        if fault := env.child_fault(trace.problem, thread.message, dialect):
+            return f"thread {thread.id} {fault}"
     found = measures_of(trace)
     wrong = [name for name, value in columns.items() if found[name] != value]
     return f"says {wrong[0]}={columns[wrong[0]]}, but it is {found[wrong[0]]}" if wrong else None
-
-
-def _verdict(trace: Trace, answer: str | None) -> Verdict:
-    return verify(trace.problem["numbers"], trace.problem["target"], answer)
 
 
 def _check_hash(path: Path, table: pa.Table) -> dict[str, str]:

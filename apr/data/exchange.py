@@ -1,36 +1,33 @@
-"""`apr data import` and `apr data export`: files of the published format (`apr.data.published`), read row by row and
+"""`apr data import` and `apr data export`: files of the published format (`envs.countdown.published`), read row by row and
 written whole or not at all, with a report of what the known bugs damaged and of what could not be read."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from apr.data.published import damage, from_row, is_prompt, problem_in, to_row
 from apr.data.shards import shard_path
-from apr.data.store import problems_folder, write_problems
+from apr.data.store import problems_folder, problems_table, write_problems
+from apr.data.tables import elements
 from apr.errors import DataError, RunDirectoryError
 from apr.progress import Progress
 from apr.runs import disk_error, followed, whole_folder
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.trace import Trace
-from apr.tokens.paper import PaperDialect
-from envs.countdown.env import Problems
+from envs.countdown.paper import PaperDialect
+from envs.countdown.problems import Problems
+from envs.countdown.published import damage, from_row, is_prompt, problem_of_row, to_row
 
 TRACES, REPORT = "traces.jsonl.gz", "report.json"
 SPLIT = "test"  # of imported problems: what `apr eval` takes if not told otherwise
 SHOWN = 10  # row numbers of each kind in the summary; the report has all
-MAX_ROW = 1 << 26  # characters
-_CHUNK = 1 << 20
-_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass
@@ -48,7 +45,8 @@ class Report:
     characters: int = 0  # of all main calls together, as the published trainer has them
     characters_repeated: int = 0
     characters_joined: int = 0
-    unread: dict[int, str] = field(default_factory=dict)  # why, by row
+    unread: dict[int, str] = field(default_factory=dict)  # rows without a trace that was read, and why
+    problem_only: list[int] = field(default_factory=list)  # those of them whose problem was kept
 
     def __str__(self) -> str:
         repeated = f"{self.characters_repeated / max(1, self.characters):.1%}"
@@ -60,6 +58,7 @@ class Report:
             _line(f"D7: join text that the published trainer trains on, {joined} of all", self.joined),
             _line("problem as in an earlier row", self.duplicates),
             f"problems without a solution, left out: {len(self.unsolvable)}",
+            _line("problem kept without its search", self.problem_only),
             _line("not read", list(self.unread)),
             *(f"  row {row}: {why}" for row, why in islice(self.unread.items(), SHOWN)),
         ]
@@ -95,22 +94,37 @@ def _import(path: Path, dialect: PaperDialect, keep: Callable[[Trace], None]) ->
     report = Report()
     seen: dict[tuple[int, ...], None] = {}  # target, then numbers, in the order of the rows
     with Progress(f"import {path.name}, bytes", path.stat().st_size if path.is_file() else 0) as progress:
-        for number, row in enumerate(read_rows(path, progress.advance)):
+        for number, row in enumerate(elements(path, progress.advance)):
             report.rows += 1
             try:
                 trace = None if is_prompt(row) else _read(row, number, report, dialect)
-                problem = problem_in(row)[0] if trace is None else trace.problem
             except DataError as error:
                 report.unread[number] = str(error)
-                continue
+                trace = None
             if trace is not None:
                 report.traces += 1
                 keep(trace)
+            try:
+                problem = problem_of_row(row) if trace is None else trace.problem
+            except DataError as error:
+                report.unread.setdefault(number, str(error))
+                continue
+            if number in report.unread:
+                report.problem_only.append(number)
             if (key := (problem["target"], *problem["numbers"])) in seen:
                 report.duplicates.append(number)
             seen[key] = None
+    if not report.traces and not seen:
+        why = _first("row", report.unread)
+        raise DataError(
+            f"{path}: none of its {report.rows} rows holds a trace or a problem ({why}). Give a file in the published "
+            "format, or import problems alone: --env countdown"
+        )
     report.problems = len(seen)
-    return report, _solvable(seen, report)
+    problems = _solvable(seen, report)
+    if not report.traces and not problems:
+        raise DataError(f"{path}: none of its {report.problems} problems has a solution: give a file with others")
+    return report, problems
 
 
 def _solvable(seen: Iterable[tuple[int, ...]], report: Report) -> dict[int, Problems]:
@@ -133,7 +147,7 @@ def _write_problems(folder: Path, problems: dict[int, Problems]) -> None:
     for index, rows in enumerate(problems.values()):
         path = shard_path(problems_folder(folder), SPLIT, index, len(problems))
         path.parent.mkdir(exist_ok=True)
-        write_problems(path, rows)
+        write_problems(path, problems_table(rows.dictionaries()))
 
 
 def _read(row: Any, number: int, report: Report, dialect: PaperDialect) -> Trace:
@@ -172,7 +186,9 @@ def export_file(path: Path, out: Path, dialect: PaperDialect) -> str:
                 file.write(("[\n" if not written else ",\n") + json.dumps(row))
                 written += 1
             if not written:
-                raise DataError(f"{path} holds no trace that the published format can hold: {_first(left_out)}")
+                raise DataError(
+                    f"{path} holds no trace that the published format can hold: {_first('trace', left_out)}"
+                )
             file.write("\n]\n")
         beside.replace(out)
     except OSError as error:
@@ -184,75 +200,5 @@ def export_file(path: Path, out: Path, dialect: PaperDialect) -> str:
     return "\n".join(lines)
 
 
-def _first(reasons: dict[int, str]) -> str:
-    return next((f"trace {number}: {why}" for number, why in reasons.items()), "it is empty")
-
-
-def read_rows(path: Path, advance: Callable[[int], None] = lambda read: None) -> Iterator[Any]:
-    """The elements of a JSON list, one by one; `advance` is told of characters read. Files may be larger than memory.
-
-    Raises `DataError` if the file is missing, cut off, or no JSON list.
-    """
-    if not path.is_file():
-        raise DataError(f"no file {path}: check the path")
-    row = 0
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            source = _Source(file, advance)
-            if source.mark() != "[":
-                raise ValueError("it does not open a list")
-            if source.mark(look=True) == "]":
-                return
-            while True:
-                yield source.value()
-                row += 1
-                mark = source.mark()
-                if mark == "]":
-                    return
-                if mark != ",":
-                    raise ValueError("the list is cut off" if not mark else f"{mark!r} where a comma or ] should be")
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}, row {row}: not a JSON list of rows ({error}): fetch or write the file again"
-        ) from error
-
-
-class _Source:
-    """JSON values and the marks between them, from a file read piece by piece."""
-
-    def __init__(self, file: TextIO, advance: Callable[[int], None]) -> None:
-        self._file = file
-        self._advance = advance
-        self._decoder = json.JSONDecoder()
-        self._text = ""
-        self._at = 0
-
-    def mark(self, look: bool = False) -> str:
-        """The next character that is no space, left in place if `look`; empty at the end."""
-        while True:
-            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
-            if self._at < len(self._text):
-                self._at += not look
-                return self._text[self._at - (not look)]
-            if not self._more():
-                return ""
-
-    def value(self) -> Any:
-        """The next JSON value. Raises `ValueError` if there is none, or if it is longer than `MAX_ROW` characters."""
-        self.mark(look=True)
-        while True:
-            try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
-            except json.JSONDecodeError:
-                if len(self._text) - self._at > MAX_ROW or not self._more():
-                    raise
-                continue
-            if end < len(self._text) or not self._more():  # a number at the end of the text may go on
-                self._at = end
-                return value
-
-    def _more(self) -> bool:
-        chunk = self._file.read(max(_CHUNK, len(self._text) - self._at))
-        self._text, self._at = self._text[self._at :] + chunk, 0
-        self._advance(len(chunk))
-        return bool(chunk)
+def _first(what: str, reasons: dict[int, str]) -> str:
+    return next((f"{what} {number}: {why}" for number, why in reasons.items()), "it is empty")

@@ -6,37 +6,44 @@ so a killed one goes on where it stopped. What is in a shard depends on the conf
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
+import pyarrow as pa
 
-from apr.config import DataConfig, SolverConfig
+from apr.config import DataConfig, EnvConfig
 from apr.data.card import CARD, card
+from apr.data.imported import problems_from
 from apr.data.shards import shard_path, sweep
 from apr.data.store import (
+    data_env,
     demonstrations_folder,
     problems_folder,
     problems_of,
-    traces_of,
+    problems_table,
     write_demonstrations,
     write_problems,
 )
-from apr.data.teacher import Teacher, demonstrations_of
+from apr.data.teach import demonstrations_of, facts_of_teacher
 from apr.data.workers import ended_by_signals, in_processes, processes
-from apr.dialects import TOKENIZER, dialect_by_name
+from apr.dialects import TOKENIZER
+from apr.errors import ConfigError
 from apr.pretrained import chat_vocabulary
 from apr.progress import Progress
-from apr.runs import check_kind, refuse_other, run_directory, whole_folder, write_text
-from apr.threads.trace import Trace
+from apr.protocols import protocol_by_name
+from apr.runs import CONFIG, check_kind, refuse_other, run_directory, whole_folder, write_text
 from apr.tokens.chat import ChatDialect
 from apr.tokens.dialect import Dialect
-from envs.countdown.env import Countdown, Problems
+from apr.tokens.words import WordsDialect
+from envs.base import SPLITS, Env, Teacher
+from envs.registry import built_dialect
 
-CONFIG = "config.yaml"
-ANYTHING = ("out", "workers")  # in which configurations of the same data may differ
+BATCH = 10_000  # problems that are Python objects at a time
+ANYTHING = ("out", "workers", "problems_from")  # in which configurations of the same data may differ
 
 
 class Lesson(NamedTuple):
@@ -54,22 +61,23 @@ def generate(config: DataConfig) -> None:
     Raises `DataError` if there are fewer problems than asked for (nothing is written then), `RunDirectoryError` if the
     folder holds other data or is in use, `KeyboardInterrupt` at SIGINT and SIGTERM.
     """
+    given = None
+    if config.problems_from is not None:
+        config, given = _taken(config, config.problems_from)
     _refuse_other_data(config)
-    problems = {split: _problem_shards(config, split) for split in ("train", "validation", "test")}
-    dialect = _dialect(config)
-    lessons = [lesson for name in config.solvers for lesson in _lessons(config, name, dialect, problems["train"])]
+    problems = {split: _problem_shards(config, split) for split in SPLITS}
+    env = config.env.build()
+    dialect = _dialect(config, env)
+    lessons = [lesson for name in config.solvers for lesson in _lessons(config, name, env, dialect, problems["train"])]
     written = [*(path for paths in problems.values() for path in paths), *(one.demonstrations for one in lessons)]
     if all(path.is_file() for path in (config.out / CARD, *written)):
         return
     with ended_by_signals():
-        drawn = {
-            split: _draw(config, dialect, split)
-            for split, paths in problems.items()
-            if not all(map(Path.is_file, paths))
-        }
+        missing = [split for split, paths in problems.items() if not all(map(Path.is_file, paths))]
+        drawn = {split: _draw(config, env, split) if given is None else given[split] for split in missing}
         with run_directory(config.out, config) as out:
             sweep(out)
-            if isinstance(dialect, ChatDialect):
+            if isinstance(dialect, ChatDialect | WordsDialect):
                 _keep_tokenizer(dialect, out / TOKENIZER)
             for split in list(drawn):
                 _write_problems(problems[split], drawn.pop(split), config.shard_rows)
@@ -86,14 +94,19 @@ def _refuse_other_data(config: DataConfig) -> None:
         refuse_other(config.out, config, ANYTHING)
 
 
-def _dialect(config: DataConfig) -> Dialect:
-    if config.tokenizer is None:
-        return dialect_by_name(config.dialect)
-    return ChatDialect(chat_vocabulary(config.tokenizer, config.control_tokens))
+def _dialect(config: DataConfig, env: Env) -> Dialect:
+    """Raises `ConfigError` for an environment without words of its own and no tokenizer."""
+    if config.tokenizer is not None:
+        return ChatDialect(chat_vocabulary(config.tokenizer, config.control_tokens))
+    if config.dialect != WordsDialect.name:
+        return built_dialect(str(config.dialect))
+    if not env.vocabulary():
+        raise ConfigError(f"environment {env.name} has no vocabulary of its own: set dialect=chat and `tokenizer`")
+    return WordsDialect(env.vocabulary())
 
 
-def _keep_tokenizer(dialect: ChatDialect, folder: Path) -> None:
-    """Write the tokenizer into the data set, which is read with it alone. Raises `CheckpointError` for another one."""
+def _keep_tokenizer(dialect: ChatDialect | WordsDialect, folder: Path) -> None:
+    """Write the tokenizer into the data set, which is read with it alone. Raises `CheckpointError` for another one there."""
     if folder.is_dir():
         dialect.vocabulary.check(folder)
         return
@@ -106,29 +119,49 @@ def _problem_shards(config: DataConfig, split: str) -> list[Path]:
     return [shard_path(problems_folder(config.out), split, i, count) for i in range(count)]
 
 
-def _lessons(config: DataConfig, name: str, dialect: Dialect, problems: Sequence[Path]) -> list[Lesson]:
-    teacher = Teacher(config.solvers[name], dialect, config.seed, config.demonstrations_per_problem)
+def _lessons(config: DataConfig, name: str, env: Env, dialect: Dialect, problems: Sequence[Path]) -> list[Lesson]:
+    teacher = teacher_of(config, name, env, dialect, config.demonstrations_per_problem)
     folder = demonstrations_folder(config.out, name)
     counts = [min(config.shard_rows, config.train - i * config.shard_rows) for i in range(len(problems))]
     return [Lesson(path, folder / path.name, teacher, count * teacher.copies) for path, count in zip(problems, counts)]
 
 
-def _draw(config: DataConfig, dialect: Dialect, split: str) -> Problems:
+def teacher_of(config: DataConfig, name: str, env: Env, dialect: Dialect, copies: int = 1) -> Teacher:
+    """The teacher called `name` in `config`."""
+    options = config.solvers[name]
+    return Teacher(env, options, dialect, protocol_by_name(options.protocol, dialect), config.seed, copies)
+
+
+def _taken(config: DataConfig, folder: Path) -> tuple[DataConfig, dict[str, pa.Table]]:
+    """The problems of the data set in `folder`, no more of each split than asked for, and the configuration with their counts
+    and their environment's options. Says where there are fewer."""
+    env = data_env(folder, config.env)
+    rows = problems_from(folder, env)
+    counts = {split: min(getattr(config, split), len(rows.get(split, []))) for split in SPLITS}
+    for split, count in counts.items():
+        if count < (asked := getattr(config, split)):
+            print(f"{folder} has {count:,} {split} problems, fewer than the {asked:,} asked for", file=sys.stderr)
+    tables = {split: problems_table(rows[split][:count]) for split, count in counts.items() if count}
+    own = EnvConfig.model_validate(env.config())
+    return config.model_copy(update={**counts, "env": own}), tables
+
+
+def _draw(config: DataConfig, env: Env, split: str) -> pa.Table:
     """All problems of a split, as columns."""
     count = getattr(config, split)
+    problems = env.problems(split, count, config.seed)
     batches = []
     with Progress(f"problems {split}", count) as progress:
-        for batch in Countdown(config.problems, dialect).draw(split, count, config.seed):
-            batches.append(batch)
-            progress.advance(len(batch.targets))
-    return Problems(*map(np.concatenate, zip(*batches)))
+        while batch := list(islice(problems, BATCH)):
+            batches.append(problems_table(batch))
+            progress.advance(len(batch))
+    return pa.concat_tables(batches, promote_options="permissive")
 
 
-def _write_problems(paths: Sequence[Path], problems: Problems, shard_rows: int) -> None:
+def _write_problems(paths: Sequence[Path], problems: pa.Table, shard_rows: int) -> None:
     for i, path in enumerate(paths):
         if not path.is_file():
-            rows = slice(i * shard_rows, (i + 1) * shard_rows)
-            write_problems(path, Problems(problems.numbers[rows], problems.targets[rows]))
+            write_problems(path, problems.slice(i * shard_rows, shard_rows).combine_chunks())
 
 
 def _teach(lessons: Sequence[Lesson], config: DataConfig) -> None:
@@ -146,18 +179,6 @@ def _teach(lessons: Sequence[Lesson], config: DataConfig) -> None:
 
 def teach(lesson: Lesson) -> int:
     """Write one shard of demonstrations; returns how many were asked for. Runs in a worker process."""
-    table = demonstrations_of(problems_of(lesson.problems, set()), lesson.teacher)
-    write_demonstrations(lesson.demonstrations, table, lesson.asked, lesson.teacher.facts)
+    table = demonstrations_of(problems_of(lesson.problems, set(), lesson.teacher.env), lesson.teacher)
+    write_demonstrations(lesson.demonstrations, table, lesson.asked, facts_of_teacher(lesson.teacher))
     return lesson.asked
-
-
-def demonstrations(
-    problems: Sequence[dict[str, Any]], name: str, solver: SolverConfig, seed: int, per_problem: int = 1,
-    dialect: Dialect | None = None,
-) -> list[Trace]:  # fmt: skip
-    """The traces of the teacher called `name`, `per_problem` for each problem; beams are drawn anew for each. The dialect
-    is the compact one if not given."""
-    dialect = dialect or dialect_by_name("compact")
-    teacher = Teacher(solver, dialect, seed, per_problem)
-    table = demonstrations_of(problems, teacher).replace_schema_metadata(teacher.facts)
-    return list(traces_of(table, f"teacher {name}", dialect))

@@ -74,7 +74,9 @@ def write_shard(path: Path, table: pa.Table, schema: str, facts: Mapping[str, st
 
 
 def read_shard(path: Path, schema: str, columns: Sequence[str]) -> pa.Table:
-    """The columns asked for, the shard's facts as metadata. Raises `DataError` for a missing, corrupt or newer file."""
+    """All columns, which `columns` are among, and the shard's facts as metadata.
+
+    Raises `DataError` for a missing, corrupt or newer file."""
     facts = shard_facts(path, schema)
     try:
         table = pq.read_table(path, page_checksum_verification=True)
@@ -83,7 +85,7 @@ def read_shard(path: Path, schema: str, columns: Sequence[str]) -> pa.Table:
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}: {AGAIN}")
-    return table.select(columns).replace_schema_metadata(facts)
+    return table.replace_schema_metadata(facts)
 
 
 def shard_facts(path: Path, schema: str) -> dict[str, str]:
@@ -137,6 +139,9 @@ def _arrays(column: Any) -> Iterator[np.ndarray[Any, Any]]:
         texts = [text.encode() for text in column.fill_null("").to_pylist()]
         yield np.array([len(text) for text in texts], np.int32)
         yield np.frombuffer(b"".join(texts), np.uint8)
+    elif pa.types.is_struct(column.type):
+        for field in column.flatten():
+            yield from _arrays(field)
     elif pa.types.is_boolean(column.type):
         yield column.fill_null(False).to_numpy(zero_copy_only=False).astype(np.uint8)
     else:

@@ -1,6 +1,6 @@
 """Problems and demonstrations on disk.
 
-    problems/train-00000-of-00050.parquet                     id, numbers, target
+    problems/train-00000-of-00050.parquet                     id, and the environment's own columns
     demonstrations/spawn_join/train-00000-of-00050.parquet    of the same shard of problems, in the same order
 
 A demonstration is stored as the tokens that its strands sample, and no more: the protocol lays the strands out again
@@ -11,7 +11,6 @@ columns beside them, for those who filter.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -21,42 +20,41 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from apr.config import DataConfig, EnvConfig
 from apr.data.shards import AGAIN, content_hash, read_shard, shard_facts, shard_paths, write_shard
 from apr.dialects import DIALECTS, dialect_in
-from apr.errors import DataError
+from apr.errors import ConfigError, DataError
+from apr.presets import load_recorded
 from apr.protocols import PROTOCOLS, protocol_by_name
-from apr.threads.trace import ROOT, Trace
-from apr.tokens.dialect import Dialect, condition_of
+from apr.runs import CONFIG
+from apr.scripts.columns import COSTS, ENCODED, encoded
+from apr.threads.trace import Trace
+from apr.tokens.dialect import Dialect
 from apr.tokens.encode import demonstration
-from envs.countdown.env import Problems, problem_id
+from envs.base import SPLITS, Env, reader
+from envs.registry import environment
 
 PROBLEMS = "apr.problems/1"
 DEMONSTRATIONS = "apr.demonstrations/1"
-COSTS = ("context", "work", "work_sampled", "span_sampled", "threads")
 
-PROBLEM_COLUMNS = pa.schema([("id", pa.string()), ("numbers", pa.list_(pa.int64())), ("target", pa.int64())])
-DEMONSTRATION_COLUMNS = pa.schema(
-    [
-        ("problem", pa.string()),  # its id
-        ("numbers", pa.list_(pa.int64())),
-        ("target", pa.int64()),
-        ("condition", pa.int64()),  # value; its kind is a fact of the shard
-        ("solved", pa.bool_()),
-        *((cost, pa.int64()) for cost in COSTS),
-        ("children", pa.int64()),  # the most of any one spawn of the root
-        ("strands", pa.list_(pa.int32())),  # how many tokens each strand sampled, in depth-first spawn order
-        ("tokens", pa.list_(pa.uint16())),  # those tokens, strand after strand
-    ]
-)
-NARROW = 1 << 16  # tokens in a vocabulary whose ids are stored so
-WIDE_COLUMNS = DEMONSTRATION_COLUMNS.set(
-    DEMONSTRATION_COLUMNS.get_field_index("tokens"), pa.field("tokens", pa.list_(pa.uint32()))
-)
+KEYS = pa.schema([("problem", pa.string())])  # the problem's id; its own columns follow, then those of `encoded`
+RESERVED = {*KEYS.names, *ENCODED.names}
 
 
-def columns_of(dialect: Dialect) -> pa.Schema:
-    """Those of demonstrations, with tokens as wide as the vocabulary needs."""
-    return DEMONSTRATION_COLUMNS if len(dialect.vocabulary) <= NARROW else WIDE_COLUMNS
+def data_env(folder: Path, given: EnvConfig | None = None) -> Env:
+    """The environment of the data set in `folder`, with the options that its problems were made with.
+
+    `given`: as the user names it, where it is a file. Raises `ConfigError` if it is another environment, or is a file and
+    not named; `DataError` if the folder does not say.
+    """
+    if not (folder / CONFIG).is_file():
+        raise DataError(
+            f"{folder} holds no data set ({CONFIG} is missing): make one with `apr data generate` or `import`"
+        )
+    own = load_recorded(DataConfig, folder / CONFIG).env
+    if given is not None and not given.like(own):
+        raise ConfigError(f"{folder} holds problems of environment {own.name}, not of {given.name}: leave `env` out")
+    return environment((given or own).name, own.given)
 
 
 def problems_folder(folder: Path) -> Path:
@@ -85,73 +83,59 @@ def demonstrations_hash(folder: Path, solver: str) -> str:
 # Problems
 
 
-def write_problems(path: Path, problems: Problems) -> None:
-    """One shard of problems."""
-    rows = problems.dictionaries()
-    columns = {name: [row[name] for row in rows] for name in PROBLEM_COLUMNS.names}
-    write_shard(path, pa.table(columns, PROBLEM_COLUMNS), PROBLEMS, {"rows": str(len(rows))})
+def splits_in(folder: Path) -> list[str]:
+    """The splits that the data set in `folder` has problems of. Raises `DataError` if there is none."""
+    found = [split for split in SPLITS if any(problems_folder(folder).glob(f"{split}-*.parquet"))]
+    if not found:
+        raise DataError(f"{folder} holds no problems: make some with `apr data generate` or `apr data import`")
+    return found
 
 
-def read_problems(folder: Path, split: str) -> list[dict[str, Any]]:
-    """All problems of a split of the data set in `folder`. Raises `DataError` for a missing or corrupt file, and for a
-    problem that is malformed, has no solution or is there twice."""
+def problems_table(problems: Sequence[dict[str, Any]]) -> pa.Table:
+    """Problems as columns: `id`, then the environment's own. Raises `DataError` for fields that have no one type."""
+    try:
+        return pa.Table.from_pylist(list(problems))
+    except pa.ArrowException as error:
+        raise DataError(
+            f"the environment's problems cannot be stored as columns ({error}): give each field one type"
+        ) from error
+
+
+def write_problems(path: Path, table: pa.Table) -> None:
+    """One shard of problems. Raises `DataError` for columns that demonstrations have a use of their own for."""
+    if taken := RESERVED.intersection(table.column_names):
+        raise DataError(f"a problem cannot have fields called {', '.join(sorted(taken))}: rename them")
+    write_shard(path, table, PROBLEMS, {"rows": str(len(table))})
+
+
+def read_problems(folder: Path, split: str, env: Env | None = None) -> list[dict[str, Any]]:
+    """All problems of a split of the data set in `folder`; `env`: by default what the data set says.
+
+    Raises `DataError` for a missing or corrupt file, and for a
+    problem that is there twice or that the environment finds fault with."""
+    env = env or data_env(folder)
     seen: set[str] = set()
-    return [problem for path in shard_paths(problems_folder(folder), split) for problem in problems_of(path, seen)]
+    return [problem for path in shard_paths(problems_folder(folder), split) for problem in problems_of(path, seen, env)]
 
 
-def problems_of(path: Path, seen: set[str]) -> list[dict[str, Any]]:
+def problems_of(path: Path, seen: set[str], env: Env) -> list[dict[str, Any]]:
     """The problems of one shard, checked; their ids are added to `seen`, and must not be in it before."""
-    table = read_shard(path, PROBLEMS, PROBLEM_COLUMNS.names)
+    table = read_shard(path, PROBLEMS, ["id"])
     if not len(table):
         raise DataError(f"{path} holds no problem: {AGAIN}")
-    malformed = _malformed(table)
-    if malformed.any():
-        i = int(malformed.argmax())
-        problem = table.slice(i, 1).to_pylist()[0]
-        raise DataError(
-            f"{path}, row {i}: not a Countdown problem: {problem!r}. Needed: 2 to 6 numbers >= 0, target >= 0"
-        )
-    rows: list[dict[str, Any]] = table.to_pylist()
+    rows: list[dict[str, Any]] = table.replace_schema_metadata(None).to_pylist()
     for i, row in enumerate(rows):
-        numbers = sorted(row["numbers"])
-        if row["numbers"] != numbers or row["id"] != (id := problem_id(numbers, row["target"])):
-            right = {"id": problem_id(numbers, row["target"]), "numbers": numbers, "target": row["target"]}
-            raise DataError(f"{path}, row {i}: {row!r} is not written as {right!r}: {AGAIN}")
-        if id in seen:
-            raise DataError(f"{path}, row {i}: problem {id} is there twice: {AGAIN}")
-        seen.add(id)
-    solvable = solvable_rows([row["numbers"] for row in rows], [row["target"] for row in rows])
-    if not solvable.all():
-        i = int(solvable.argmin())
-        raise DataError(f"{path}, row {i}: problem {rows[i]!r} has no solution; leave it out")
+        if not isinstance(row["id"], str):
+            raise DataError(f"{path}, row {i}: {row!r} has no id: {AGAIN}")
+        if row["id"] in seen:
+            raise DataError(f"{path}, row {i}: problem {row['id']} is there twice: {AGAIN}")
+        seen.add(row["id"])
+    if faults := env.faults(rows):
+        i = min(faults)
+        raise DataError(
+            f"{path}, row {i}: not a problem of {env.name}: {rows[i]!r}: {faults[i]}. Leave it out, or {AGAIN}"
+        )
     return rows
-
-
-def _malformed(table: pa.Table) -> NDArray[np.bool_]:
-    """bool[rows]: which rows are no Countdown problem, whatever their columns are typed as."""
-    bad = np.zeros(len(table), np.bool_)
-    numbers, target = table["numbers"].combine_chunks(), table["target"].combine_chunks()
-    typed = pa.types.is_string(table["id"].type) and pa.types.is_integer(target.type)
-    if not typed or not pa.types.is_list(numbers.type) or not pa.types.is_integer(numbers.type.value_type):
-        return ~bad
-    for column in (table["id"], numbers, target):
-        bad |= column.is_null().to_numpy(zero_copy_only=False) if column.null_count else False
-    lengths = numbers.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    bad |= (lengths < 2) | (lengths > 6) | (target.fill_null(0).to_numpy(zero_copy_only=False) < 0)
-    values = numbers.flatten().fill_null(-1).to_numpy(zero_copy_only=False)
-    bad[np.repeat(np.arange(len(bad)), lengths)[values < 0]] = True
-    return bad
-
-
-def solvable_rows(numbers: Sequence[Sequence[int]], targets: Sequence[int]) -> NDArray[np.bool_]:
-    """bool[N]: which problems have a solution; `numbers` ascending in each, and not equally many in all."""
-    found = np.zeros(len(targets), np.bool_)
-    lengths = np.array([len(row) for row in numbers])
-    for length in np.unique(lengths):
-        rows = np.flatnonzero(lengths == length)
-        columns = (np.array([numbers[i] for i in rows], np.int64), np.array([targets[i] for i in rows], np.int64))
-        found[rows] = Problems(*columns).solvable()
-    return found
 
 
 # Demonstrations
@@ -165,22 +149,23 @@ def facts_of(dialect: Dialect, protocol: str, condition: str) -> dict[str, str]:
 
 
 def write_demonstrations(path: Path, table: pa.Table, asked: int, facts: dict[str, str]) -> None:
-    """One shard: a table of `DEMONSTRATION_COLUMNS`, of the `asked` demonstrations that were tried for."""
+    """One shard: a table of problems and `encoded` columns, of the `asked` demonstrations that were tried for."""
     statistics = json.dumps(statistics_of(table, asked))
     write_shard(path, table, DEMONSTRATIONS, {**facts, "statistics": statistics})
 
 
-def read_demonstrations(folder: Path, solver: str) -> Iterator[Trace]:
+def read_demonstrations(folder: Path, solver: str, env: Env | None = None) -> Iterator[Trace]:
     """A teacher's traces in the data set in `folder`, in order; no more than a shard is held at a time. Raises
     `DataError` for a missing, corrupt or newer file, and for one whose dialect has another vocabulary now."""
+    env = env or data_env(folder)
     for path in shard_paths(demonstrations_folder(folder, solver), "train"):
-        yield from traces_in(path)
+        yield from traces_in(path, env)
 
 
-def traces_in(path: Path) -> Iterator[Trace]:
+def traces_in(path: Path, env: Env) -> Iterator[Trace]:
     """Those of one shard."""
     table = demonstrations_table(path)
-    return traces_of(table, str(path), dialect_of_shard(path, facts_in(table)["dialect"]))
+    return traces_of(table, str(path), dialect_of_shard(path, facts_in(table)["dialect"]), env)
 
 
 def demonstrations_facts(folder: Path, solver: str) -> dict[str, str]:
@@ -195,7 +180,7 @@ def facts_in(table: pa.Table) -> dict[str, str]:
 
 def demonstrations_table(path: Path) -> pa.Table:
     """The rows of one shard."""
-    table = read_shard(path, DEMONSTRATIONS, DEMONSTRATION_COLUMNS.names)
+    table = read_shard(path, DEMONSTRATIONS, [*KEYS.names, *ENCODED.names])
     facts = facts_in(table)
     name, vocabulary = facts.get("dialect"), facts.get("vocabulary")
     if name not in DIALECTS:
@@ -206,7 +191,7 @@ def demonstrations_table(path: Path) -> pa.Table:
     if facts.get("protocol") not in PROTOCOLS:
         raise DataError(f"{path} is for protocol {facts.get('protocol')}: known are {', '.join(PROTOCOLS)}; {AGAIN}")
     try:
-        table = table.cast(columns_of(dialect).with_metadata(table.schema.metadata))
+        table = table.cast(_typed(table.schema, dialect))
     except pa.ArrowException as error:
         raise DataError(f"{path} has columns of other types ({error}): {AGAIN}") from error
     for name in table.column_names:
@@ -216,24 +201,47 @@ def demonstrations_table(path: Path) -> pa.Table:
     return table
 
 
-def traces_of(table: pa.Table, where: str, dialect: Dialect) -> Iterator[Trace]:
+def _typed(schema: pa.Schema, dialect: Dialect) -> pa.Schema:
+    """`schema` with the columns of this project of the types that they should have."""
+    for field in (*KEYS, *encoded(dialect)):
+        schema = schema.set(schema.get_field_index(field.name), field)
+    return schema
+
+
+def own_columns(table: pa.Table) -> list[str]:
+    """The environment's own columns of a table of demonstrations."""
+    return [name for name in table.column_names if name not in RESERVED]
+
+
+def problems_in(table: pa.Table) -> list[dict[str, Any]]:
+    """The problems of a table of demonstrations, row by row."""
+    own = own_columns(table)
+    return [
+        {"id": row["problem"], **{name: row[name] for name in own}}
+        for row in table.select(["problem", *own]).replace_schema_metadata(None).to_pylist()
+    ]
+
+
+def traces_of(table: pa.Table, where: str, dialect: Dialect, env: Env) -> Iterator[Trace]:
     """The traces of a table with its facts as metadata. Raises `DataError` naming `where` and the row of a bad one."""
     facts = facts_in(table)
     protocol = protocol_by_name(facts["protocol"], dialect)
-    small = table.select(["problem", "numbers", "target", "condition", "solved", "strands"])
+    own = own_columns(table)
+    small = table.select(["problem", *own, "condition", "solved", "strands"])
+    read = reader(env, dialect)
     tokens, ends = _flat(table["tokens"])
     for i in range(len(table)):
         if i % 1000 == 0:  # few at a time as Python objects
             rows = small.slice(i, 1000).to_pylist()
         row = rows[i % 1000]
-        problem = {"id": row["problem"], "numbers": row["numbers"], "target": row["target"]}
+        problem = {"id": row["problem"], **{name: row[name] for name in own}}
         if row["condition"] is not None:
             problem["condition"] = {"kind": facts["condition"], "value": row["condition"]}
         try:
             strands = _cut(tokens[ends[i] : ends[i + 1]].tolist(), row["strands"], len(dialect.vocabulary))
-            prompt = dialect.prompt(row["numbers"], row["target"], condition_of(problem))
-            yield demonstration(prompt, strands, dialect, protocol, problem, row["solved"])
-        except (ValueError, TypeError) as error:
+            prompt = dialect.prompt(env, problem)
+            yield demonstration(prompt, strands, protocol, problem, row["solved"], read)
+        except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{where}, row {i}: {error}: {AGAIN}") from error
 
 
@@ -253,28 +261,6 @@ def _cut(tokens: list[int], lengths: list[int], vocabulary: int) -> list[tuple[i
     if max(tokens) >= vocabulary:
         raise ValueError(f"token {max(tokens)} is not one of the {vocabulary} of the vocabulary")
     return [tuple(tokens[end - length : end]) for end, length in zip(ends, lengths)]
-
-
-def row_of(trace: Trace) -> dict[str, Any]:
-    """A demonstration as a row of `DEMONSTRATION_COLUMNS`."""
-    condition = condition_of(trace.problem)
-    return {
-        "problem": trace.problem["id"],
-        "numbers": trace.problem["numbers"],
-        "target": trace.problem["target"],
-        "condition": None if condition is None else condition.value,
-        "solved": trace.correct,
-        **measures_of(trace),
-        "strands": [len(strand.sampled) for strand in trace.strands],
-        "tokens": np.array([token for strand in trace.strands for token in strand.sampled], np.uint32),
-    }
-
-
-def measures_of(trace: Trace) -> dict[str, int]:
-    """The costs of a demonstration, and the most children of any one spawn of its root."""
-    strands = trace.by_id()
-    spawns = Counter(strands[thread.strands[0]].after for thread in trace.threads if thread.parent == ROOT)
-    return {**{cost: getattr(trace.costs, cost) for cost in COSTS}, "children": max(spawns.values(), default=0)}
 
 
 def statistics_of(table: pa.Table, asked: int) -> dict[str, int]:

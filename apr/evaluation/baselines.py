@@ -3,13 +3,13 @@
 A report row is a name, a description and an attempt per problem, whichever way the attempts came about:
 
     sampled = samples_by_problem(traces)
-    summarise("SoS+ cons@4", [majority(group, env.canonical) for group in sampled], "vote of 4 samples at temperature 1")
+    summarise("SoS+ cons@4", [majority(group) for group in sampled], "vote of 4 samples at temperature 1")
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from apr.evaluation.metrics import COSTS, RATIOS, Attempt, attempts, with_ratios
 from apr.threads.trace import StopReason, Trace
@@ -26,14 +26,15 @@ def samples_by_problem(tries: Iterable[Trace | Attempt]) -> list[list[Attempt]]:
     return list(groups.values())
 
 
-def majority(tries: Sequence[Trace | Attempt], canonical: Callable[[str], Hashable]) -> Attempt:
+def majority(tries: Sequence[Trace | Attempt]) -> Attempt:
     """cons@n: the answer that most attempts gave, correct iff it is. No answer and blank ones do not vote.
 
-    `canonical`: the environment's (`envs.base.Env`), which gives answers that mean the same the same key. Ties go to the
-    answer seen first. Raises `ValueError` unless all are of one problem.
+    Answers that mean the same to the environment vote together (`Outcome.vote`). Ties go to the answer seen first.
+
+    Raises `ValueError` unless all are of one problem.
     """
     samples = _samples(tries)
-    ballots = [(canonical(one.answer), one) for one in samples if one.answer is not None and one.answer.strip()]
+    ballots = [(one.vote, one) for one in samples if one.vote is not None]
     if not ballots:
         return _together(samples, samples[0])
     votes = Counter(key for key, _ in ballots)  # keeps the order in which keys were first seen

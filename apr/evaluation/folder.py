@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from apr.runs import CONFIG, MANIFEST
 from apr.threads.codec import read_traces
 from apr.threads.limits import Budgets
 from apr.threads.trace import Trace
-from envs.countdown import canonical
 
 TRACES = "traces.jsonl.gz"
 SUMMARY = "summary.json"
@@ -48,10 +47,6 @@ class Evaluation:
     def card(self) -> dict[str, Any]:
         """What the checkpoint said of itself when it was evaluated."""
         return dict(self.facts["card"])
-
-    def canonical(self, answer: str) -> Hashable:
-        """The key under which an answer votes, as the environment of this evaluation has it; so far that is Countdown."""
-        return canonical(answer)
 
     @property
     def missing(self) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from apr.threads.costs import parallel
-from apr.threads.trace import StopReason, Trace
+from apr.threads.trace import Outcome, StopReason, Trace
 
 Z = 1.959963984540054  # of the normal distribution, for 95%
 COSTS = (
@@ -51,8 +51,7 @@ METRICS: dict[str, str] = {
     "this is what a smaller window would leave of the same attempts: a lower bound where threads are spawned, since "
     "a child cut short need not fail its trace.",
     "cons@n": "n sampled attempts side by side; the answer given most often counts (first seen wins ties). Answers that the "
-    "environment calls equal vote together: for Countdown the same steps, whatever the order of the operands of + and * and of "
-    "steps that do not need each other. Missing and blank answers do not vote. Of more samples, the first n are taken.",
+    "environment calls equal vote together. Missing and blank answers do not vote. Of more samples, the first n are taken.",
     "mean@n": "Accuracy and costs of single samples, averaged over n of each problem.",
     "pass@n": "n sampled attempts side by side; solved if any is. Needs a verifier that no one has at test time.",
     "costs of cons@n, pass@n": "Work, threads and width add up over the samples; context, span and seconds are those "
@@ -76,7 +75,8 @@ METRICS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at one problem. `costs` has every name of `COSTS` (tokens, threads, ratios, seconds)."""
+    """One try at one problem. `costs` has every name of `COSTS` (tokens, threads, ratios, seconds); `vote`: the key under
+    which its answer votes, None if it does not."""
 
     problem: str
     correct: bool
@@ -84,6 +84,7 @@ class Attempt:
     answer: str | None
     costs: Mapping[str, float]
     sample: int = 0
+    vote: str | None = None
 
     @property
     def lost(self) -> bool:
@@ -167,7 +168,14 @@ def attempt(trace: Trace) -> Attempt:
         answer=trace.answer,
         costs=with_ratios({**of_trace, **of_children}),
         sample=trace.sample,
+        vote=_vote(trace, trace.outcome),
     )
+
+
+def _vote(trace: Trace, outcome: Outcome) -> str | None:
+    """The environment's key; in traces of earlier versions, which have none, the answer as it stands."""
+    answer = (trace.answer or "").strip()
+    return (outcome.vote or answer) if answer else None
 
 
 def with_ratios(costs: Mapping[str, float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from apr.config import EvalConfig
 from apr.contact import contact
-from apr.data.store import problems_hash, read_problems
+from apr.data.store import data_env, problems_hash, read_problems
 from apr.dialects import dialect_of
 from apr.engines.base import Engine
 from apr.engines.build import build_engine, check_window
@@ -32,13 +32,13 @@ from apr.sft.train import check_condition, read_card
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.session import Sampling
 from apr.tokens.dialect import Dialect
-from envs.countdown.env import Countdown, CountdownSpec
+from envs.base import Env
 
 FLUSH_EVERY = 50  # traces; a kill loses no more
 HASHES: dict[str, type] = {"data_hash": str, "checkpoint_hash": str}
 # In which configurations of the same evaluation may differ; the hashes speak for `data` and `checkpoint`. Not `engine` nor
 # `in_flight`: they change seconds, and the precision of what is sampled.
-ANYTHING = ("out", "data", "checkpoint", "base", "dialect", "problems", "budgets", "cluster")
+ANYTHING = ("out", "data", "env", "checkpoint", "base", "dialect", "problems", "budgets", "cluster")
 
 
 def evaluate(config: EvalConfig) -> Summary:
@@ -49,19 +49,21 @@ def evaluate(config: EvalConfig) -> Summary:
     Raises `EngineLostError` at the first trace that lost its engine; another call then goes on with that one. Raises
     `UserError` for what does not fit together, before an engine is started.
     """
-    problems = with_condition(read_problems(config.data, config.split)[: config.problems], config.condition)
+    env = data_env(config.data, config.env)
+    problems = with_condition(read_problems(config.data, config.split, env)[: config.problems], config.condition)
     jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
     config = _with_whole_model(config)
     check_finite_files(config.checkpoint)
     dialect = dialect_of(config.checkpoint, config.dialect)
     card = _card(config)
-    shared = contact(card, config.data, problems)
+    shared = contact(card, config.data, problems, env)
     facts = {
         "data_hash": problems_hash(config.data, config.split),
         "checkpoint_hash": file_hash(config.checkpoint / "model.safetensors"),
         "card": card,
         "dialect": dialect.name,
         "vocabulary": dialect.vocabulary.hash,
+        "env": env.config(),
         "traces": len(jobs),
         "contact": shared.model_dump(),
     }
@@ -78,7 +80,7 @@ def evaluate(config: EvalConfig) -> Summary:
         if missing := jobs[len(tried) :]:
             (run / SUMMARY).unlink(missing_ok=True)  # of fewer problems
             with _engine(config) as engine:
-                tried += asyncio.run(_attempts(config, dialect, engine, missing, run / TRACES))
+                tried += asyncio.run(_attempts(config, env, dialect, engine, missing, run / TRACES))
         summary = summarise(config.out.name, tried)
         write_text(run / SUMMARY, json.dumps({**asdict(summary), "contact": facts["contact"]}, indent=1))
     return summary
@@ -108,13 +110,13 @@ def _engine(config: EvalConfig) -> Iterator[Engine]:
 
 
 async def _attempts(
-    config: EvalConfig, dialect: Dialect, engine: Engine, jobs: Sequence[Job], path: Path
+    config: EvalConfig, env: Env, dialect: Dialect, engine: Engine, jobs: Sequence[Job], path: Path
 ) -> list[Attempt]:
     """Append the traces of `jobs` to the file, in their order. Raises `EngineLostError` at the first that is lost."""
     budgets = config.budgets.model_dump(exclude_none=True)
     roller = Roller(
-        Countdown(CountdownSpec(), dialect), engine, protocol_by_name(config.protocol, dialect),
-        config.limits, Sampling(config.temperature, derive_seed(config.seed, "eval")), config.in_flight,
+        env, dialect, engine, protocol_by_name(config.protocol, dialect),
+        config.limits, Sampling(config.temperature, derive_seed(config.seed, "eval")), config.in_flight, config.threshold,
     )  # fmt: skip
     try:
         with TraceWriter(path) as writer, Progress(f"eval {config.out.name}", len(jobs)) as progress:

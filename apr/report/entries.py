@@ -76,7 +76,7 @@ class Entry:
 
     def majority(self, samples: Sequence[Attempt]) -> Attempt:
         """The vote of samples of one problem: answers that their environment calls equal vote together."""
-        return majority(samples, self.evaluation.canonical)
+        return majority(samples)
 
     @property
     def sampling(self) -> str:

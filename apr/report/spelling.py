@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from apr.config import EvalConfig, RlConfig
-from apr.dialects import OWN, dialect_by_name, dialect_of
+from apr.dialects import dialect_of
 from apr.errors import DataError
 from apr.evaluation.folder import read_facts
 from apr.presets import load_recorded
 from apr.report.viewer import Text
 from apr.runs import CONFIG, MANIFEST, models_in
 from apr.tokens.vocabulary import TOKENIZER_FILE
+from envs.registry import DIALECTS as BUILT
+from envs.registry import built_dialect
 
 SPELT: dict[str, type] = {"dialect": str, "vocabulary": str}
 
@@ -59,8 +61,8 @@ def run_kind(folder: Path) -> str:
 def _spelt(folder: Path, facts: dict[str, Any], checkpoint: Path, dialect: str | None) -> Text:
     """The text of ids in the recorded dialect and vocabulary, if they are recorded; RL runs used not to."""
     name, vocabulary = facts.get("dialect"), facts.get("vocabulary")
-    if name in OWN and dialect_by_name(name).vocabulary.hash == vocabulary:
-        return dialect_by_name(name).vocabulary.text
+    if name in BUILT and built_dialect(name).vocabulary.hash == vocabulary:
+        return built_dialect(name).vocabulary.text
     found = dialect_of(checkpoint, dialect)
     if vocabulary not in (None, found.vocabulary.hash):
         raise DataError(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from apr.config import DataConfig
-from apr.data.generate import demonstrations
-from apr.data.store import problems_hash
+from apr.data.generate import teacher_of
+from apr.data.store import data_env, problems_hash
+from apr.data.teach import demonstrations_of
 from apr.dialects import dialect_in
 from apr.errors import DataError
 from apr.evaluation.folder import Evaluation
@@ -61,7 +62,9 @@ class Teachers:
         if self.data is None and self._hash(folder, one.config.split) != one.facts["data_hash"]:
             self._miss(f"{folder} holds other problems by now")
             return None
-        problems = [{key: problem[key] for key in ("id", "numbers", "target")} for problem in one.problems.values()]
+        problems = [
+            {name: value for name, value in problem.items() if name != "condition"} for problem in one.problems.values()
+        ]
         window = one.config.limits.context
         key = (folder, solver, window, tuple(problem["id"] for problem in problems))
         if key not in self._known:
@@ -80,7 +83,8 @@ class Teachers:
 
 
 def _run(config: DataConfig, folder: Path, solver: str, problems: Sequence[dict[str, Any]], window: int) -> Teacher:
-    dialect = dialect_in(folder, config.dialect)
-    traces = demonstrations(problems, solver, config.solvers[solver], config.seed, dialect=dialect)
-    solved = sum(trace.correct and trace.costs is not None and trace.costs.context <= window for trace in traces)
+    teacher = teacher_of(config, solver, data_env(folder), dialect_in(folder, str(config.dialect)))
+    table = demonstrations_of(problems, teacher)
+    rows = zip(table["solved"].to_pylist(), table["context"].to_pylist())
+    solved = sum(right and context <= window for right, context in rows)
     return Teacher(solver, solved, len(problems))

@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from apr.config import SftConfig
 from apr.data.shards import shard_paths
-from apr.data.store import demonstrations_folder, traces_in
+from apr.data.store import data_env, demonstrations_folder, traces_in
 from apr.data.workers import in_processes
 from apr.errors import DataError
 from apr.seeds import derive_rng, derive_seed
 from apr.sft.rows import rows
+from envs.base import Env
 
 COLUMN = pa.large_list(pa.int32())
 COLUMNS = pa.schema([("input_ids", COLUMN), ("labels", COLUMN)])
@@ -34,14 +35,16 @@ class Reading:
     window: int
     overlong: Literal["head", "drop"]
     only_solved: bool
+    env: Env
 
 
 def examples_of(config: SftConfig) -> tuple[pa.Table, int]:
     """Rows with labels that fit the window, as `COLUMNS` in a seeded order, and how many were cut or dropped. Shards are
     read in up to `config.threads` processes. Raises `DataError` if no row is left."""
     folder = demonstrations_folder(config.data, config.solver)
+    env = data_env(config.data, config.env)
     readings = [
-        Reading(index, shard, config.model.window, config.overlong, config.only_solved)
+        Reading(index, shard, config.model.window, config.overlong, config.only_solved, env)
         for index, shard in enumerate(shard_paths(folder, "train"))
     ]
     with closing(in_processes(read, readings, config.threads or 1)) as done:
@@ -59,7 +62,7 @@ def read(reading: Reading) -> tuple[int, pa.Table, int]:
     ids, labels = array("i"), array("i")
     ends = [0]
     over = 0
-    for trace in traces_in(reading.shard):
+    for trace in traces_in(reading.shard, reading.env):
         if reading.only_solved and not trace.correct:
             continue
         for row in rows(trace):

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from apr.config import ConditionConfig, ModelConfig, SftConfig
 from apr.contact import TRAINED_ON, trained_on
-from apr.data.store import demonstrations_facts, demonstrations_folder, demonstrations_hash
+from apr.data.store import data_env, demonstrations_facts, demonstrations_folder, demonstrations_hash
 from apr.dialects import dialect_in
 from apr.errors import CheckpointError, ConfigError, NotFiniteError
 from apr.finite import check_finite, check_finite_files
@@ -63,7 +63,7 @@ def train(config: SftConfig) -> Path:
         check_base(config.base, vocabulary)
         card = {
             "solver": config.solver, "protocol": facts["protocol"], "trained": ["sft"], "data_hash": data_hash,
-            "commit": commit(), TRAINED_ON: trained_on(config.data, "sft"),
+            "commit": commit(), TRAINED_ON: trained_on(config.data, "sft", data_env(config.data, config.env)),
         }  # fmt: skip
         if "condition" in facts:
             card["condition"] = facts["condition"]

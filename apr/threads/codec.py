@@ -80,6 +80,16 @@ def from_json(data: Any) -> Trace:
     return trace
 
 
+def _outcome(data: dict[str, Any]) -> Outcome:
+    return Outcome(
+        StopReason(data["stop"]),
+        _typed(data["correct"], bool),
+        _typed(data["reason"], str),
+        _typed(data.get("score"), float, int, type(None)),
+        _typed(data.get("vote"), str, type(None)),
+    )
+
+
 class TraceWriter:
     """Appends traces to `path` (gzip, JSON lines). A context manager; one writer a file at a time.
 
@@ -272,9 +282,7 @@ def _trace(data: dict[str, Any]) -> Trace:
         threads=tuple(map(_thread, _typed(data["threads"], list))),
         strands=tuple(map(_strand, _typed(data["strands"], list))),
         answer=_typed(data["answer"], str, type(None)),
-        outcome=None
-        if outcome is None
-        else Outcome(StopReason(outcome["stop"]), _typed(outcome["correct"], bool), _typed(outcome["reason"], str)),
+        outcome=None if outcome is None else _outcome(outcome),
         costs=None if costs is None else Costs(**{name: _cost(name, cost) for name, cost in costs.items()}),
         limits=_typed(data["limits"], dict),
         budgets=_typed(data["budgets"], dict),

@@ -8,7 +8,8 @@ from apr.tokens.control import ControlTokens
 
 
 class Serial:
-    """The root writes its search, then `<join> answer <eos>`; an empty answer means "no solution"."""
+    """The root writes its search, then `<join> answer <eos>`; an empty answer means "no solution". Where the vocabulary has no
+    join, all that it writes is the answer, in which the environment finds what counts."""
 
     name = "serial"
 
@@ -19,6 +20,8 @@ class Serial:
         return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, (self.control.eos,))
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
+        if self.control.join < 0:
+            return Finish(strand.sampled[:-1])
         message = self.control.join_message(strand.sampled)
         return Fail(StopReason.MALFORMED) if message is None else Finish(message)
 

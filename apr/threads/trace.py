@@ -173,11 +173,19 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the attempt ended: the root's stop reason, and the verifier's verdict on its answer."""
+    """How the attempt ended: the root's stop reason, and the verifier's verdict on its answer.
+
+    `score`: the verifier's, from 0 to 1. `vote`: the key under which the answer votes, None if it does not; answers that mean
+    the same to the environment have the same key. Traces of earlier versions have neither.
+
+    Example: `Outcome(StopReason.ANSWERED, True, "reaches the target", 1.0, "steps 1:3+5=8")`.
+    """
 
     stop: StopReason
     correct: bool
     reason: str
+    score: float | None = None
+    vote: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

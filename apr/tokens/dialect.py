@@ -1,13 +1,19 @@
-"""The seam of dialects: how problems, searches and answers are spelt in tokens."""
+"""The seam of dialects: how prompts, scripts and answers are spelt in tokens."""
 
 from __future__ import annotations
 
 import typing
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
-from apr.tokens.log import SearchLog
 from apr.tokens.vocabulary import Vocabulary
+
+
+class Message(TypedDict):
+    """One turn of a chat, as chat templates take it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
 
 
 class Condition(NamedTuple):
@@ -25,20 +31,31 @@ def condition_of(problem: dict[str, Any]) -> Condition | None:
     return None if found is None else Condition(found["kind"], found["value"])
 
 
+class Told(typing.Protocol):
+    """What a dialect asks of an environment (`envs.base.Env` is one)."""
+
+    name: str
+
+    def messages(self, problem: dict[str, Any], untrained: bool = False) -> list[Message]: ...
+
+    def words(self, problem: dict[str, Any]) -> Sequence[str]: ...
+
+
 class Dialect(typing.Protocol):
-    """Token ids for prompts and search logs, text for answers. Exact, and total on their inputs."""
+    """Token ids for prompts and demonstrations, text for answers. Exact, and total on what models sample."""
 
     name: str
     vocabulary: Vocabulary
 
-    def prompt(self, numbers: Sequence[int], target: int, condition: Condition | None = None) -> tuple[int, ...]:
-        """What the root is told; opens with BOS."""
+    def prompt(self, env: Told, problem: dict[str, Any]) -> tuple[int, ...]:
+        """What the root is told, the problem's condition included; opens with BOS. Raises `ConfigError` if the environment
+        has no prompt in this dialect."""
         ...
 
-    def spell(self, log: SearchLog) -> list[tuple[int, ...]]:
-        """The sampled tokens of each strand of the demonstration, stop tokens included, in depth-first spawn order."""
+    def ids(self, pieces: Iterable[str | int]) -> tuple[int, ...]:
+        """Pieces of text spelt one by one, and control tokens as they are. Raises `DataError` for text that it cannot spell."""
         ...
 
     def answer(self, ids: Iterable[int]) -> str:
-        """A root's message as the verifier reads it: `"8-6=2, 4+1=5, 2*5=10"`. Whatever the ids, some text."""
+        """A message as the environment reads it. Whatever the ids, some text."""
         ...

@@ -1,35 +1,26 @@
-"""From search log to trace, in a dialect and a protocol: `encode(log, dialect, protocol, problem)`.
+"""Demonstrations from what their strands sample.
 
-A dialect spells what each strand samples; the protocol itself lays the strands out (its `start`, `ended` and `joined`
-are asked exactly as the runtime asks them), so a demonstration cannot differ in form from what the runtime will make of
-a model that has learned it. It also means that a demonstration is known by its sampled tokens alone: that is what data
-sets store.
+The protocol itself lays the strands out (its `start`, `ended` and `joined` are asked exactly as the runtime asks them),
+so a demonstration cannot differ in form from what the runtime will make of a model that has learned it. It also means
+that a demonstration is known by its sampled tokens alone: that is what data sets store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from apr.threads.costs import costs
 from apr.threads.protocol import Await, Continue, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import ROOT, EngineStop, Outcome, StopReason, Strand, StrandId, Thread, Trace
-from apr.tokens.dialect import Dialect, condition_of
-from apr.tokens.log import SearchLog
-
-
-def encode(log: SearchLog, dialect: Dialect, protocol: ThreadProtocol, problem: dict[str, Any]) -> Trace:
-    """The demonstration of `log`. Raises `ValueError` if the protocol cannot express it (a spawn, in `serial`)."""
-    prompt = dialect.prompt(log.start.numbers, log.target, condition_of(problem))
-    return demonstration(prompt, dialect.spell(log), dialect, protocol, problem, log.solution is not None)
 
 
 def demonstration(
-    prompt: Sequence[int], sampled: Iterable[tuple[int, ...]], dialect: Dialect, protocol: ThreadProtocol,
-    problem: dict[str, Any], solved: bool,
+    prompt: Sequence[int], sampled: Iterable[tuple[int, ...]], protocol: ThreadProtocol, problem: dict[str, Any],
+    solved: bool, read: Callable[[tuple[int, ...]], str],
 ) -> Trace:  # fmt: skip
-    """The trace whose strands sampled `sampled`, in depth-first spawn order. Raises `ValueError` if the protocol lays
-    them out otherwise."""
+    """The trace whose strands sampled `sampled`, in depth-first spawn order; `read` gives the answer in a message. Raises
+    `ValueError` if the protocol lays them out otherwise."""
     writer = _Writer(protocol, iter(sampled))
     writer.thread(ROOT, None, 0, protocol.start(prompt), ())
     if next(writer.sampled, None) is not None:
@@ -40,7 +31,7 @@ def demonstration(
     reason = "the solver's solution" if solved else "the solver found no solution"
     return Trace(
         problem, protocol.name, 0, 0, threads, strands,
-        answer=None if ids is None else dialect.answer(ids),
+        answer=None if ids is None else read(ids),
         outcome=Outcome(threads[0].stop, solved, reason),
         costs=costs(threads, strands),
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Countdown: reach a target from some numbers with + - * /, each number used exactly once."""
 
-from envs.countdown.verify import Verdict, canonical, verify
+from envs.base import Verdict
+from envs.countdown.verify import canonical, verify
 
 __all__ = ["Verdict", "canonical", "verify"]

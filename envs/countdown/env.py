@@ -1,218 +1,130 @@
-"""Countdown problems, made from a seed: numbers and target drawn uniformly, again until solvable and not seen before.
-
-A problem is its sorted numbers and its target. By default (`split_by: multisets`) splits share no number multiset: each
-belongs to one split, decided by a hash of (seed, multiset). So the root of a held-out problem was never seen in training.
-States below it were: most held-out problems have a child state that wins and that a training problem with the same target
-has as well (docs/data.md has the figures).
-
-With `split_by: states` splits share no winning child state instead (`envs.countdown.states`): a hash of (seed, target,
-state) puts each in one split, and a problem belongs to a split if all its winning child states do. Problems whose states
-are in several splits belong to none. Losing child states, and a multiset with another target, may be in two splits.
-"""
+"""Countdown as an environment."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from itertools import chain
-from math import comb
-from random import Random
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from apr.errors import DataError
-from apr.seeds import derive_rng, derive_seed
-from apr.tokens.dialect import Dialect, condition_of
-from envs.countdown.states import winning_states
-from envs.countdown.verify import Verdict, canonical, verify
-from solvers.exhaustive import reachable
+from apr.threads.trace import Trace
+from apr.tokens.dialect import Dialect, Message
+from envs.base import Environment, Part, Problem, Teacher, Verdict
+from envs.countdown.demonstrate import demonstrate
+from envs.countdown.problems import SHARED, CountdownSpec, draw, solvable_rows
+from envs.countdown.rows import problem_from
+from envs.countdown.teacher import SearchTeacher
+from envs.countdown.verify import canonical, verify
+from envs.countdown.wording import SYSTEM, UNTRAINED
 
-Part = tuple[int, ...]
-SPLITS = ("train", "validation", "test")
-SHARED = {"multisets": "number multiset", "states": "winning child state"}  # what splits do not share, by `split_by`
-MAX_DRAWS_PER_PROBLEM = 2_000
-MAX_DRAWS_IN_VAIN = 2_000_000  # without one new problem: there are hardly more
-MAX_NUMBER = 10**15  # a problem is stored as 64-bit integers
-BATCH = 1 << 14  # draws looked at together, at most
-DRAWS_FOR_ONE = 8  # about as many as one solvable problem takes
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
-class CountdownSpec(BaseModel):
-    """Which problems there are. The paper: 4 numbers from 1-99, targets 10-100."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    numbers: int = Field(default=4, ge=2, le=6, description="numbers in a problem")
-    low: int = Field(default=1, ge=0, le=MAX_NUMBER, description="smallest number")
-    high: int = Field(default=99, ge=1, le=MAX_NUMBER, description="largest number")
-    target_low: int = Field(default=10, ge=0, le=MAX_NUMBER, description="smallest target")
-    target_high: int = Field(default=100, ge=0, le=MAX_NUMBER, description="largest target")
-    validation_share: float = Field(default=0.08, gt=0, lt=0.5, description="of number multisets, or of states")
-    test_share: float = Field(default=0.17, gt=0, lt=0.5, description="of number multisets, or of states")
-    split_seed: int = Field(
-        default=0, description="decides which split a problem belongs to; keep it to keep the splits"
-    )
-    split_by: Literal["multisets", "states"] = Field(
-        default="multisets", description="what splits do not share: number multisets, or winning child states"
-    )
-
-    @model_validator(mode="after")
-    def _ranges(self) -> CountdownSpec:
-        if self.low > self.high or self.target_low > self.target_high:
-            raise ValueError("low must not exceed high, nor target_low target_high")
-        return self
-
-    @property
-    def possible(self) -> int:
-        """Distinct problems in all splits, those without a solution included."""
-        return comb(self.high - self.low + self.numbers, self.numbers) * (self.target_high - self.target_low + 1)
-
-    def parts(self, numbers: Sequence[Sequence[int]], targets: Sequence[int]) -> list[list[Part]]:
-        """What each problem may share with no problem of another split: its number multiset, ascending; or its winning child
-        states, each as the target and then its numbers. A problem without a solution has no such state."""
-        if self.split_by == "multisets":
-            return [[tuple(sorted(row))] for row in numbers]
-        states = winning_states(numbers, targets)
-        return [[(target, *state) for state in row] for row, target in zip(states, targets)]
-
-    def split_of(self, part: Part) -> str:
-        """The split that a number multiset, or a state, belongs to."""
-        share = derive_seed(self.split_seed, "split", *part) / 2**63
-        if share < self.test_share:
-            return "test"
-        return "validation" if share < self.test_share + self.validation_share else "train"
-
-    def splits(self, numbers: Sequence[Sequence[int]], targets: Sequence[int]) -> list[set[str]]:
-        """The splits that the parts of each problem belong to. It is a problem of a split if that is the only one."""
-        return [{self.split_of(part) for part in parts} for parts in self.parts(numbers, targets)]
-
-
-class Problems(NamedTuple):
-    """Problems as columns: `numbers` int64[N, n], ascending in each row, and `targets` int64[N]."""
-
-    numbers: NDArray[np.int64]
-    targets: NDArray[np.int64]
-
-    def where(self, chosen: NDArray[np.bool_]) -> Problems:
-        """The rows for which `chosen` bool[N] is true."""
-        return Problems(self.numbers[chosen], self.targets[chosen])
-
-    def solvable(self) -> NDArray[np.bool_]:
-        """bool[N]: which problems have a solution."""
-        from solvers.compiled import solvable  # here: compiled code takes a second to load, and few commands need it
-
-        try:
-            return solvable(self.numbers, self.targets)
-        except ValueError:  # too large for compiled arithmetic
-            pairs = zip(self.numbers.tolist(), self.targets.tolist())
-            return np.array([target in reachable(tuple(numbers)) for numbers, target in pairs], dtype=np.bool_)
-
-    def of_split(self, spec: CountdownSpec, split: str) -> NDArray[np.bool_]:
-        """bool[N]: which problems belong to a split."""
-        splits = spec.splits(self.numbers.tolist(), self.targets.tolist())
-        return np.array([found == {split} for found in splits], np.bool_)
-
-    def dictionaries(self) -> list[dict[str, Any]]:
-        return [problem_of(numbers, target) for numbers, target in zip(self.numbers.tolist(), self.targets.tolist())]
-
-
-def problem_id(numbers: Sequence[int], target: int) -> str:
-    """The id of a problem; `numbers` ascending."""
-    return f"{target}:{'-'.join(map(str, numbers))}"
-
-
-def problem_of(numbers: Sequence[int], target: int) -> dict[str, Any]:
-    """A problem as plain data: id, ascending numbers, target."""
-    ordered = sorted(numbers)
-    return {"id": problem_id(ordered, target), "numbers": ordered, "target": target}
-
-
-class Countdown:
-    """The environment: `spec` says which problems, `dialect` how they are spelt."""
+class Countdown(Environment[CountdownSpec]):
+    """Problems as `envs.countdown.problems` draws them, judged by `envs.countdown.verify`, taught by `solvers`."""
 
     name = "countdown"
+    title = "Countdown"
+    about = "Reach a target from given numbers with + - * /, each number used exactly once."
+    dialects = ("compact", "paper")
+    Options = CountdownSpec
+    teacher_options = SearchTeacher
 
-    def __init__(self, spec: CountdownSpec, dialect: Dialect) -> None:
-        self.spec = spec
-        self.dialect = dialect
+    def __init__(self, options: CountdownSpec | None = None) -> None:
+        super().__init__(options)
+        self.shares = SHARED[self.options.split_by]
 
-    def split_of(self, numbers: Sequence[int]) -> str:
-        """The split that this number multiset belongs to."""
-        return self.spec.split_of(tuple(sorted(numbers)))
+    def problems(self, split: str, count: int, seed: int) -> Iterator[Problem]:
+        for batch in draw(self.options, split, count, seed):
+            yield from batch.dictionaries()
 
-    def problems(self, split: str, count: int, seed: int) -> list[dict[str, Any]]:
-        return [problem for batch in self.draw(split, count, seed) for problem in batch.dictionaries()]
+    def problem(self, row: Mapping[str, Any]) -> Problem:
+        return problem_from(row)
 
-    def draw(self, split: str, count: int, seed: int) -> Iterator[Problems]:
-        """The same as `problems`, batch by batch in columns: millions fit. Raises `DataError` if there are too few."""
-        if split not in SPLITS:
-            raise DataError(f"no split {split!r}: there are {', '.join(SPLITS)}")
-        if count > self.spec.possible:
-            raise DataError(
-                f"{count} {split} problems were asked for, but these numbers and targets make no more than "
-                f"{self.spec.possible}: widen their ranges, or ask for fewer"
-            )
-        rng = derive_rng(seed, "problems", split)
-        seen: set[bytes] = set()
-        draws, last, most = 0, 0, MAX_DRAWS_PER_PROBLEM * count
-        more = "" if self.spec.split_by == "multisets" else (
-            "; or set a larger share for that split: split_by=states leaves out problems whose winning child states belong to "
-            "several splits"
-        )  # fmt: skip
-        while len(seen) < count:
-            if draws == most or draws - last >= MAX_DRAWS_IN_VAIN:
-                raise DataError(
-                    f"only {len(seen)} of {count} distinct solvable {split} problems found in {draws} draws: "
-                    f"widen the ranges of numbers or targets, or ask for fewer{more}"
-                )
-            size = min(BATCH, DRAWS_FOR_ONE * (count - len(seen)), most - draws)
-            draws += size
-            drawn = self._usable(self._drawn(rng, size), split)
-            before = len(seen)
-            yield drawn.where(_new(drawn, seen, count))
-            last = draws if len(seen) > before else last
+    def faults(self, problems: Sequence[Problem]) -> dict[int, str]:
+        """Malformed problems, and those without a solution."""
+        found = super().faults(problems)
+        sound = [i for i in range(len(problems)) if i not in found]
+        numbers, targets = [problems[i]["numbers"] for i in sound], [problems[i]["target"] for i in sound]
+        unsolvable = np.flatnonzero(~solvable_rows(numbers, targets))
+        return found | {sound[i]: "it has no solution" for i in unsolvable.tolist()}
 
-    def _usable(self, drawn: Problems, split: str) -> Problems:
-        """Those of a split that have a solution. What is cheaper is tested first."""
-        if self.spec.split_by == "multisets":
-            drawn = drawn.where(drawn.of_split(self.spec, split))
-            return drawn.where(drawn.solvable())
-        drawn = drawn.where(drawn.solvable())
-        return drawn.where(drawn.of_split(self.spec, split))
+    def fitted(self, problems: Sequence[Problem]) -> dict[str, Any]:
+        numbers, targets = [p["numbers"] for p in problems], [p["target"] for p in problems]
+        ranges = {
+            "numbers": max(map(len, numbers)), "low": min(row[0] for row in numbers),
+            "high": max(1, *(row[-1] for row in numbers)), "target_low": min(targets), "target_high": max(targets),
+        }  # fmt: skip
+        return self.options.model_copy(update=ranges).model_dump(mode="json")
 
-    def _drawn(self, rng: Random, size: int) -> Problems:
-        """`size` problems, solvable or not, each as one draw of its numbers and then its target."""
-        s = self.spec
-        rows = (
-            (*(rng.randint(s.low, s.high) for _ in range(s.numbers)), rng.randint(s.target_low, s.target_high))
-            for _ in range(size)
-        )
-        table = np.fromiter(chain.from_iterable(rows), np.int64, size * (s.numbers + 1)).reshape(size, -1)
-        return Problems(np.sort(table[:, :-1], axis=1), table[:, -1])
+    def parts(self, problems: Sequence[Problem]) -> list[list[Part]]:
+        return self.options.parts([p["numbers"] for p in problems], [p["target"] for p in problems])
 
-    def prompt(self, problem: dict[str, Any]) -> tuple[int, ...]:
-        return self.dialect.prompt(problem["numbers"], problem["target"], condition_of(problem))
+    def split_of(self, part: Part) -> str:
+        return self.options.split_of(part)
 
-    def read(self, ids: tuple[int, ...] | None) -> str | None:
-        return None if ids is None else self.dialect.answer(ids)
+    def possible(self, problem: Problem) -> bool:
+        """Whether its multiset, or its size and target (split by states), are within the ranges."""
+        spec, numbers = self.options, problem["numbers"]
+        if len(numbers) != spec.numbers:
+            return False
+        if spec.split_by == "multisets":
+            return all(spec.low <= number <= spec.high for number in numbers)
+        return bool(spec.target_low <= problem["target"] <= spec.target_high)
 
-    def verify(self, problem: dict[str, Any], answer: str | None) -> Verdict:
+    def messages(self, problem: Problem, untrained: bool = False) -> list[Message]:
+        told = f"Numbers: {' '.join(map(str, sorted(problem['numbers'])))}. Target: {problem['target']}."
+        return [
+            {"role": "system", "content": UNTRAINED if untrained else SYSTEM},
+            {"role": "user", "content": told},
+        ]
+
+    def read(self, text: str) -> str:
+        return text
+
+    def verify(self, problem: Problem, answer: str | None) -> Verdict:
         return verify(problem["numbers"], problem["target"], answer)
 
-    def canonical(self, answer: str) -> Hashable:
-        return canonical(answer)
+    def canonical(self, answer: str) -> str:
+        key = canonical(answer)
+        if isinstance(key, str):
+            return f"text {key}"
+        return "steps " + "; ".join(f"{level}: {s.a}{s.op}{s.b}={s.result}" for level, s in key)
 
+    def describe(self, problem: Problem) -> str:
+        return f"{', '.join(map(str, problem['numbers']))} to make {problem['target']}"
 
-def _new(problems: Problems, seen: set[bytes], count: int) -> NDArray[np.bool_]:
-    """bool[N]: which problems are not in `seen` yet; they are put there, until it holds `count`."""
-    rows = np.column_stack(problems).tobytes()
-    width = len(rows) // max(1, len(problems.targets))
-    new = np.zeros(len(problems.targets), np.bool_)
-    for i in range(len(new)):
-        row = rows[i * width : (i + 1) * width]
-        if row not in seen and len(seen) < count:
-            seen.add(row)
-            new[i] = True
-    return new
+    def settings(self) -> str:
+        spec = self.options
+        return (
+            f"{spec.numbers} numbers drawn uniformly from {spec.low}-{spec.high} and the target from "
+            f"{spec.target_low}-{spec.target_high}, all drawn again until the problem has a solution and is new to its split."
+        )
+
+    def remark(self) -> str:
+        if self.options.split_by == "states":
+            return (
+                "A state is what one step leaves of the numbers, with the target that they reach. Problems with states of\n"
+                "several splits are in none. Number multisets may be in several, with other targets."
+            )
+        return (
+            "States below the root may be in several: what one step leaves of a test problem's numbers may win for a\n"
+            "training problem with the same target too."
+        )
+
+    def child_fault(self, problem: Problem, message: Sequence[int], dialect: Dialect) -> str | None:
+        """A child returns a whole solution, but in the paper dialect: there the rest of the way, which the root's answer
+        holds."""
+        if not message or dialect.name == "paper":
+            return None
+        verdict = self.verify(problem, dialect.answer(message))
+        return None if verdict.ok else f"returns a wrong solution: {verdict.reason}"
+
+    def demonstrate(self, problem: Problem, teacher: Teacher, copy: int = 0) -> Trace | None:
+        return demonstrate(problem, teacher, copy)
+
+    def demonstrations(self, problems: Sequence[Problem], teacher: Teacher) -> pa.Table | None:
+        from envs.countdown.fast import fast
+
+        return fast(problems, teacher)

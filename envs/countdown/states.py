@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from apr.tokens.log import Node
+from envs.countdown.log import Node
 from solvers.exhaustive import reachable
 from solvers.search import children
 

@@ -23,7 +23,7 @@ from apr.threads.trace import (
     Trace,
     VersionSpan,
 )
-from apr.tokens.compact import CompactDialect
+from envs.countdown.compact import CompactDialect
 
 pytestmark = pytest.mark.browser
 

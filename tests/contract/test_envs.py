@@ -14,11 +14,12 @@ from apr.errors import DataError
 from apr.seeds import derive_rng
 from apr.tokens.chat import ChatDialect
 from apr.tokens.chat_vocabulary import ChatVocabulary
-from apr.tokens.compact import CompactDialect
 from apr.tokens.dialect import Dialect
-from apr.tokens.log import Node, SearchLog
-from envs.base import Env
-from envs.countdown.env import MAX_DRAWS_PER_PROBLEM, SPLITS, Countdown, CountdownSpec, Problems, problem_of
+from envs.base import SPLITS, Env
+from envs.countdown.compact import CompactDialect
+from envs.countdown.env import Countdown
+from envs.countdown.log import Node, SearchLog
+from envs.countdown.problems import MAX_DRAWS_PER_PROBLEM, CountdownSpec, Problems, problem_of
 from envs.countdown.verify import Verdict
 from solvers.exhaustive import reachable, solve
 
@@ -38,9 +39,9 @@ def solution(problem: dict[str, Any], dialect: Dialect) -> tuple[int, ...]:
 
 # Each environment with a way to write a right answer.
 ENVS = {
-    "countdown": (Countdown(CountdownSpec(numbers=3, high=30), DIALECT), solution),
-    "countdown_paper": (Countdown(CountdownSpec(), DIALECT), solution),
-    "countdown_chat": (Countdown(CountdownSpec(numbers=3, high=30), CHAT), solution),
+    "countdown": (Countdown(CountdownSpec(numbers=3, high=30)), DIALECT),
+    "countdown_paper": (Countdown(), DIALECT),
+    "countdown_chat": (Countdown(CountdownSpec(numbers=3, high=30)), CHAT),
 }
 COUNT = 8
 
@@ -58,9 +59,9 @@ def write(request: pytest.FixtureRequest) -> Any:
 
 def test_problems_are_distinct_plain_and_the_same_from_the_same_seed(env: Env) -> None:
     for split in SPLITS:
-        problems = env.problems(split, COUNT, 7)
+        problems = list(env.problems(split, COUNT, 7))
         assert len({problem["id"] for problem in problems}) == len(problems) == COUNT
-        assert env.problems(split, COUNT, 7) == problems != env.problems(split, COUNT, 8)
+        assert list(env.problems(split, COUNT, 7)) == problems != env.problems(split, COUNT, 8)
         assert json.loads(json.dumps(problems)) == problems
         assert all(isinstance(problem["id"], str) for problem in problems)
 
@@ -77,7 +78,7 @@ def test_an_unknown_split_is_refused(env: Env) -> None:
 
 def test_a_prompt_starts_with_bos_and_spawns_and_joins_nothing(env: Countdown) -> None:
     control = env.dialect.vocabulary.control
-    problems = [problem for split in SPLITS for problem in env.problems(split, COUNT, 7)]
+    problems = [problem for split in SPLITS for problem in list(env.problems(split, COUNT, 7))]
     prompts = [env.prompt(problem) for problem in problems]
     assert len(set(prompts)) == len(prompts)
     for prompt in prompts:
@@ -171,7 +172,7 @@ SPECS = st.builds(
 def test_problems_are_the_first_that_one_draw_after_the_other_gives(
     spec: CountdownSpec, split: str, count: int, seed: int
 ) -> None:
-    env = Countdown(spec, DIALECT)
+    env = Countdown(spec)
     expected = one_by_one(env, split, count, seed)
     if len(expected) == count:
         assert env.problems(split, count, seed) == expected
@@ -181,11 +182,11 @@ def test_problems_are_the_first_that_one_draw_after_the_other_gives(
 
 
 def test_many_problems_come_in_batches_of_columns() -> None:
-    env = Countdown(CountdownSpec(), DIALECT)
+    env = Countdown()
     batches = list(env.draw("train", 3_000, 1))
     assert len(batches) > 1
     rows = [problem for batch in batches for problem in batch.dictionaries()]
-    assert rows == env.problems("train", 3_000, 1) and len({row["id"] for row in rows}) == 3_000
+    assert rows == list(env.problems("train", 3_000, 1)) and len({row["id"] for row in rows}) == 3_000
     assert rows[:20] == one_by_one(env, "train", 20, 1)
     few = list(islice(env.draw("train", 3_000, 1), 1))
     assert isinstance(few[0], Problems) and few[0].numbers.shape == (len(few[0].targets), 4)
@@ -196,7 +197,7 @@ def test_more_problems_than_there_can_be_are_refused_at_once() -> None:
     spec = CountdownSpec(numbers=2, low=1, high=5, target_low=1, target_high=10)
     assert spec.possible == 15 * 10
     with pytest.raises(DataError, match="no more than 150"):
-        Countdown(spec, DIALECT).problems("train", 151, 0)
+        Countdown(spec).problems("train", 151, 0)
 
 
 # A split by states: what one step leaves of a held-out problem's numbers, where it wins, is never left in training.
@@ -243,7 +244,7 @@ def test_no_winning_state_of_a_held_out_problem_is_seen_in_training(spec: Countd
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_problems_split_by_states_are_drawn_from_their_split_alone(split: str) -> None:
-    env = Countdown(SMALL, DIALECT)
+    env = Countdown(SMALL)
     problems = env.problems(split, 40, 3)
     assert problems == env.problems(split, 40, 3) and len({one["id"] for one in problems}) == 40
     for problem in problems:
@@ -260,4 +261,4 @@ def test_states_too_large_for_compiled_arithmetic_are_found_as_well() -> None:
 def test_too_few_problems_with_states_of_one_split_are_an_error() -> None:
     spec = CountdownSpec(numbers=3, high=5, target_low=10, target_high=11, test_share=0.01, split_by="states")
     with pytest.raises(DataError, match=r"of 50 distinct solvable test problems .* split_by=states leaves out"):
-        Countdown(spec, DIALECT).problems("test", 50, 0)
+        Countdown(spec).problems("test", 50, 0)

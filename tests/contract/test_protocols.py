@@ -15,8 +15,8 @@ from apr.threads.protocol import Continue, Fail, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import ROOT, EngineStop, Injected, Origin, StopReason, Strand, StrandId, Thread
 from apr.tokens.chat import ChatDialect
 from apr.tokens.chat_vocabulary import ChatVocabulary
-from apr.tokens.compact import CompactDialect
 from apr.tokens.control import ControlTokens
+from envs.countdown.compact import CompactDialect
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 

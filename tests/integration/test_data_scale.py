@@ -21,7 +21,9 @@ from apr.data.store import read_demonstrations, read_problems
 from apr.data.workers import in_processes
 from apr.errors import DataError, ResourceError
 from apr.presets import check, dump
-from envs.countdown.env import SPLITS, Countdown, Problems
+from envs.base import SPLITS
+from envs.countdown.env import Countdown
+from envs.countdown.problems import Problems
 
 ROOT = Path(__file__).parents[2]
 # 25 shards of problems, and as many of each teacher's demonstrations.

@@ -24,6 +24,7 @@ from apr.sft.train import read_card, save_checkpoint
 from apr.threads.codec import read_traces
 from apr.tokens.chat import ChatDialect
 from apr.tokens.chat_vocabulary import ChatVocabulary
+from envs.countdown.wording import root_prompt
 
 CARD = {"solver": "sos_plus", "protocol": "serial", "trained": ["sft"], "data_hash": "5f7da7a", "commit": "c0ffee"}
 IDS = torch.tensor([[1, 20, 21, 22, 23]])
@@ -79,7 +80,7 @@ def test_it_opens_in_transformers_and_computes_the_same(checkpoint: Path, tmp_pa
     out = export(checkpoint, tmp_path / "out")
     assert torch.equal(logits(out), logits(checkpoint))
     vocabulary = dialect_by_name("compact").vocabulary
-    prompt = dialect_by_name("compact").prompt([3, 5, 8], 23)  # type: ignore[arg-type]
+    prompt = root_prompt(dialect_by_name("compact"), [3, 5, 8], 23)  # type: ignore[arg-type]
     assert AutoTokenizer.from_pretrained(out)(vocabulary.text(prompt))["input_ids"] == list(prompt)
     assert file_hash(out / "model.safetensors") == file_hash(checkpoint / "model.safetensors")
     model = AutoModelForCausalLM.from_pretrained(out)
@@ -176,7 +177,7 @@ def test_every_dialect_and_protocol(name: str, protocol: str, tmp_path: Path) ->
         folder, model, dialect.vocabulary, {"protocol": protocol, "trained": ["sft"], "base": "someone/model"}
     )
     out = export(folder, tmp_path / "out")
-    start = protocol_by_name(protocol, dialect).start(dialect.prompt([3, 5, 8], 23))
+    start = protocol_by_name(protocol, dialect).start(root_prompt(dialect, [3, 5, 8], 23))
     ids = [token for run in start.inject for token in run.ids]
     text = (out / "README.md").read_text()
     assert str(ids) in text and "from a pretrained model, `someone/model`" in text

@@ -11,9 +11,9 @@ from apr.seeds import SplitMix64
 from apr.threads.protocol import Continue
 from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import Reference, Strand, StrandId, Trace, closure_ids
-from apr.tokens.compact import CompactDialect
-from apr.tokens.encode import encode
-from apr.tokens.log import Node
+from envs.countdown.compact import CompactDialect
+from envs.countdown.log import Node
+from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
 
 DIALECT = CompactDialect()

@@ -28,7 +28,8 @@ from apr.threads.limits import Limits
 from apr.threads.serial import Serial
 from apr.threads.session import Sampling, attempt
 from apr.threads.trace import StrandKey
-from apr.tokens.compact import CompactDialect
+from envs.countdown.compact import CompactDialect
+from envs.countdown.wording import root_prompt
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e5m2)
 Change = Callable[[Any, int], None]  # of a model, after a step
@@ -237,7 +238,7 @@ def test_an_adapter_of_infinities_is_refused(task: Path, tmp_path: Path) -> None
 # Requests
 
 
-PROMPT = CompactDialect().prompt((1, 4, 6), 24)
+PROMPT = root_prompt(CompactDialect(), (1, 4, 6), 24)
 
 
 def tiny(checkpoint: Path) -> Engine:

@@ -28,6 +28,7 @@ from apr.sft.train import read_card, train
 from apr.threads.codec import read_traces
 from apr.threads.trace import Trace
 from apr.tokens.chat_vocabulary import SPAWNING_TOKENS
+from envs.countdown.wording import root_prompt
 from rl.launch import launch
 
 WINDOW = 256
@@ -150,7 +151,7 @@ def test_lora_trains_adapters_and_control_tokens_and_merges_them(
     base = make_base(tmp_path / "base", tied)
     data = make_data(base, tmp_path / "data", control_tokens=names)
     seen: dict[str, Any] = {}
-    ids = torch.tensor([dialect_in(data, "chat").prompt((1, 2, 3), 6)])
+    ids = torch.tensor([root_prompt(dialect_in(data, "chat"), (1, 2, 3), 6)])
 
     def merged(model: Any, merge: Any = sft.merged) -> Any:
         model.eval()

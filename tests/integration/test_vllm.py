@@ -20,8 +20,8 @@ from apr.threads.limits import Limits
 from apr.threads.session import Sampling, attempt
 from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import EngineStop, StopReason, StrandKey, Trace, closure_ids
-from apr.tokens.compact import CompactDialect
-from apr.tokens.encode import encode
+from envs.countdown.compact import CompactDialect
+from envs.countdown.wording import encode, root_prompt
 from solvers.search import Node, SearchOptions, search
 
 pytestmark = pytest.mark.vllm
@@ -30,7 +30,7 @@ WINDOW = 160
 PROBLEM = {"id": "p0", "numbers": [1, 4, 6, 9], "target": 27}
 DIALECT = CompactDialect()
 PROTOCOL = SpawnJoin(DIALECT.vocabulary.control)
-PROMPT = DIALECT.prompt(PROBLEM["numbers"], PROBLEM["target"])
+PROMPT = root_prompt(DIALECT, PROBLEM["numbers"], PROBLEM["target"])
 PREFIX = tuple(range(20, 90))
 
 

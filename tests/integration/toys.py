@@ -16,7 +16,7 @@ from apr.data.store import read_demonstrations
 from apr.presets import check
 from apr.sft.rows import IGNORED, rows
 from apr.sft.train import new_model, save_checkpoint
-from apr.tokens.compact import CompactDialect
+from envs.countdown.compact import CompactDialect
 
 VOCABULARY = CompactDialect().vocabulary
 WINDOW = 64

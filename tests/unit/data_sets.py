@@ -3,19 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-from apr.config import DataConfig
+from apr.config import DataConfig, EnvConfig
 from apr.data.shards import shard_paths
 from apr.data.store import (
     demonstrations_folder,
 )
 from apr.presets import check
-from apr.tokens.compact import CompactDialect
+from apr.protocols import protocol_by_name
+from envs.base import Teacher, TeacherOptions
+from envs.countdown.compact import CompactDialect
+from envs.countdown.teacher import SearchTeacher
 
 COMPACT = CompactDialect()
 
 # 3 shards of training problems, 1 of validation, 2 of test, and for each teacher 3.
 EASY = {
-    "problems": {"numbers": 3, "low": 1, "high": 9, "target_low": 5, "target_high": 30, "test_share": 0.3},
+    "env": {
+        "name": "countdown", "numbers": 3, "low": 1, "high": 9, "target_low": 5, "target_high": 30, "test_share": 0.3,
+    },
     "train": 20, "validation": 5, "test": 10, "demonstrations_per_problem": 2, "shard_rows": 8,
     "solvers": {
         "sos_plus": {"protocol": "serial", "beams": [1, 3]},
@@ -23,10 +28,19 @@ EASY = {
     },
 }  # fmt: skip
 SHARDS = 12
+ENV = EnvConfig.model_validate(EASY["env"]).build()
 
 
 def config(out: Path, **more: Any) -> DataConfig:
     return check(DataConfig, {**EASY, **more, "out": out}, "test")
+
+
+def teacher(
+    options: dict[str, Any] | TeacherOptions, seed: int = 0, copies: int = 1, dialect: Any = COMPACT
+) -> Teacher:
+    """A teacher of Countdown."""
+    told = SearchTeacher.model_validate(options) if isinstance(options, dict) else options
+    return Teacher(ENV, told, dialect, protocol_by_name(told.protocol, dialect), seed, copies)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -5,11 +5,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from apr.seeds import SplitMix64
-from apr.threads.paper import PaperSerial, PaperSpawnJoin
 from apr.threads.protocol import ThreadProtocol
-from apr.tokens.log import Node, SearchLog
-from apr.tokens.paper import PaperDialect
-from envs.countdown.env import problem_of
+from envs.countdown.log import Node, SearchLog
+from envs.countdown.paper import PaperDialect
+from envs.countdown.paper_protocols import PaperSerial, PaperSpawnJoin
+from envs.countdown.problems import problem_of
 from solvers.exhaustive import reachable
 from solvers.search import SearchOptions, search, unfold
 

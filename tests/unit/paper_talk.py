@@ -5,7 +5,6 @@ from typing import Any
 from paper_logs import protocol_for
 
 from apr.seeds import SplitMix64
-from apr.threads.paper import PaperSpawnJoin
 from apr.threads.protocol import Await, Continue, Decision, Fail, Spawn
 from apr.threads.trace import (
     EngineStop,
@@ -16,9 +15,10 @@ from apr.threads.trace import (
     StrandId,
     Thread,
 )
-from apr.tokens.encode import encode
-from apr.tokens.log import Node
-from apr.tokens.paper import PaperDialect
+from envs.countdown.log import Node
+from envs.countdown.paper import PaperDialect
+from envs.countdown.paper_protocols import PaperSpawnJoin
+from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
 
 MALFORMED = Fail(StopReason.MALFORMED)

@@ -15,7 +15,7 @@ from apr.errors import EngineLostError, UserError
 from apr.evaluation.run import evaluate
 from apr.presets import check
 from apr.report.build import build_report
-from apr.tokens.compact import CompactDialect
+from envs.countdown.compact import CompactDialect
 
 VOCABULARY = CompactDialect().vocabulary
 SILENT = (VOCABULARY.control.join, VOCABULARY.control.eos)  # joins without an answer
@@ -24,9 +24,9 @@ PROBLEMS = 4
 
 def make_data(folder: Path) -> Path:
     """Four test problems of two numbers, and a serial teacher."""
-    problems = {"numbers": 2, "low": 1, "high": 9, "target_low": 2, "target_high": 20}
+    env = {"name": "countdown", "numbers": 2, "low": 1, "high": 9, "target_low": 2, "target_high": 20}
     content = {
-        "problems": problems, "train": 4, "validation": 2, "test": PROBLEMS, "workers": 1, "out": folder,
+        "env": env, "train": 4, "validation": 2, "test": PROBLEMS, "workers": 1, "out": folder,
         "solvers": {"sos_plus": {"protocol": "serial"}},
     }  # fmt: skip
     generate(check(DataConfig, content, "test"))

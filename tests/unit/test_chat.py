@@ -20,13 +20,13 @@ from apr.errors import CheckpointError
 from apr.protocols import protocol_by_name
 from apr.seeds import SplitMix64
 from apr.sft.rows import rows
-from apr.tokens.chat import SYSTEM, ChatDialect
+from apr.tokens.chat import ChatDialect
 from apr.tokens.chat_vocabulary import SPAWNING_TOKENS, ChatVocabulary
-from apr.tokens.dialect import Condition
-from apr.tokens.encode import encode
-from apr.tokens.log import Node, Promising, Queued, SearchLog, Spawned, Step, Visited
-from apr.tokens.log import Tested as Leaf  # pytest takes names in Test for its own
+from apr.tokens.dialect import Condition, Message
+from envs.countdown.log import Node, Promising, Queued, SearchLog, Spawned, Step, Visited
+from envs.countdown.log import Tested as Leaf  # pytest takes names in Test for its own
 from envs.countdown.verify import verify
+from envs.countdown.wording import SYSTEM, encode, root_prompt, spell
 from solvers.search import SearchOptions, search
 
 FEWER = settings(max_examples=40)
@@ -35,6 +35,7 @@ MADE = {
     for name, make in TOKENIZERS.items()
     for kind, names in (("added", None), ("reserved", RESERVED))
 }
+TOLD: list[Message] = [{"role": "system", "content": ""}, {"role": "user", "content": ""}]
 SMOL = MADE["smol, added"]
 PLACES = {"smol": "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"}
 PLACES["llama"] = (
@@ -56,7 +57,7 @@ def state(node: Node, target: int) -> str:
 def test_a_prompt_is_the_problem_in_the_models_own_template(name: str, numbers: tuple[int, ...], target: int) -> None:
     dialect = MADE[name]
     control = dialect.vocabulary.control
-    ids = dialect.prompt(tuple(reversed(numbers)), target)
+    ids = root_prompt(dialect, tuple(reversed(numbers)), target)
     said = f"Numbers: {' '.join(map(str, numbers))}. Target: {target}."
     assert dialect.words.text(ids) == PLACES[name.partition(",")[0]].format(SYSTEM, said)
     assert ids[0] == control.bos
@@ -64,9 +65,9 @@ def test_a_prompt_is_the_problem_in_the_models_own_template(name: str, numbers: 
 
 
 def test_a_prompt_says_what_it_asks_for() -> None:
-    text = SMOL.words.text(SMOL.prompt((3, 5), 8, Condition("children", 6)))
+    text = SMOL.words.text(root_prompt(SMOL, (3, 5), 8, Condition("children", 6)))
     assert "Target: 8. Open 6 children at each spawn.<|im_end|>" in text
-    text = SMOL.words.text(SMOL.prompt((3, 5), 8, Condition("context", 2048)))
+    text = SMOL.words.text(root_prompt(SMOL, (3, 5), 8, Condition("context", 2048)))
     assert "Target: 8. Stay within 2048 tokens.<|im_end|>" in text
 
 
@@ -81,7 +82,7 @@ def test_events_and_messages_read_back(name: str, node: Node, step: Step, target
     verdict = "hit" if step.result == target else "low" if step.result < target else "high"
     events = (Promising(node), Visited(node), Leaf(step, target), Spawned((child, child)), Queued(node))
     told = state(node, target)
-    assert [dialect.words.text(ids) for ids in dialect.spell(SearchLog(target, node, events, (step,)))] == [
+    assert [dialect.words.text(ids) for ids in spell(SearchLog(target, node, events, (step,)), dialect)] == [
         f"at {told}{step} vs {target}: {verdict}\n{spawn}{msg}{told}{msg}{told}{spawn_end}",
         f"{join}{eos}",
         f"{join}{eos}",
@@ -96,7 +97,7 @@ def test_events_and_messages_read_back(name: str, node: Node, step: Step, target
 def test_a_number_is_the_same_tokens_wherever_it_stands(name: str, number: int, node: Node) -> None:
     dialect = MADE[name]
     alone = dialect.words.continued(str(number))
-    [*_, ids] = dialect.spell(SearchLog(number, node, (Visited(node), Queued(node)), (Step(number, "+", 0, number),)))
+    [*_, ids] = spell(SearchLog(number, node, (Visited(node), Queued(node)), (Step(number, "+", 0, number),)), dialect)
     text = dialect.words.text(ids)
     for control in dialect.words.names:  # some have a digit in them
         text = text.replace(control, " ")
@@ -112,7 +113,7 @@ def test_a_number_is_the_same_tokens_wherever_it_stands(name: str, number: int, 
 def test_answers_are_the_steps_as_the_verifier_reads_them(name: str, path: list[Step]) -> None:
     dialect = MADE[name]
     control = dialect.vocabulary.control
-    [ids] = dialect.spell(SearchLog(24, Node((24,), ()), (), tuple(path)))
+    [ids] = spell(SearchLog(24, Node((24,), ()), (), tuple(path)), dialect)
     message = control.join_message(ids)
     assert message is not None
     assert dialect.answer(message) == ", ".join(map(str, path))
@@ -137,7 +138,7 @@ def test_a_replayed_demonstration_is_the_demonstration(
     log = search(target, Node(tuple(numbers), ()), SearchOptions(3, 2, 0.8, spawn_depth=spawn_depth), SplitMix64(seed))
     problem = {"id": "p", "numbers": numbers, "target": target}
     trace = encode(log, dialect, protocol, problem)
-    replayed = run(replays(trace), FREE, protocol, dialect.prompt(numbers, target), problem)
+    replayed = run(replays(trace), FREE, protocol, root_prompt(dialect, numbers, target), problem)
     assert replayed.threads == trace.threads and timeless(replayed.strands) == timeless(trace.strands)
     if log.solution is None:
         assert trace.answer is None
@@ -169,7 +170,7 @@ def test_what_is_saved_is_read_as_the_same(name: str, tmp_path: Path) -> None:
     again = dialect_of(tmp_path)
     assert again.name == "chat" and again.vocabulary.hash == dialect.vocabulary.hash
     assert again.vocabulary.control == dialect.vocabulary.control
-    assert again.prompt((3, 5, 8), 24) == dialect.prompt((3, 5, 8), 24)
+    assert root_prompt(again, (3, 5, 8), 24) == root_prompt(dialect, (3, 5, 8), 24)
     dialect.vocabulary.check(tmp_path)
     with pytest.raises(CheckpointError, match="trained in dialect 'chat'"):
         dialect_of(tmp_path, "compact")
@@ -181,7 +182,9 @@ def test_what_is_saved_is_read_as_the_same(name: str, tmp_path: Path) -> None:
 
 def test_worker_processes_spell_alike() -> None:
     again = pickle.loads(pickle.dumps(SMOL))
-    assert again.vocabulary.hash == SMOL.vocabulary.hash and again.prompt((3, 5), 8) == SMOL.prompt((3, 5), 8)
+    assert again.vocabulary.hash == SMOL.vocabulary.hash and root_prompt(again, (3, 5), 8) == root_prompt(
+        SMOL, (3, 5), 8
+    )
 
 
 def test_added_tokens_come_after_all_others_and_are_never_spelt() -> None:
@@ -225,7 +228,7 @@ def test_a_template_that_does_not_do_is_refused(template: str | None, said: str)
 
 def test_todays_date_is_in_no_prompt() -> None:
     words = MADE["llama, added"].words
-    assert "Today Date: 26 Jul 2024" in words.text(words.prompt("", ""))
+    assert "Today Date: 26 Jul 2024" in words.text(words.prompt(TOLD))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"dialect": "chat", "hash": "0"}'])
@@ -255,7 +258,7 @@ def test_a_prompt_that_tells_the_date_is_the_same_every_day(template: str, monke
         monkeypatch.setattr(chat_template_utils, "datetime", Day)
         tokenizer = smol_like()
         tokenizer.chat_template = template
-        return ChatDialect(ChatVocabulary(tokenizer)).prompt((3, 5, 8), 24)
+        return root_prompt(ChatDialect(ChatVocabulary(tokenizer)), (3, 5, 8), 24)
 
     first = prompt(29)
     assert first == prompt(30)

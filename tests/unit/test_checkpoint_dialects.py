@@ -11,8 +11,9 @@ from apr.dialects import DIALECTS, TOKENIZER, dialect_in, dialect_of
 from apr.errors import CheckpointError
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.tokens.chat_vocabulary import ChatVocabulary
-from apr.tokens.paper import PaperDialect
 from apr.tokens.vocabulary import TOKENIZER_FILE
+from envs.countdown.paper import PaperDialect
+from envs.countdown.wording import root_prompt
 
 TEXT = "Moving to Node #0\nCurrent State: 24:[3, 5, 8], Operations: []"
 
@@ -43,10 +44,10 @@ def test_a_checkpoint_from_elsewhere_needs_to_be_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="set dialect=paper"):
         dialect_of(tmp_path, "compact")
     found = dialect_of(tmp_path, "paper")
-    assert found.prompt((3, 5, 8), 24) == PaperDialect(words).prompt((3, 5, 8), 24)
+    assert root_prompt(found, (3, 5, 8), 24) == root_prompt(PaperDialect(words), (3, 5, 8), 24)
     # Trained further here and saved, it is known by its own tokenizer.
     found.vocabulary.save(tmp_path)
-    assert dialect_of(tmp_path).prompt((3, 5, 8), 24) == found.prompt((3, 5, 8), 24)
+    assert root_prompt(dialect_of(tmp_path), (3, 5, 8), 24) == root_prompt(found, (3, 5, 8), 24)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"dialect": "compact"}', '{"dialect": "latin", "hash": "0"}'])

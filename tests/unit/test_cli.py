@@ -28,7 +28,7 @@ from apr.runs import run_directory
 
 ROOT = Path(__file__).parents[2]
 DATA = """
-problems: {numbers: 2, low: 1, high: 9, target_low: 2, target_high: 20}
+env: {name: countdown, numbers: 2, low: 1, high: 9, target_low: 2, target_high: 20}
 train: 8
 validation: 2
 test: 2
@@ -313,8 +313,8 @@ def test_an_unsolvable_problem(stage: str, data: Path, start: Path, cli: Cli) ->
     path = data_file(data, stage, "test" if stage == "eval" else "train")
     rows = {"id": ["10:4-6", "99:3-5"], "numbers": [[4, 6], [3, 5]], "target": [10, 99]}
     pq.write_table(pa.table(rows).replace_schema_metadata({"schema": PROBLEMS}), path)
-    assert f"{path}, row 1: problem" in cli.stage(stage) and not cli.out.exists()
-    assert "has no solution" in cli.refused("data", "verify", str(data))
+    assert f"{path}, row 1: not a problem" in cli.stage(stage) and not cli.out.exists()
+    assert "it has no solution" in cli.refused("data", "verify", str(data))
 
 
 @pytest.mark.parametrize("stage", ["rl", "eval"])
@@ -415,4 +415,4 @@ def test_presets_are_found_by_name_whatever_lies_in_the_working_directory(
     monkeypatch.chdir(tmp_path)
     assert main(["data", "generate", "--config", "tiny_cpu", "--print-config"]) == 0
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
-    assert load(DataConfig, [tmp_path / "printed.yaml"]).problems.numbers == 3
+    assert load(DataConfig, [tmp_path / "printed.yaml"]).env.given["numbers"] == 3

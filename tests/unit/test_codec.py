@@ -29,9 +29,9 @@ from apr.threads.trace import (
     Trace,
     VersionSpan,
 )
-from apr.tokens.compact import CompactDialect
-from apr.tokens.encode import encode
-from apr.tokens.log import Node
+from envs.countdown.compact import CompactDialect
+from envs.countdown.log import Node
+from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
 
 TOKENS = st.lists(st.integers(0, 250), max_size=6).map(tuple)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apr.tokens.compact import OPERATORS, CompactDialect
 from apr.tokens.control import CONTROL_TOKENS
 from apr.tokens.dialect import Condition
-from apr.tokens.log import Node, Promising, Queued, SearchLog, Spawned, Step, Visited
-from apr.tokens.log import Tested as Leaf  # pytest takes names in Test for its own
+from envs.countdown.compact import OPERATORS, CompactDialect
+from envs.countdown.log import Node, Promising, Queued, SearchLog, Spawned, Step, Visited
+from envs.countdown.log import Tested as Leaf  # pytest takes names in Test for its own
+from envs.countdown.wording import root_prompt
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 
@@ -45,7 +46,7 @@ def state(node: Node, target: int) -> list[int | str]:
 @PATIENT
 @given(NUMBERS, NUMBER)
 def test_prompts_read_back(numbers: tuple[int, ...], target: int) -> None:
-    ids = DIALECT.prompt(tuple(reversed(numbers)), target)
+    ids = root_prompt(DIALECT, tuple(reversed(numbers)), target)
     assert read(ids) == ["<bos>", target, ":", *numbers, ";"]
 
 
@@ -88,9 +89,9 @@ def test_two_numbers_side_by_side_are_not_one_long_number() -> None:
 def test_what_it_looks_like() -> None:
     node = Node((8, 2048), (Step(3, "+", 5, 8),))
     text = DIALECT.vocabulary.text
-    assert text(DIALECT.prompt((5, 3, 100), 24)) == "<bos> 24 : 3 5 1 '00 ;"
-    assert text(DIALECT.prompt((5, 3), 24, Condition("children", 6))) == "<bos> <spawn> 6 ; 24 : 3 5 ;"
-    assert text(DIALECT.prompt((5, 3), 24, Condition("context", 2048))) == "<bos> < 20 '48 ; 24 : 3 5 ;"
+    assert text(root_prompt(DIALECT, (5, 3, 100), 24)) == "<bos> 24 : 3 5 1 '00 ;"
+    assert text(root_prompt(DIALECT, (5, 3), 24, Condition("children", 6))) == "<bos> <spawn> 6 ; 24 : 3 5 ;"
+    assert text(root_prompt(DIALECT, (5, 3), 24, Condition("context", 2048))) == "<bos> < 20 '48 ; 24 : 3 5 ;"
     events = (Visited(node), Leaf(Step(16, "+", 8, 24), 24), Leaf(Step(8, "+", 8, 16), 24))
     [ids] = DIALECT.spell(SearchLog(24, node, events, None))
     assert text(ids) == "@ 3 + 5 = 8 : 8 20 '48 : 24 16 + 8 = 24 24 ! 8 + 8 = 16 24 < <join> <eos>"
@@ -104,5 +105,5 @@ def test_control_tokens_are_no_words_of_the_dialect() -> None:
     events = (Visited(node), Queued(node), Leaf(Step(3, "*", 5, 15), 8))
     [ids] = DIALECT.spell(SearchLog(8, node, events, node.path))
     assert set(ids) & control == {vocabulary.control.join, vocabulary.control.eos}
-    assert not {*DIALECT.prompt((3, 5), 8)[1:]} & control
-    assert DIALECT.prompt((3, 5), 8)[0] == vocabulary.control.bos
+    assert not {*root_prompt(DIALECT, (3, 5), 8)[1:]} & control
+    assert root_prompt(DIALECT, (3, 5), 8)[0] == vocabulary.control.bos

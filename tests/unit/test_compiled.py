@@ -14,15 +14,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from apr.config import SolverConfig
-from apr.data.demonstrate import conditioned, widest_spawn
 from apr.errors import DataError
 from apr.protocols import protocol_by_name
 from apr.seeds import SplitMix64
 from apr.threads.trace import Trace
-from apr.tokens.compact import CompactDialect
 from apr.tokens.dialect import condition_of
-from apr.tokens.log import Node, SearchLog, Spawned
+from envs.countdown.compact import CompactDialect
+from envs.countdown.demonstrate import conditioned, widest_spawn
+from envs.countdown.log import Node, SearchLog, Spawned
+from envs.countdown.teacher import SearchTeacher
 from solvers.compiled import Chunk, demonstrations, logs, solvable
 from solvers.exhaustive import reachable
 from solvers.search import SearchOptions, search, unfold
@@ -161,7 +161,7 @@ def test_demonstrations_are_those_of_the_plain_path(
     protocol_name = "serial" if unfolded or not options.spawn_depth else "spawn_join"
     if protocol_name == "serial" and condition == "children":
         condition = "none"
-    solver = SolverConfig(
+    solver = SearchTeacher(
         protocol=protocol_name, spawn_depth=options.spawn_depth, unfold=unfolded, condition=condition,
         context_bin=context_bin,
     )  # fmt: skip
@@ -289,13 +289,13 @@ def test_a_second_process_compiles_nothing() -> None:
     solvable(np.array([[1, 2]]), np.array([3]))
     code = """
 import numpy as np, solvers.compiled as fast, solvers.compiled_exhaustive, solvers.compiled_search
-import apr.threads.costs_compiled, apr.tokens.compact_compiled
+import apr.threads.costs_compiled, envs.countdown.compact_compiled
 one, seeds = np.array([5]), np.array([5], np.uint64)
 fast.demonstrations(np.array([[2, 3, 4]]), one, fast.SearchOptions(1, 1), one, one, seeds, False, "none", 512)
 fast.solvable(np.array([[1, 2]]), np.array([3]))
 entries = (
     solvers.compiled_exhaustive._solvable, solvers.compiled_search.search_from,
-    apr.threads.costs_compiled._count_all, apr.tokens.compact_compiled._spell_all,
+    apr.threads.costs_compiled._count_all, envs.countdown.compact_compiled._spell_all,
 )
 print([(sum(e.stats.cache_hits.values()), sum(e.stats.cache_misses.values())) for e in entries])
 """

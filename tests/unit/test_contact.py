@@ -10,7 +10,7 @@ from solver_evaluations import make_data
 
 from apr.config import DataConfig
 from apr.contact import contact, trained_on, with_sources
-from apr.data.store import read_problems
+from apr.data.store import data_env, read_problems
 from apr.errors import CheckpointError, DataError
 from apr.presets import load, preset
 from apr.sft.train import read_card
@@ -19,14 +19,14 @@ CHECKPOINTS = Path(__file__).parents[2] / "checkpoints" / "tiny_cpu"
 
 
 def card(data: Path, **more: Any) -> dict[str, Any]:
-    return {"trained": ["sft"], "trained_on": trained_on(data, "sft"), **more}
+    return {"trained": ["sft"], "trained_on": trained_on(data, "sft", data_env(data)), **more}
 
 
 def test_splits_of_one_data_set_have_no_contact_and_training_problems_have_all(place: Place) -> None:
     said = card(place.data)
     for split in ("validation", "test"):
-        assert str(contact(said, place.data, read_problems(place.data, split))) == "none"
-    found = contact(said, place.data, read_problems(place.data, "train"))
+        assert str(contact(said, place.data, read_problems(place.data, split), data_env(place.data))) == "none"
+    found = contact(said, place.data, read_problems(place.data, "train"), data_env(place.data))
     assert (found.problems, found.shared, found.seen) == (4, 4, 4)
     assert str(found) == "4 of 4 problems have a number multiset of the training split, 4 are training problems"
 
@@ -34,40 +34,44 @@ def test_splits_of_one_data_set_have_no_contact_and_training_problems_have_all(p
 def test_problems_of_another_data_set_are_told_by_the_split_rule(tmp_path: Path, place: Place) -> None:
     """Of other numbers than training had, of other sizes, and of another split seed: counted by hand."""
     said = card(place.data)
-    spec = load(DataConfig, [place.data / "config.yaml"]).problems
+    spec = data_env(place.data)
     problems = [
         {"id": f"{target}:{a}-{b}", "numbers": [a, b], "target": target}
         for a in range(1, 14) for b in range(a, 14) for target in (a + b, a * b)
     ]  # fmt: skip
     ours = [one for one in problems if one["numbers"][1] <= 9 and spec.split_of(tuple(one["numbers"])) == "train"]
-    found = contact(said, tmp_path, problems)
+    found = contact(said, tmp_path, problems, data_env(place.data))
     assert 0 < len(ours) < len(problems)
     assert (found.problems, found.shared, found.seen) == (len(problems), len(ours), None)
     assert "it is unknown how many are training problems" in str(found)
+    # Three numbers: no multiset of two.
     larger = make_data(tmp_path / "larger")
-    assert str(contact(said, larger, read_problems(larger, "train"))) == "none"  # three numbers: no multiset of two
+    assert (
+        str(contact(said, larger, read_problems(larger, "train"), data_env(larger))) == "none"
+    )  # three numbers: no multiset of two
 
 
 def test_states_are_compared_where_they_were_what_was_split(place: Place) -> None:
     [source] = card(place.data)["trained_on"]
-    said = {"trained": ["sft"], "trained_on": [{**source, "problems": {**source["problems"], "split_by": "states"}}]}
-    spec = load(DataConfig, [place.data / "config.yaml"]).problems
+    said = {"trained": ["sft"], "trained_on": [{**source, "env": {**source["env"], "split_by": "states"}}]}
+    spec = data_env(place.data)
     problems = [
         {"id": f"{target}:1-{target - 1}", "numbers": [1, target - 1], "target": target} for target in range(2, 40)
     ]
     ours = [one for one in problems if one["target"] <= 20 and spec.split_of((one["target"], one["target"])) == "train"]
-    found = contact(said, place.folder, problems)
+    found = contact(said, place.folder, problems, data_env(place.data))
     assert found.shared == len(ours) and "a winning child state of the training split" in str(found)
 
 
 def test_what_a_card_does_not_say_is_unknown(place: Place) -> None:
+    env = data_env(place.data)
     problems = read_problems(place.data, "test")
-    assert str(contact({}, place.data, problems)) == "unknown for training: the checkpoint's card does not say"
-    assert contact({"trained": ["sft", "rl"]}, place.data, problems).unknown == ["sft", "rl"]
-    assert contact(card(place.data, trained=["sft", "rl"]), place.data, problems).unknown == ["rl"]
-    both = with_sources(card(place.data, trained=["sft", "rl"]), trained_on(place.data, "rl"))
-    assert str(contact(both, place.data, problems)) == "none"
-    assert with_sources(both, trained_on(place.data, "rl")) == both  # a run that goes on
+    assert str(contact({}, place.data, problems, env)) == "unknown for training: the checkpoint's card does not say"
+    assert contact({"trained": ["sft", "rl"]}, place.data, problems, env).unknown == ["sft", "rl"]
+    assert contact(card(place.data, trained=["sft", "rl"]), place.data, problems, env).unknown == ["rl"]
+    both = with_sources(card(place.data, trained=["sft", "rl"]), trained_on(place.data, "rl", env))
+    assert str(contact(both, place.data, problems, env)) == "none"
+    assert with_sources(both, trained_on(place.data, "rl", env)) == both  # a run that goes on
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def test_what_a_card_does_not_say_is_unknown(place: Place) -> None:
 )
 def test_a_spoilt_card_is_refused(place: Place, spoilt: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="trained_on"):
-        contact(spoilt, place.data, [])
+        contact(spoilt, place.data, [], data_env(place.data))
 
 
 def test_an_evaluation_on_training_problems_says_so(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,5 +125,5 @@ def test_the_shipped_checkpoints_say_what_they_were_trained_on(name: str) -> Non
     """The problems of tiny_cpu.yaml, whose training problems have that hash, in one shard."""
     config = load(DataConfig, [preset("data", "tiny_cpu")])
     [source] = read_card(CHECKPOINTS / name)["trained_on"]
-    assert source["problems"] == config.problems.model_dump()
+    assert source["env"] == config.env.model_dump()
     assert (source["stage"], source["split"]) == ("sft", "train")

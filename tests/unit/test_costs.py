@@ -9,9 +9,9 @@ from apr.threads.costs import costs, critical_path
 from apr.threads.limits import Budgets
 from apr.threads.serial import Serial
 from apr.threads.trace import Costs, EngineStop, Injected, Origin, Reference, StopReason, Strand, StrandId, Thread
-from apr.tokens.compact import CompactDialect
-from apr.tokens.encode import encode
-from apr.tokens.log import Node
+from envs.countdown.compact import CompactDialect
+from envs.countdown.log import Node
+from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy

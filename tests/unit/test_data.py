@@ -8,17 +8,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_sets import COMPACT, EASY, SHARDS, config, files, first
+from data_sets import COMPACT, EASY, ENV, SHARDS, config, files, first, teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apr.config import DataConfig, SolverConfig
+from apr.config import DataConfig
 from apr.data import generate as generating
-from apr.data import store
+from apr.data import store, teach
 from apr.data.card import content_hashes
 from apr.data.check import check_folder
-from apr.data.demonstrate import demonstrate
-from apr.data.generate import demonstrations, generate
+from apr.data.generate import generate
 from apr.data.shards import content_hash, rows_hash, shard_facts, shard_path
 from apr.data.store import (
     DEMONSTRATIONS,
@@ -31,12 +30,16 @@ from apr.data.store import (
     write_demonstrations,
     write_problems,
 )
-from apr.data.teacher import Teacher, fast, plain
+from apr.data.teach import demonstrations_of, facts_of_teacher, plain
 from apr.errors import ConfigError, DataError, ResourceError, RunDirectoryError
 from apr.presets import load
-from apr.protocols import protocol_by_name
 from apr.runs import run_directory
-from envs.countdown.env import MAX_NUMBER, SPLITS, Countdown, CountdownSpec
+from apr.scripts.columns import row_of
+from envs.base import SPLITS
+from envs.countdown.demonstrate import demonstrate
+from envs.countdown.env import Countdown
+from envs.countdown.fast import fast
+from envs.countdown.problems import MAX_NUMBER, CountdownSpec
 
 
 def test_the_same_seed_makes_the_same_files(easy: Path, tmp_path: Path) -> None:
@@ -54,20 +57,18 @@ def test_splits_hold_what_was_asked_for_and_share_no_numbers(easy: Path) -> None
     assert {split: len(found) for split, found in problems.items()} == {"train": 20, "validation": 5, "test": 10}
     multisets = [{tuple(problem["numbers"]) for problem in found} for found in problems.values()]
     assert len(set.union(*multisets)) == sum(map(len, multisets))
-    env = Countdown(CountdownSpec(**EASY["problems"]), COMPACT)
-    assert problems == {split: env.problems(split, len(found), 0) for split, found in problems.items()}
+    assert problems == {split: list(ENV.problems(split, len(found), 0)) for split, found in problems.items()}
 
 
 @pytest.mark.parametrize("solver", EASY["solvers"])
 def test_what_is_read_are_the_demonstrations_of_the_training_problems(solver: str, easy: Path) -> None:
-    teacher = config(easy).solvers[solver]
-    protocol = protocol_by_name(teacher.protocol, COMPACT)
+    told = teacher(config(easy).solvers[solver], copies=2)
     problems = read_problems(easy, "train")
-    expected = [demonstrate(one, teacher, COMPACT, protocol, 0, copy) for one in problems for copy in range(2)]
+    expected = [demonstrate(one, told, copy) for one in problems for copy in range(2)]
     traces = list(read_demonstrations(easy, solver))
     assert traces == expected
     assert 0 < sum(trace.correct for trace in traces) < len(traces)
-    assert demonstrations(problems, solver, teacher, 0, per_problem=2) == traces
+    assert teach.traces(problems, told) == traces
 
 
 def test_costs_and_outcome_are_columns(easy: Path) -> None:
@@ -161,7 +162,7 @@ KINDS = st.sampled_from(
 MIXED = [
     problem
     for numbers in (2, 3, 4)
-    for problem in Countdown(CountdownSpec(numbers=numbers, high=12), COMPACT).problems("train", 4, numbers)
+    for problem in Countdown(CountdownSpec(numbers=numbers, high=12)).problems("train", 4, numbers)
 ]
 
 
@@ -170,29 +171,33 @@ MIXED = [
 def test_compiled_shards_are_the_plain_ones(
     solver: dict[str, Any], kind: dict[str, Any], seed: int, copies: int
 ) -> None:
-    teacher = Teacher(SolverConfig.model_validate({**solver, **kind}), COMPACT, seed, copies)
-    slow = plain(MIXED, teacher)
-    assert fast(MIXED, teacher).equals(slow)
-    table = slow.replace_schema_metadata(teacher.facts)
-    traces = list(store.traces_of(table, "test", COMPACT))
-    assert [store.row_of(trace)["tokens"].tolist() for trace in traces] == table["tokens"].to_pylist()
-    assert {**store.row_of(traces[0]), "tokens": None} == {**table.slice(0, 1).to_pylist()[0], "tokens": None}
+    told = teacher({**solver, **kind}, seed, copies)
+    slow, quick = plain(MIXED, told), fast(MIXED, told)
+    assert quick is not None and quick.equals(slow)
+    table = demonstrations_of(MIXED, told).replace_schema_metadata(facts_of_teacher(told))
+    traces = list(store.traces_of(table, "test", COMPACT, ENV))
+    assert [row_of(trace)["tokens"].tolist() for trace in traces] == table["tokens"].to_pylist()
+    row = table.slice(0, 1).to_pylist()[0]
+    assert {**row, **row_of(traces[0]), "tokens": None} == {**row, "tokens": None}
+    assert {name: traces[0].problem[name] for name in ("numbers", "target")} == {
+        name: row[name] for name in ("numbers", "target")
+    }
 
 
 def test_a_data_set_split_by_states_is_made_and_verified(tmp_path: Path) -> None:
-    made = config(tmp_path / "set", problems={**EASY["problems"], "split_by": "states"})
+    made = config(tmp_path / "set", env={**EASY["env"], "split_by": "states"})
     generate(made)
     assert "no winning child state in two splits" in check_folder(made.out)
     text = (made.out / "README.md").read_text()
     assert "Splits share no winning child state" in text and "split_by: states" in text
-    said = load(DataConfig, [made.out / "config.yaml"]).problems
-    assert said.split_by == "states"
+    said = load(DataConfig, [made.out / "config.yaml"]).env.given
+    assert said["split_by"] == "states"
     swapped = [shard_path(problems_folder(made.out), "train", i, 3) for i in (0, 1)]
     wrong = config(tmp_path / "wrong")  # the same numbers, split by multisets
     generate(wrong)
     for path in swapped:
         path.write_bytes((wrong.out / path.relative_to(made.out)).read_bytes())
-    with pytest.raises(DataError, match=r"which win for \d+, are in the (test|validation) split too"):
+    with pytest.raises(DataError, match=r"its winning child state .* is in the (test|validation) split too"):
         check_folder(made.out)
 
 
@@ -216,15 +221,14 @@ def test_a_teacher_that_solves_nothing_leaves_an_empty_set(tmp_path: Path) -> No
 def test_numbers_too_large_for_compiled_code_take_the_plain_path(tmp_path: Path) -> None:
     large = {"numbers": 2, "low": 10**9, "high": 10**9 + 30, "target_low": 1, "target_high": 9}
     solvers = {"sos": {"protocol": "serial"}}
-    generate(config(tmp_path, problems=large, solvers=solvers, train=3, validation=1, test=1))
+    generate(config(tmp_path, env={"name": "countdown", **large}, solvers=solvers, train=3, validation=1, test=1))
     problems = read_problems(tmp_path, "train")
     assert len(problems) == 3 and min(problems[0]["numbers"]) >= 10**9
     assert [trace.problem for trace in read_demonstrations(tmp_path, "sos") if trace.correct]
     check_folder(tmp_path)
-    with pytest.raises(DataError):
-        fast(problems, Teacher(SolverConfig(protocol="serial"), COMPACT, 0))
-    with pytest.raises(ConfigError, match="problems.high"):
-        config(tmp_path, problems={"high": MAX_NUMBER + 1})
+    assert fast(problems, teacher({"protocol": "serial"})) is None
+    with pytest.raises(ConfigError, match="high"):
+        config(tmp_path, env={"name": "countdown", "high": MAX_NUMBER + 1})
 
 
 # Interrupted, repeated, refused
@@ -279,7 +283,7 @@ def test_a_lost_card_is_written_again(easy: Path, tmp_path: Path) -> None:
 def test_more_problems_than_there_are_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
     few = {"numbers": 2, "low": 1, "high": 4, "target_low": 5, "target_high": 8}
     with pytest.raises(DataError, match=r"of 20 distinct solvable train problems.*ask for fewer"):
-        generate(config(tmp_path / "set", problems=few))
+        generate(config(tmp_path / "set", env={"name": "countdown", **few}))
     assert not (tmp_path / "set").exists()
 
 

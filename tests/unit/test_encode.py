@@ -14,10 +14,10 @@ from apr.threads.protocol import Decision, Spawn, ThreadProtocol
 from apr.threads.serial import Serial
 from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import EngineStop, Origin, StopReason, Strand, StrandId, Trace
-from apr.tokens.compact import CompactDialect
-from apr.tokens.encode import encode
-from apr.tokens.log import Node, SearchLog, Spawned
+from envs.countdown.compact import CompactDialect
+from envs.countdown.log import Node, SearchLog, Spawned
 from envs.countdown.verify import verify
+from envs.countdown.wording import encode, root_prompt
 from solvers.exhaustive import reachable
 from solvers.search import SearchOptions, search
 
@@ -52,7 +52,7 @@ def demonstration(
 @given(demonstrations())
 def test_a_replayed_demonstration_is_the_demonstration(made: tuple[SearchLog, Trace, ThreadProtocol]) -> None:
     log, trace, protocol = made
-    prompt = DIALECT.prompt(trace.problem["numbers"], trace.problem["target"])
+    prompt = root_prompt(DIALECT, trace.problem["numbers"], trace.problem["target"])
     replayed = run(replays(trace), FREE, protocol, prompt, trace.problem)
     assert replayed.threads == trace.threads
     assert timeless(replayed.strands) == timeless(trace.strands)
@@ -111,7 +111,7 @@ def test_children_spawn_in_turn(seed: int) -> None:
     assert (trace.costs.threads, trace.costs.depth, trace.costs.width) == (10, 2, 10)
     assert trace.costs.parallelism_sampled > 2
     engine = FakeEngine(replays(trace), ticks=lambda request: rng.randrange(20))
-    prompt = DIALECT.prompt(numbers, 7919)
+    prompt = root_prompt(DIALECT, numbers, 7919)
     assert timeless(run(engine, FREE, protocol, prompt, trace.problem).strands) == timeless(trace.strands)
 
 

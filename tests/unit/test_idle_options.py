@@ -43,8 +43,12 @@ ENDPOINT = ["engine.kind=endpoint", "engine.url=http://x:1"]
         (EvalConfig, ["cluster.routing=spread"], "with cluster.address=none: cluster.routing=spread"),
         (RlConfig, ["cluster={learner_cpus: 2, reply_timeout: 9}"], "cluster.learner_cpus=2, cluster.reply_timeout=9"),
         (EvalConfig, ["cluster.address=local", "cluster.ranks=2"], "in this command: cluster.ranks=2"),
-        (DataConfig, [TEACHER, "solvers.a.context_bin=9"], "with solvers.a.condition=none: solvers.a.context_bin=9"),
-        (DataConfig, [TEACHER, "solvers.a.child_promising_share=0"], "with solvers.a.spawn_depth=0"),
+        (
+            DataConfig,
+            ["env=countdown", TEACHER, "solvers.a.context_bin=9"],
+            "solvers.a.condition=none: solvers.a.context_bin=9",
+        ),
+        (DataConfig, ["env=countdown", TEACHER, "solvers.a.child_promising_share=0"], "with solvers.a.spawn_depth=0"),
         (QuickstartConfig, ["start=sft", "stages.sft=[lr=1]"], "leave stages.sft out"),
     ],
 )

@@ -36,7 +36,7 @@ from apr.threads.trace import (
     Thread,
     Trace,
 )  # fmt: skip
-from envs.countdown import canonical
+from envs.countdown.env import Countdown
 
 
 def trace(
@@ -50,8 +50,9 @@ def trace(
 ) -> Trace:
     costs = Costs(work, work - 10, span, span - 10, context, 3, 2, 1, 80, 1.5)
     root = Thread("r", None, 0, (), stop)
+    vote = Countdown().canonical(answer) if answer and answer.strip() else None
     return Trace(
-        {"id": problem}, "spawn_join", 0, 0, (root,), (), answer, Outcome(stop, correct, "as told"), costs
+        {"id": problem}, "spawn_join", 0, 0, (root,), (), answer, Outcome(stop, correct, "as told", float(correct), vote), costs
     )  # fmt: skip
 
 
@@ -145,12 +146,11 @@ def test_majority_votes_over_canonical_answers() -> None:
         trace("p", True, right, context=70, work=300, span=90),
         trace("p", False, " 2 * 5 = 11 "),
     ]
-    vote = majority(group, canonical)
+    vote = majority(group)
     assert (vote.answer, vote.correct, vote.stop) == (wrong, False, StopReason.ANSWERED)
-    assert majority(group, lambda answer: "all the same").answer == wrong
-    assert majority(group[1:3], canonical).answer == wrong  # a tie: first seen
-    assert majority(group[2:], canonical).correct
-    none = majority([group[0], trace("p", False, None, StopReason.MALFORMED)], canonical)
+    assert majority(group[1:3]).answer == wrong  # a tie: first seen
+    assert majority(group[2:]).correct
+    none = majority([group[0], trace("p", False, None, StopReason.MALFORMED)])
     assert (none.answer, none.correct, none.stop) == (None, False, StopReason.CONTEXT)
     assert pass_at(group).correct
     assert not pass_at([group[0], group[1]]).correct
@@ -164,30 +164,30 @@ def test_equal_answers_vote_together() -> None:
         trace("p", False, "2*3=6, 6+6=12"),
         *(trace("p", True, one) for one in right),
     ]
-    vote = majority(group, canonical)
+    vote = majority(group)
     assert (vote.answer, vote.correct) == (right[0], True)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n", "\t \n"])
 def test_blank_answers_do_not_vote(blank: str) -> None:
     silent = [trace("p", False, blank, StopReason.NO_ANSWER) for _ in range(3)]
-    assert majority([*silent, trace("p", True, "2+3=5")], canonical).correct
-    assert not majority(silent, canonical).correct
+    assert majority([*silent, trace("p", True, "2+3=5")]).correct
+    assert not majority(silent).correct
 
 
 def test_a_malformed_answer_takes_no_votes_from_a_right_one() -> None:
     right, torn, other = "12+3=15", "1 2+3=15", "3*5=15"
     group = [trace("p", False, torn), trace("p", True, right), trace("p", False, other), trace("p", False, other)]
-    vote = majority(group, canonical)
+    vote = majority(group)
     assert (vote.answer, vote.correct) == (other, False)
     votes = [trace("p", False, torn), trace("p", True, right), trace("p", True, "12 + 3 = 15")]
-    assert majority(votes, canonical).correct
+    assert majority(votes).correct
 
 
 def test_samples_run_side_by_side() -> None:
     first = trace("p", False, "a", context=60, work=100, span=50)
     group = [first, trace("p", True, "b", context=40, work=200, span=90)]
-    for together in (majority(group, canonical), pass_at(group)):
+    for together in (majority(group), pass_at(group)):
         assert dict(together.costs) == {
             "work": 300, "work_sampled": 280, "span": 90, "span_sampled": 80, "context": 60, "threads": 6, "width": 4,
             "seconds": 1.5, "parallelism": 300 / 90, "parallelism_sampled": 280 / 80, "acceleration": 1 - 80 / 280,
@@ -198,7 +198,7 @@ def test_samples_run_side_by_side() -> None:
 
 def test_votes_need_one_problem_and_no_lost_engine() -> None:
     with pytest.raises(ValueError, match="of 2"):
-        majority([trace("p", True), trace("q", True)], canonical)
+        majority([trace("p", True), trace("q", True)])
     with pytest.raises(ValueError, match="of 0"):
         pass_at([])
     assert pass_at([trace("p", True), trace("p", False, stop=StopReason.ENGINE_LOST)]).lost
@@ -208,7 +208,7 @@ def test_samples_are_grouped_in_order() -> None:
     traces = [trace("b", True), trace("a", True), trace("b", False)]
     tries = [attempt(one) for one in traces]
     assert samples_by_problem(traces) == samples_by_problem(tries) == [[tries[0], tries[2]], [tries[1]]]
-    votes: list[Attempt] = [majority(group, canonical) for group in samples_by_problem(traces)]
+    votes: list[Attempt] = [majority(group) for group in samples_by_problem(traces)]
     assert summarise("cons@2", votes).n == 2
 
 

@@ -12,21 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper_logs import protocol_for, searches
 
-from apr.data.published import misnamed
 from apr.errors import CheckpointError, DataError
 from apr.seeds import SplitMix64
 from apr.sft.rows import rows
-from apr.threads.paper import PaperSerial, PaperSpawnJoin
 from apr.threads.trace import StopReason, closure_ids
-from apr.tokens.compact import CompactDialect
 from apr.tokens.control import CONTROL_TOKENS
 from apr.tokens.dialect import Condition
-from apr.tokens.encode import encode
-from apr.tokens.log import Event, Node, Promising, Queued, SearchLog, Spawned, Step, Visited
-from apr.tokens.log import Tested as Leaf  # pytest takes names in Test for its own
-from apr.tokens.paper import PaperDialect, texts
 from apr.tokens.text import Spelt
+from envs.countdown.compact import CompactDialect
+from envs.countdown.log import Event, Node, Promising, Queued, SearchLog, Spawned, Step, Visited
+from envs.countdown.log import Tested as Leaf  # pytest takes names in Test for its own
+from envs.countdown.paper import PaperDialect, texts
+from envs.countdown.paper_protocols import PaperSerial, PaperSpawnJoin
+from envs.countdown.published import misnamed
 from envs.countdown.verify import verify
+from envs.countdown.wording import encode, root_prompt
 from solvers.search import SearchOptions, search
 
 FEWER = settings(max_examples=40)
@@ -142,9 +142,9 @@ def test_what_a_serial_search_looks_like() -> None:
 
 def test_conditions_stand_in_front() -> None:
     state = "Moving to Node #0\nCurrent State: 24:[3, 5], Operations: []"
-    assert WORDS.text(DIALECT.prompt((5, 3), 24)) == f"<bos>{state}"
-    assert WORDS.text(DIALECT.prompt((5, 3), 24, Condition("children", 6))) == f"<bos>Sub Call Budget: 6 {state}"
-    told = DIALECT.prompt((5, 3), 24, Condition("context", 2048))
+    assert WORDS.text(root_prompt(DIALECT, (5, 3), 24)) == f"<bos>{state}"
+    assert WORDS.text(root_prompt(DIALECT, (5, 3), 24, Condition("children", 6))) == f"<bos>Sub Call Budget: 6 {state}"
+    told = root_prompt(DIALECT, (5, 3), 24, Condition("context", 2048))
     assert WORDS.text(told) == f"<bos>Token Budget: 2048 {state}"
     [injected] = PaperSerial(DIALECT).start(told).inject
     assert WORDS.text(injected.ids) == "<bos>Token Budget: 2048 Current State: 24:[3, 5], Operations: []"
@@ -328,7 +328,7 @@ def test_a_replayed_demonstration_is_the_demonstration(made: tuple[SearchLog, di
     protocol = protocol_for(log, DIALECT)
     trace = encode(log, DIALECT, protocol, problem)
     condition = problem.get("condition")
-    prompt = DIALECT.prompt(problem["numbers"], problem["target"], condition and Condition(**condition))
+    prompt = root_prompt(DIALECT, problem["numbers"], problem["target"], condition and Condition(**condition))
     replayed = run(replays(trace), FREE, protocol, prompt, problem)
     assert replayed.threads == trace.threads
     assert timeless(replayed.strands) == timeless(trace.strands)

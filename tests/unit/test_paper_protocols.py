@@ -15,7 +15,6 @@ from paper_tokenizers import byte_level, llama_like
 
 from apr.errors import CheckpointError, DataError
 from apr.threads.limits import Limits
-from apr.threads.paper import PaperSerial, PaperSpawnJoin
 from apr.threads.protocol import Continue, Finish
 from apr.threads.trace import (
     EngineStop,
@@ -28,10 +27,11 @@ from apr.threads.trace import (
     closure_ids,
 )
 from apr.tokens.dialect import Condition
-from apr.tokens.encode import encode
-from apr.tokens.log import SearchLog
-from apr.tokens.paper import CALL, JOIN, PaperDialect
 from apr.tokens.text import PretrainedVocabulary, Spelt, TextVocabulary
+from envs.countdown.log import SearchLog
+from envs.countdown.paper import CALL, JOIN, PaperDialect
+from envs.countdown.paper_protocols import PaperSerial, PaperSpawnJoin
+from envs.countdown.wording import encode, root_prompt
 
 
 @pytest.fixture(scope="module", params=["own", "byte level", "byte level over lines", "after Llama-2"])
@@ -340,7 +340,7 @@ def test_the_runtime_makes_the_same_of_a_model_that_says_it(
     protocol = protocol_for(log, dialect)
     trace = encode(log, dialect, protocol, problem)
     condition = problem.get("condition")
-    prompt = dialect.prompt(problem["numbers"], problem["target"], condition and Condition(**condition))
+    prompt = root_prompt(dialect, problem["numbers"], problem["target"], condition and Condition(**condition))
     rng = random.Random(0)
     engine = FakeEngine(replays(trace), ticks=lambda request: rng.randrange(9))
     replayed = run(engine, FREE, protocol, prompt, problem)

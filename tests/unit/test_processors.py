@@ -39,7 +39,7 @@ def stages(make_checkpoint: Callable[[int], Path], tmp_path_factory: pytest.Temp
     """Commands that train or sample, ready to run."""
     folder = tmp_path_factory.mktemp("waiting")
     (folder / "data.yaml").write_text(
-        "problems: {numbers: 2, low: 1, high: 9, target_low: 2, target_high: 20}\n"
+        "env: {name: countdown, numbers: 2, low: 1, high: 9, target_low: 2, target_high: 20}\n"
         "train: 8\nvalidation: 2\ntest: 3\nsolvers: {sos_plus: {protocol: serial}}\n"
     )
     generate = [sys.executable, "-m", "apr.cli", "data", "generate", "--config", str(folder / "data.yaml")]

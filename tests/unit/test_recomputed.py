@@ -11,6 +11,7 @@ from solver_evaluations import evaluation, make_data
 from apr.report.build import build_report
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.trace import Trace
+from envs.countdown.env import Countdown
 
 
 def test_every_number_can_be_worked_out_again(tmp_path: Path) -> None:
@@ -63,7 +64,8 @@ def reworded(trace: Trace) -> Trace:
         return replace(trace, answer="1+1=3", outcome=replace(trace.outcome, correct=False))
     swaps = {0: -1, 1: 0, 2: 1}[trace.sample]  # how many: none, all, one
     answer = trace.answer if swaps < 0 else re.sub(r"(\d+)([+*])(\d+)=", r"\3\2\1=", trace.answer or "", count=swaps)
-    return replace(trace, answer=answer)
+    vote = Countdown().canonical(answer) if answer else None
+    return replace(trace, answer=answer, outcome=replace(trace.outcome, vote=vote))
 
 
 def test_votes_for_one_derivation_in_other_words_are_counted_together(tmp_path: Path) -> None:

@@ -9,47 +9,66 @@ from apr.errors import JudgeError
 from apr.rollout import JUDGE_ATTEMPTS, Job, Roller, verified
 from apr.threads.session import Sampling
 from apr.threads.spawn_join import SpawnJoin
-from envs.countdown.verify import Verdict
+from envs.base import Environment, Options, Verdict
 
 PROTOCOL = SpawnJoin(CONTROL)
 
 
-class Flaky:
+class Bare:
+    """A dialect that shows token ids."""
+
+    name = "bare"
+    vocabulary: Any = None
+
+    def prompt(self, env: Any, problem: dict[str, Any]) -> tuple[int, ...]:
+        return (CONTROL.bos, 20)
+
+    def ids(self, pieces: Any) -> tuple[int, ...]:
+        return ()
+
+    def answer(self, ids: Any) -> str:
+        return str(ids)
+
+
+class Flaky(Environment[Options]):
     """An environment whose verifier raises the first `failures` times that it is asked."""
 
     name = "flaky"
 
     def __init__(self, failures: int) -> None:
+        super().__init__()
         self.failures = failures
         self.asked = 0
-
-    def problems(self, split: str, count: int, seed: int) -> list[dict[str, Any]]:
-        return [{"id": str(i)} for i in range(count)]
-
-    def prompt(self, problem: dict[str, Any]) -> tuple[int, ...]:
-        return (CONTROL.bos, 20)
-
-    def read(self, ids: tuple[int, ...] | None) -> str | None:
-        return None if ids is None else str(ids)
 
     def verify(self, problem: dict[str, Any], answer: str | None) -> Verdict:
         self.asked += 1
         if self.asked <= self.failures:
             raise TimeoutError("the sandbox does not answer")
-        return Verdict(answer == "(60,)", "judged")
+        return Verdict(answer == "(60,)", "judged", 0.5 if answer == "(61,)" else None)
+
+
+DIALECT = Bare()
 
 
 @pytest.mark.parametrize("failures", range(JUDGE_ATTEMPTS))
 def test_a_judge_that_fails_at_first_is_asked_again(failures: int) -> None:
     env = Flaky(failures)
-    trace = verified(run(says(r_0=join(60))), env, PROTOCOL)
+    trace = verified(run(says(r_0=join(60))), env, DIALECT, PROTOCOL)
     assert trace.correct and env.asked == failures + 1
 
 
 def test_a_judge_that_always_fails_stops_the_run_and_names_the_problem() -> None:
     trace = run(says(r_0=join(60)), problem={"id": "3,5,8->23"})
     with pytest.raises(JudgeError, match=r"3 times.*'3,5,8->23'.*does not answer"):
-        verified(trace, Flaky(99), PROTOCOL)
+        verified(trace, Flaky(99), DIALECT, PROTOCOL)
+
+
+def test_a_threshold_on_the_score_decides_what_is_correct() -> None:
+    for threshold, correct in ((None, False), (0.4, True), (0.5, True), (0.6, False)):
+        trace = verified(run(says(r_0=join(61))), Flaky(0), DIALECT, PROTOCOL, threshold)
+        assert trace.outcome is not None and trace.outcome.score == 0.5
+        assert trace.correct == correct
+    assert trace.outcome.vote == "(61,)"
 
 
 def test_no_more_attempts_run_at_once_than_asked_for_over_all_calls() -> None:
@@ -70,7 +89,7 @@ def test_no_more_attempts_run_at_once_than_asked_for_over_all_calls() -> None:
 
     async def both() -> list[int]:
         engine: Any = Counting(says(r_0=join(60)))
-        roller = Roller(Flaky(0), engine, PROTOCOL, FREE, Sampling(1.0, 0), in_flight=3)
+        roller = Roller(Flaky(0), DIALECT, engine, PROTOCOL, FREE, Sampling(1.0, 0), in_flight=3)
 
         async def one(step: int) -> int:
             jobs = [Job({"id": str(i)}, 0) for i in range(5)]

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apr.seeds import SplitMix64
-from apr.tokens.log import Event, Node, Promising, Queued, SearchLog, Spawned, Step, Visited
-from apr.tokens.log import Tested as Leaf  # pytest takes names in Test for its own
+from envs.countdown.log import Event, Node, Promising, Queued, SearchLog, Spawned, Step, Visited
+from envs.countdown.log import Tested as Leaf  # pytest takes names in Test for its own
 from envs.countdown.verify import verify
 from solvers.exhaustive import reachable
 from solvers.search import SearchOptions, children, distance, factors, search, steps, unfold

@@ -7,41 +7,40 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from data_sets import COMPACT, config, first
+from data_sets import COMPACT, ENV, config, first, teacher
 
 from apr.data.check import check_folder
 from apr.data.shards import shard_facts, shard_path, shard_paths
 from apr.data.store import (
-    DEMONSTRATION_COLUMNS,
     DEMONSTRATIONS,
     PROBLEMS,
     demonstrations_folder,
     demonstrations_hash,
     demonstrations_table,
     problems_folder,
+    problems_table,
     read_demonstrations,
     read_problems,
     write_demonstrations,
     write_problems,
 )
-from apr.data.teacher import Teacher, demonstrations_of
+from apr.data.teach import demonstrations_of
 from apr.errors import DataError
 from apr.threads.trace import Trace
-from envs.countdown.env import Problems, problem_of
+from envs.countdown.problems import problem_of
 
 
 @pytest.mark.parametrize("name", ["problems", "demonstrations"])
 def test_a_corrupt_file_is_named(name: str, easy: Path, tmp_path: Path) -> None:
     def read(folder: Path) -> list[Any]:
         return (
-            read_problems(folder, "validation")
+            read_problems(folder, "validation", ENV)
             if name == "problems"
-            else list(read_demonstrations(folder, "spawn_join"))
+            else list(read_demonstrations(folder, "spawn_join", ENV))
         )
 
     if name == "problems":
@@ -84,16 +83,16 @@ GOOD = problem_of([3, 5, 8], 23)
     ("rows", "said"),
     [
         ({"id": [], "numbers": [], "target": []}, "no problem"),
-        ({"id": ["a"], "numbers": [[3, 5, 8]]}, "lacks the columns target"),
-        ({"id": ["23:3-5-8"], "numbers": [[3, 5, 8]], "target": ["24"]}, "row 0: not a Countdown problem"),
-        ({"id": ["24:3"], "numbers": [[3]], "target": [23]}, "row 0: not a Countdown problem"),
-        ({"id": ["24:3-5"], "numbers": [None], "target": [23]}, "row 0: not a Countdown problem"),
-        ({"id": ["1:-3-5"], "numbers": [[-3, 5]], "target": [1]}, "row 0: not a Countdown problem"),
-        ({"id": ["23:3-5-8", "2:1-1"], "numbers": [[3, 5, 8], [1, None]], "target": [23, 2]}, "row 1: not a Countdown"),
-        ({"id": ["23:3-5-8", None], "numbers": [[3, 5, 8], [1, 1]], "target": [23, 2]}, "row 1: not a Countdown"),
-        ({"id": ["23:3-5-8"], "numbers": [[3.0, 5.0, 8.0]], "target": [23]}, "row 0: not a Countdown problem"),
-        ({"id": [1], "numbers": [[3, 5, 8]], "target": [23]}, "row 0: not a Countdown problem"),
-        ({"id": ["7919:3-5-8"], "numbers": [[3, 5, 8]], "target": [7919]}, "row 0.*no solution; leave it out"),
+        ({"id": ["a"], "numbers": [[3, 5, 8]]}, "None is no integer"),
+        ({"id": ["23:3-5-8"], "numbers": [[3, 5, 8]], "target": ["24"]}, "row 0: not a problem of countdown"),
+        ({"id": ["24:3"], "numbers": [[3]], "target": [23]}, "row 0: not a problem of countdown"),
+        ({"id": ["24:3-5"], "numbers": [None], "target": [23]}, "row 0: not a problem of countdown"),
+        ({"id": ["1:-3-5"], "numbers": [[-3, 5]], "target": [1]}, "row 0: not a problem of countdown"),
+        ({"id": ["23:3-5-8", "2:1-1"], "numbers": [[3, 5, 8], [1, None]], "target": [23, 2]}, "row 1: not a problem"),
+        ({"id": ["23:3-5-8", None], "numbers": [[3, 5, 8], [1, 1]], "target": [23, 2]}, "row 1: .* has no id"),
+        ({"id": ["23:3-5-8"], "numbers": [[3.0, 5.0, 8.0]], "target": [23]}, "row 0: not a problem of countdown"),
+        ({"id": [1], "numbers": [[3, 5, 8]], "target": [23]}, "row 0: .* has no id"),
+        ({"id": ["7919:3-5-8"], "numbers": [[3, 5, 8]], "target": [7919]}, "row 0.*no solution"),
         ({"id": ["2:1-1", "99:3-5-8"], "numbers": [[1, 1], [3, 5, 8]], "target": [2, 99]}, "row 1.*no solution"),
         ({"id": ["x"], "numbers": [[3, 5, 8]], "target": [23]}, "row 0.*'23:3-5-8'"),
         ({"id": ["23:3-5-8"], "numbers": [[8, 3, 5]], "target": [23]}, "row 0.*is not written as"),
@@ -105,24 +104,24 @@ def test_a_malformed_or_unsolvable_problem_is_refused_with_its_row(
 ) -> None:
     path = write(tmp_path, rows)
     with pytest.raises(DataError, match=said) as caught:
-        read_problems(tmp_path, "test")
+        read_problems(tmp_path, "test", ENV)
     assert str(path) in str(caught.value)
 
 
 def test_problems_of_several_sizes_are_read(tmp_path: Path) -> None:
     rows = [problem_of([1, 1], 2), GOOD, problem_of([1, 2, 3, 4], 24), problem_of([2, 9], 18)]
     write(tmp_path, {key: [row[key] for row in rows] for key in GOOD})
-    assert read_problems(tmp_path, "test") == rows
+    assert read_problems(tmp_path, "test", ENV) == rows
 
 
 def test_a_missing_or_newer_file_is_refused(easy: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data file .*apr data generate"):
-        read_problems(tmp_path, "test")
+        read_problems(tmp_path, "test", ENV)
     with pytest.raises(DataError, match="no data file .*apr data generate"):
         next(read_demonstrations(easy, "other"))
     write(tmp_path, {key: [value] for key, value in GOOD.items()}, "apr.problems/2")
     with pytest.raises(DataError, match=r"has schema apr\.problems/2, this version reads apr\.problems/1"):
-        read_problems(tmp_path, "test")
+        read_problems(tmp_path, "test", ENV)
 
 
 @pytest.fixture
@@ -151,7 +150,7 @@ def spoil(again: Path, **columns: Any) -> Path:
     table = demonstrations_table(path)
     for name, values in columns.items():
         place = table.column_names.index(name)
-        table = table.set_column(place, name, pa.array(values, DEMONSTRATION_COLUMNS.field(name).type))
+        table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
     write_demonstrations(path, table, 16, shard_facts(path, DEMONSTRATIONS))
     return path
 
@@ -211,8 +210,8 @@ def test_checking_a_folder_finds_problems_in_two_splits(again: Path) -> None:
     test = shard_paths(problems_folder(again), "test")[0]
     [numbers, *_] = [problem["numbers"] for problem in read_problems(again, "train")]
     [target, *_] = [problem["target"] for problem in read_problems(again, "train")]
-    write_problems(test, Problems(np.array([numbers]), np.array([target])))
-    with pytest.raises(DataError, match=r"train-00000-of-00003\.parquet, row 0: numbers .* are in the test split too"):
+    write_problems(test, problems_table([problem_of(numbers, target)]))
+    with pytest.raises(DataError, match=r"-00003\.parquet, row 0: its number multiset .* is in the test split too"):
         check_folder(again)
 
 
@@ -251,10 +250,10 @@ def test_checking_a_folder_finds_a_wrong_solution_in_a_child(again: Path) -> Non
 
 def test_checking_a_folder_finds_held_out_numbers_in_demonstrations(again: Path) -> None:
     [problem, *_] = read_problems(again, "validation")
-    table = demonstrations_of([problem], Teacher(config(again).solvers["spawn_join"], COMPACT, 0))
+    table = demonstrations_of([problem], teacher(config(again).solvers["spawn_join"]))
     path = first(again, "spawn_join")
     write_demonstrations(path, table, 1, shard_facts(path, DEMONSTRATIONS))
-    with pytest.raises(DataError, match=r"row 0: numbers .* are in the validation split too"):
+    with pytest.raises(DataError, match=r"row 0: its number multiset .* is in the validation split too"):
         check_folder(again)
 
 

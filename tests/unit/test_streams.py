@@ -17,7 +17,7 @@ from apr.progress import cut, time_left
 
 ROOT = Path(__file__).parents[2]
 APR = f"{sys.executable} -m apr.cli"
-DATA = "problems: {numbers: 2, low: 1, high: 9, target_low: 2, target_high: 20}\ntrain: 8\nvalidation: 2\ntest: 2\n"
+DATA = "env: {name: countdown, numbers: 2, low: 1, high: 9, target_low: 2, target_high: 20}\ntrain: 8\nvalidation: 2\ntest: 2\n"
 LONG = ["sft --help", "rl --config tiny_cpu --print-config", "data generate --keys e", "--help", "quickstart --help"]
 SHOWN = [*LONG, "--version", "eval --keys engine"]
 

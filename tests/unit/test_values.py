@@ -49,8 +49,10 @@ def test_a_text_in_a_file_is_not_guessed_at(text: str, tmp_path: Path) -> None:
 def test_texts_in_lists_and_mappings_are_kept() -> None:
     config = load(QuickstartConfig, [], ["stages.rl=[steps=1_0, out=runs/a#b, 012, on]", "preset=007"])
     assert (config.stages["rl"], config.preset) == (["steps=1_0", "out=runs/a#b", "012", "on"], "007")
-    data = load(DataConfig, [], ["solvers={on: {protocol: serial}, yes: {protocol: serial, beams: [1e1, 2]}}"])
-    assert list(data.solvers) == ["on", "yes"] and data.solvers["yes"].beams == [10, 2]
+    data = load(
+        DataConfig, [], ["env=countdown", "solvers={on: {protocol: serial}, yes: {protocol: serial, beams: [1e1, 2]}}"]
+    )
+    assert list(data.solvers) == ["on", "yes"] and data.solvers["yes"].model_dump()["beams"] == [10, 2]
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ from apr.threads.codec import TraceWriter, from_json, to_json
 from apr.threads.serial import Serial
 from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import Outcome, StopReason, StrandId, Thread, Trace
-from apr.tokens.compact import CompactDialect
-from apr.tokens.encode import encode
-from apr.tokens.log import Node
 from apr.tokens.vocabulary import TOKENIZER_FILE
+from envs.countdown.compact import CompactDialect
+from envs.countdown.log import Node
+from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
 
 VOCABULARY = CompactDialect().vocabulary

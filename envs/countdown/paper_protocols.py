@@ -1,4 +1,4 @@
-"""Spawn and join in the wording of APR's published models (`apr.tokens.paper`; arXiv 2504.15466).
+"""Spawn and join in the wording of APR's published models (`envs.countdown.paper`; arXiv 2504.15466).
 
 A thread samples its search and ends it with EOS. What the text before EOS ends with says what happens:
 
@@ -38,7 +38,8 @@ from typing import NamedTuple
 from apr.errors import DataError
 from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn, seen_length
 from apr.threads.trace import Injected, Origin, Reference, StopReason, Strand, StrandId, Thread, closure_ids
-from apr.tokens.paper import (
+from apr.tokens.text import Spelt, TextVocabulary
+from envs.countdown.paper import (
     CALL,
     CALL_END,
     FAILURE,
@@ -53,7 +54,6 @@ from apr.tokens.paper import (
     call,
     verdict,
 )
-from apr.tokens.text import Spelt, TextVocabulary
 
 MALFORMED = Fail(StopReason.MALFORMED)
 _GOAL = "Goal Reached\n"

@@ -15,10 +15,12 @@ hit, without which small students never learn to see one. Numbers of any size ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-from apr.tokens.dialect import Condition
-from apr.tokens.log import Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
+from apr.errors import DataError
+from apr.tokens.dialect import Told, condition_of
 from apr.tokens.vocabulary import Vocabulary
+from envs.countdown.log import Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
 
 OPERATORS = ("+", "-", "*", "/")
 _HEADS = [str(n) for n in range(100)]
@@ -34,8 +36,9 @@ class CompactDialect:
     def __init__(self) -> None:
         self.vocabulary = Vocabulary(self.name, [*_HEADS, *_TAILS, *OPERATORS, *_WORDS])
 
-    def prompt(self, numbers: Sequence[int], target: int, condition: Condition | None = None) -> tuple[int, ...]:
+    def prompt(self, env: Told, problem: dict[str, Any]) -> tuple[int, ...]:
         """`<bos>`, the condition if there is one, target, numbers in ascending order."""
+        numbers, target, condition = problem["numbers"], problem["target"], condition_of(problem)
         words = ["<bos>"]
         if condition is not None:
             words += ["<spawn>" if condition.kind == "children" else "<", *_number(condition.value), ";"]
@@ -45,6 +48,14 @@ class CompactDialect:
     def spell(self, log: SearchLog) -> list[tuple[int, ...]]:
         """Each strand's sampled tokens, those of children after the strand that spawned them."""
         return [self.vocabulary.encode(words) for words in _strands(log)]
+
+    def ids(self, pieces: Iterable[str | int]) -> tuple[int, ...]:
+        """Words of the vocabulary, separated by spaces within a piece. Raises `DataError` for others."""
+        known = self.vocabulary.ids
+        words = [word for piece in pieces for word in (piece.split() if isinstance(piece, str) else [piece])]
+        if unknown := [word for word in words if isinstance(word, str) and word not in known]:
+            raise DataError(f"{unknown[0]!r} is no word of the compact dialect")
+        return tuple(known[word] if isinstance(word, str) else word for word in words)
 
     def answer(self, ids: Iterable[int]) -> str:
         """A join message as the verifier reads it: `"8-6=2, 4+1=5, 2*5=10"`. Whatever the ids, some text."""

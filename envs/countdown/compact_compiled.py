@@ -1,4 +1,4 @@
-"""The compact dialect compiled with numba: tokens of many search logs at once, from arrays (`apr.tokens.log_arrays`).
+"""The compact dialect compiled with numba: tokens of many search logs at once, from arrays (`envs.countdown.log_arrays`).
 
 `CompactDialect` is the reference; property tests show that both spell the same.
 """
@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from apr.jit import Int, compiled
-from apr.tokens import log_arrays as layout
-from apr.tokens.compact import OPERATORS, CompactDialect
-from apr.tokens.log_arrays import Ints, LogArrays
+from envs.countdown import log_arrays as layout
+from envs.countdown.compact import OPERATORS, CompactDialect
+from envs.countdown.log_arrays import Ints, LogArrays
 
 Tokens = npt.NDArray[np.uint16]
 

@@ -1,81 +1,54 @@
-"""The demonstrations of many problems as a table: compiled where there is compiled code for it, else one by one.
+"""The demonstrations of many problems as a table, compiled.
 
-Both give the same rows (a test shows it): `apr.data.demonstrate` is the reference, and the draws are its own.
+`envs.countdown.demonstrate` is the reference: a test shows that both give the same rows; the draws are its own.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from apr.config import SolverConfig
-from apr.data.demonstrate import demonstrate, drawn
-from apr.data.store import DEMONSTRATION_COLUMNS, columns_of, facts_of, row_of
 from apr.errors import DataError
-from apr.protocols import protocol_by_name
-from apr.tokens.dialect import Dialect
+from apr.scripts.columns import COSTS, ENCODED
+from envs.base import Teacher
+from envs.countdown.demonstrate import drawn, search_teacher
 
 if TYPE_CHECKING:
     from solvers.compiled import Chunk
 
 AT_ONCE = 2_000  # searches for which compiled code holds everything in memory
+COLUMNS = pa.schema([("row", pa.int64()), *ENCODED])
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A solver, and what its demonstrations are spelt in: `copies` of each problem, beams drawn anew for each."""
-
-    solver: SolverConfig
-    dialect: Dialect
-    seed: int
-    copies: int = 1
-
-    @property
-    def facts(self) -> dict[str, str]:
-        return facts_of(self.dialect, self.solver.protocol, self.solver.condition)
-
-
-def demonstrations_of(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
-    """Rows of `columns_of` the dialect, problem by problem, the copies of one together; those for which rejection sampling
-    found nothing are left out."""
+def fast(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table | None:
+    """`Environment.demonstrations`: compiled; None for another dialect than compact, and for numbers that are too large for
+    compiled arithmetic."""
     if teacher.dialect.name != "compact":
-        return plain(problems, teacher)
+        return None
     try:
-        return fast(problems, teacher)
-    except DataError:  # numbers too large for compiled arithmetic
-        return plain(problems, teacher)
+        return _searched(problems, teacher)
+    except DataError:
+        return None
 
 
-def plain(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
-    """One by one, through `demonstrate`."""
-    protocol = protocol_by_name(teacher.solver.protocol, teacher.dialect)
-    traces = (
-        demonstrate(problem, teacher.solver, teacher.dialect, protocol, teacher.seed, copy)
-        for problem in problems
-        for copy in range(teacher.copies)
-    )
-    rows = [row_of(trace) for trace in traces if trace is not None]
-    columns = columns_of(teacher.dialect)
-    return pa.table({name: [row[name] for row in rows] for name in columns.names}, columns)
+def _searched(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
+    """Problem by problem, the copies of one together; those for which rejection sampling found nothing are left out.
 
-
-def fast(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
-    """Compiled. Raises `DataError` for numbers beyond `solvers.compiled.check_bound`."""
-    rejection = teacher.solver.rejection
+    Raises `DataError` for numbers beyond `solvers.compiled.check_bound`."""
+    rejection = search_teacher(teacher).rejection
     searches = [(problem, copy) for problem in range(len(problems)) for copy in range(teacher.copies)]
     pending = np.arange(len(searches))
-    tables, places = [DEMONSTRATION_COLUMNS.empty_table()], [pending[:0]]
+    tables, places = [COLUMNS.empty_table()], [pending[:0]]
     for attempt in range(rejection.tries if rejection else 1):
         refused = [pending[:0]]
         for rows in _batches(pending, [len(problems[problem]["numbers"]) for problem, _ in searches]):
             chosen = [(problems[searches[row][0]], searches[row][1]) for row in rows]
             chunk = _chunk(chosen, teacher, attempt)
-            table = _table([problem for problem, _ in chosen], chunk)
+            table = _table([searches[row][0] for row in rows], chunk)
             if rejection:
                 kept = chunk.solved & (chunk.context <= rejection.context)
                 refused.append(rows[~kept])
@@ -103,7 +76,7 @@ def _chunk(searches: Sequence[tuple[dict[str, Any], int]], teacher: Teacher, att
     """Compiled searches, each of (problem, copy), all with equally many numbers."""
     from solvers.compiled import demonstrations  # here: compiled code takes a second to load
 
-    solver = teacher.solver
+    solver = search_teacher(teacher)
     draws = [drawn(problem["id"], solver, teacher.seed, copy, attempt) for problem, copy in searches]
     return demonstrations(
         np.array([problem["numbers"] for problem, _ in searches], np.int64),
@@ -118,20 +91,18 @@ def _chunk(searches: Sequence[tuple[dict[str, Any], int]], teacher: Teacher, att
     )
 
 
-def _table(problems: Sequence[dict[str, Any]], chunk: Chunk) -> pa.Table:
+def _table(places: Sequence[int], chunk: Chunk) -> pa.Table:
     token_ends = np.concatenate([[0], chunk.strand_ends])
     row_ends = np.concatenate([[0], chunk.row_ends])
     columns = {
-        "problem": [problem["id"] for problem in problems],
-        "numbers": [problem["numbers"] for problem in problems],
-        "target": [problem["target"] for problem in problems],
+        "row": places,
         "condition": pa.array(chunk.condition, mask=chunk.condition < 0),
         **{name: getattr(chunk, name) for name in ("solved", "children")},
-        **{name: getattr(chunk, name) for name in ("context", "work", "work_sampled", "span_sampled", "threads")},
+        **{name: getattr(chunk, name) for name in COSTS},
         "strands": _lists(np.diff(token_ends), row_ends, pa.int32()),
         "tokens": _lists(chunk.tokens, token_ends[row_ends], pa.uint16()),
     }
-    return pa.table({name: columns[name] for name in DEMONSTRATION_COLUMNS.names}, DEMONSTRATION_COLUMNS)
+    return pa.table({name: columns[name] for name in COLUMNS.names}, COLUMNS)
 
 
 def _lists(values: np.ndarray[Any, Any], ends: np.ndarray[Any, Any], kind: pa.DataType) -> pa.ListArray:

@@ -5,20 +5,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from apr.config import SolverConfig
 from apr.seeds import SplitMix64, derive_rng, derive_seed
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Condition, Dialect
-from apr.tokens.encode import encode
-from apr.tokens.log import Node, SearchLog, Spawned
+from envs.base import Teacher
+from envs.countdown.log import Node, SearchLog, Spawned
+from envs.countdown.teacher import SearchTeacher
+from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search, unfold
 
 
-def demonstrate(
-    problem: dict[str, Any], solver: SolverConfig, dialect: Dialect, protocol: ThreadProtocol, seed: int, copy: int = 0
-) -> Trace | None:
+def demonstrate(problem: dict[str, Any], teacher: Teacher, copy: int = 0) -> Trace | None:
     """The `copy`-th demonstration of `problem`; None if rejection sampling found none."""
+    solver, dialect, protocol, seed = search_teacher(teacher), teacher.dialect, teacher.protocol, teacher.seed
     for attempt in range(solver.rejection.tries if solver.rejection else 1):
         options, search_seed = drawn(problem["id"], solver, seed, copy, attempt)
         log = search(problem["target"], Node(tuple(problem["numbers"]), ()), options, SplitMix64(search_seed))
@@ -28,7 +28,7 @@ def demonstrate(
     return None
 
 
-def drawn(problem: str, solver: SolverConfig, seed: int, copy: int, attempt: int) -> tuple[SearchOptions, int]:
+def drawn(problem: str, solver: SearchTeacher, seed: int, copy: int, attempt: int) -> tuple[SearchOptions, int]:
     """The options of one search, and the seed of its own stream. The same streams for every solver: teachers with equal
     options make equal choices."""
     key = (problem, copy) if attempt == 0 else (problem, copy, attempt)
@@ -51,7 +51,7 @@ def drawn(problem: str, solver: SolverConfig, seed: int, copy: int, attempt: int
 
 
 def conditioned(
-    log: SearchLog, solver: SolverConfig, dialect: Dialect, protocol: ThreadProtocol, problem: dict[str, Any]
+    log: SearchLog, solver: SearchTeacher, dialect: Dialect, protocol: ThreadProtocol, problem: dict[str, Any]
 ) -> Trace:
     """The trace of `log`, its prompt saying what it takes: the bin of its context, or its widest spawn."""
     match solver.condition:
@@ -81,3 +81,10 @@ def context_of(trace: Trace) -> int:
     if trace.costs is None:
         raise ValueError("a demonstration has its costs")
     return trace.costs.context
+
+
+def search_teacher(teacher: Teacher) -> SearchTeacher:
+    """The options of a teacher of Countdown. Raises `TypeError` for those of another environment."""
+    if not isinstance(teacher.options, SearchTeacher):
+        raise TypeError(f"Countdown's teachers take SearchTeacher, not {type(teacher.options).__name__}")
+    return teacher.options

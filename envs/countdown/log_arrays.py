@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from apr.tokens.compact import OPERATORS
-from apr.tokens.log import Event, Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
+from envs.countdown.compact import OPERATORS
+from envs.countdown.log import Event, Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
 
 Ints = npt.NDArray[np.int64]
 

@@ -13,7 +13,7 @@
     spawn     <Calling Sub Searches>                                            `Spawned`
               <Start Sub Search 0 at level 1> Moving to Node #0,0
               <End Calling Sub Searches>
-    join      <Sub Searches>                                                    injected (see `apr.threads.paper`)
+    join      <Sub Searches>                                                    injected (see `envs.countdown.paper_protocols`)
               <No Solution in Sub Search 0 at level 1 at Node #0,0>             or <Goal Reached in ...> and the path
               <End Sub Searches>
     condition `Sub Call Budget: 6 ` or `Token Budget: 2048 `                    in front of the root's first line
@@ -38,11 +38,13 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from apr.tokens.dialect import Condition
-from apr.tokens.log import Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
+from apr.threads.protocol import ThreadProtocol
+from apr.tokens.dialect import Told, condition_of
 from apr.tokens.text import PhraseVocabulary, TextVocabulary
 from apr.tokens.vocabulary import Vocabulary
+from envs.countdown.log import Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
 
 CALL, CALL_END = "<Calling Sub Searches>\n", "<End Calling Sub Searches>\n"
 JOIN, JOIN_END = "<Sub Searches>\n", "<End Sub Searches>\n"
@@ -105,8 +107,9 @@ class PaperDialect:
         self.words = vocabulary or PhraseVocabulary(self.name, PHRASES, "0123456789+-*/=#")
         self.vocabulary: Vocabulary = self.words
 
-    def prompt(self, numbers: Sequence[int], target: int, condition: Condition | None = None) -> tuple[int, ...]:
+    def prompt(self, env: Told, problem: dict[str, Any]) -> tuple[int, ...]:
         """BOS, the condition if there is one, the root's name, target and numbers (in ascending order)."""
+        numbers, target, condition = problem["numbers"], problem["target"], condition_of(problem)
         asked = "" if condition is None else f"{CONDITIONS[condition.kind]}: {condition.value} "
         return self.words.opened(f"{asked}Moving to Node #{ROOT_NAME}\n{state(target, sorted(numbers), ())}")
 
@@ -126,6 +129,17 @@ class PaperDialect:
         """
         eos = self.words.control.eos
         return [(*self.words.continued(text), eos) for text in texts(log)]
+
+    def protocol(self, name: str) -> ThreadProtocol:
+        """The protocol `name` in the published wording."""
+        from envs.countdown.paper_protocols import PaperSerial, PaperSpawnJoin
+
+        return PaperSerial(self) if name == PaperSerial.name else PaperSpawnJoin(self)
+
+    def ids(self, pieces: Iterable[str | int]) -> tuple[int, ...]:
+        return tuple(
+            token for piece in pieces for token in (self.words.continued(piece) if isinstance(piece, str) else (piece,))
+        )
 
     def answer(self, ids: Iterable[int]) -> str:
         """A path as the verifier reads it: `"8-6=2, 4+1=5, 2*5=10"`. A line that belongs to no path stays as it is."""

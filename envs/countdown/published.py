@@ -23,13 +23,12 @@ from itertools import pairwise
 from typing import Any
 
 from apr.errors import DataError
-from apr.protocols import protocol_by_name
-from apr.threads.paper import PaperSerial, PaperSpawnJoin
 from apr.threads.trace import EngineStop, Strand, StrandId, Thread, Trace, closure_ids
 from apr.tokens.encode import demonstration
-from apr.tokens.paper import (
+from envs.countdown.paper import (
     CALL,
     CONDITIONS,
+    FAILURE,
     JOIN,
     JOIN_END,
     NAME,
@@ -40,12 +39,15 @@ from apr.tokens.paper import (
     STEP,
     PaperDialect,
 )
-from envs.countdown.env import problem_of
+from envs.countdown.paper_protocols import PaperSerial, PaperSpawnJoin
+from envs.countdown.problems import problem_of
+from envs.countdown.rows import check_bounds, problem_from
 from envs.countdown.verify import verify
 
 MAX_DEPTH = 16  # of nested calls
 _TOLD = re.compile(rf"(?:({'|'.join(CONDITIONS.values())}): ([0-9]{{1,9}}) )?(?:Moving to Node #{NAME}\n)?{STATE}")
 _NUMBERS = re.compile(f"Current State: ({NUMBER}):({NUMBERS})")
+_GOAL = "Goal Reached\n"
 _KINDS = {prefix: kind for kind, prefix in CONDITIONS.items()}
 
 Row = dict[str, Any]
@@ -53,16 +55,31 @@ Row = dict[str, Any]
 
 def problem_in(text: str) -> tuple[dict[str, Any], str]:
     """The problem that `text` opens with, as plain data (numbers ascending), and the text that tells it, which ends with
-    the list of steps. Raises `DataError` if it opens with none."""
+    the list of steps. Raises `DataError` if it opens with none, or with one that no command takes."""
     told = _TOLD.match(text)
     if told is None:
         raise DataError(f"it does not open with a problem in the published wording: {text[:80]!r}")
     stated = _NUMBERS.search(told[0])
     assert stated is not None  # part of what matched
     problem = problem_of([int(n) for n in stated[2][1:-1].split(", ")], int(stated[1]))
+    check_bounds(problem["numbers"], problem["target"])
     if told[1] is not None:
         problem["condition"] = {"kind": _KINDS[told[1]], "value": int(told[2])}
     return problem, told[0]
+
+
+def problem_of_row(row: Any) -> dict[str, Any]:
+    """The problem of a row whose search cannot be read: that of its text and of its fields, which must not differ. Raises
+    `DataError` if it has neither."""
+    if isinstance(row, str):
+        return problem_in(row)[0]
+    if not isinstance(row, dict):
+        raise DataError(f"a row is an object or a text, not {type(row).__name__}")
+    if not isinstance(row.get("search_path"), str):
+        return problem_from(row)
+    problem = problem_in(row["search_path"])[0]
+    _check_stated(row, problem)
+    return problem
 
 
 def is_prompt(row: Any) -> bool:
@@ -89,7 +106,9 @@ def calls(row: Any) -> list[Call]:
     if "trace_dict" in row:
         return list(_thread(row["trace_dict"], 0))
     if not isinstance(row.get("search_path"), str):
-        raise DataError("it has neither a trace_dict nor a search_path")
+        raise DataError(
+            "it has neither a trace_dict nor a search_path (`--env countdown` reads rows that are problems alone)"
+        )
     return [Call(row["search_path"], len(problem_in(row["search_path"])[1]), 0)]
 
 
@@ -124,11 +143,13 @@ def from_row(row: Any, dialect: PaperDialect) -> Trace:
     eos = words.control.eos
     sampled = [(*words.continued(call.text[call.told :]), eos) for call in made]
     last = made[-1]
-    solved = "Goal Reached\n" in last.text[last.told :]
+    solved = _GOAL in last.text[last.told :]
     try:
-        trace = demonstration(words.opened(told), sampled, dialect, protocol_by_name(name, dialect), problem, solved)
+        trace = demonstration(words.opened(told), sampled, dialect.protocol(name), problem, solved, dialect.answer)
     except ValueError as error:
-        raise DataError(f"its calls do not follow the protocol: {error}") from error
+        raise DataError(
+            _unfinished(last.text[last.told :]) or f"its calls do not follow the protocol: {error}"
+        ) from error
     strands = trace.by_id()
     for strand, call in zip(trace.strands, made):
         if (found := _text(strand, strands, dialect)) != call.text:
@@ -138,6 +159,16 @@ def from_row(row: Any, dialect: PaperDialect) -> Trace:
     if right.ok != solved:
         raise DataError(f"it claims to reach the goal, but its path does not: {right.reason}")
     return trace
+
+
+def _unfinished(said: str) -> str | None:
+    """What a search lacks at its end, if it is whole otherwise, as those of Stream of Search's own generator are."""
+    goals = said.count(_GOAL)
+    if goals == 1 and said.endswith(_GOAL):
+        return "its search ends where it reaches the goal, but a trace says the path to it again, line by line, as its answer"
+    if not goals and not said.endswith(FAILURE):
+        return f"its search reaches no goal, but does not end with the line {FAILURE.strip()!r}, as a trace does"
+    return None
 
 
 def _check_stated(row: Any, problem: dict[str, Any]) -> None:

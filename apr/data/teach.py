@@ -1,0 +1,49 @@
+"""The demonstrations of many problems as a table: the environment's own fast way where it has one, else one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from apr.data.store import KEYS, facts_of, problems_table, traces_of
+from apr.scripts.columns import encoded, row_of
+from apr.threads.trace import Trace
+from envs.base import Teacher
+
+
+def facts_of_teacher(teacher: Teacher) -> dict[str, str]:
+    """What its shards say of how they are to be read."""
+    return facts_of(teacher.dialect, teacher.options.protocol, teacher.options.condition)
+
+
+def demonstrations_of(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
+    """Rows: the problem's id, its own columns, then those of `encoded`; problem by problem, the copies of one together.
+    Problems that the teacher gives up are left out."""
+    table = teacher.env.demonstrations(problems, teacher)
+    return _with_problems(plain(problems, teacher) if table is None else table, problems)
+
+
+def plain(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
+    """One by one, through the environment's `demonstrate`; columns as its `demonstrations` gives them."""
+    rows = [
+        {"row": i, **row_of(trace)}
+        for i, problem in enumerate(problems)
+        for copy in range(teacher.copies)
+        if (trace := teacher.env.demonstrate(problem, teacher, copy)) is not None
+    ]
+    schema = pa.schema([("row", pa.int64()), *encoded(teacher.dialect)])
+    return pa.table({name: [row[name] for row in rows] for name in schema.names}, schema)
+
+
+def traces(problems: Sequence[dict[str, Any]], teacher: Teacher) -> list[Trace]:
+    """The demonstrations of a few problems, as `apr data generate` stores them."""
+    table = demonstrations_of(problems, teacher).replace_schema_metadata(facts_of_teacher(teacher))
+    return list(traces_of(table, "demonstrations", teacher.dialect, teacher.env))
+
+
+def _with_problems(table: pa.Table, problems: Sequence[dict[str, Any]]) -> pa.Table:
+    own = problems_table(problems).take(table["row"]).combine_chunks()
+    columns = {KEYS.names[0]: own["id"], **{name: own[name] for name in own.column_names if name != "id"}}
+    return pa.table(columns | {name: table[name] for name in table.column_names if name != "row"})

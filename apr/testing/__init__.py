@@ -1,0 +1,1 @@
+"""Contract tests that anybody's implementation of a seam can run."""

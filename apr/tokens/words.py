@@ -1,0 +1,61 @@
+"""The words dialect: an environment's own words, one token each, for models trained from scratch.
+
+    prompt    <bos> sort 4 2 3 1 ;       the environment's words
+    strand    4 > 2 <join> 2 4 <eos>     the words of a script, split at spaces
+
+A vocabulary is known by its words alone: a checkpoint or a data set keeps the list, so that reading it needs no code of
+the environment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from apr.errors import CheckpointError, ConfigError, DataError
+from apr.tokens.control import CONTROL_TOKENS
+from apr.tokens.dialect import Told, condition_of
+from apr.tokens.vocabulary import TOKENIZER_FILE, Vocabulary
+
+
+class WordsDialect:
+    """Token ids for words separated by spaces. `words`: all that there are, in the order of their ids."""
+
+    name = "words"
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.vocabulary = Vocabulary(self.name, words)
+
+    @classmethod
+    def saved(cls, folder: Path) -> WordsDialect:
+        """The dialect of the data set or checkpoint in `folder`. Raises `CheckpointError`."""
+        path = folder / TOKENIZER_FILE
+        try:
+            tokens = json.loads(path.read_text(encoding="utf-8"))["tokens"]
+            return cls(tokens[len(CONTROL_TOKENS) :])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is missing or corrupt ({error!r}): make its folder again") from error
+
+    def prompt(self, env: Told, problem: dict[str, Any]) -> tuple[int, ...]:
+        if condition_of(problem) is not None:
+            raise ConfigError(
+                "the words dialect has no words for a condition: leave `condition` out, or use dialect chat"
+            )
+        return self.ids((self.vocabulary.control.bos, *env.words(problem)))
+
+    def ids(self, pieces: Iterable[str | int]) -> tuple[int, ...]:
+        ids: list[int] = []
+        for piece in pieces:
+            if isinstance(piece, int):
+                ids.append(piece)
+                continue
+            for word in piece.split():
+                if word not in self.vocabulary.ids or self.vocabulary.ids[word] < len(CONTROL_TOKENS):
+                    raise DataError(f"{word!r} is no word of this vocabulary: add it to the environment's `vocabulary`")
+                ids.append(self.vocabulary.ids[word])
+        return tuple(ids)
+
+    def answer(self, ids: Iterable[int]) -> str:
+        return self.vocabulary.text(ids)
