@@ -177,10 +177,9 @@ def _check_needs(config: BaseModel, resume: bool) -> None:
     """Raise `UserError` if data or a checkpoint that `config` names is missing or unfit, or an option of a new run cannot
     act."""
     from apr import config as c
+    from apr.checkpoints.checkpoint import Checkpoint
+    from apr.checkpoints.pretrained import chat_vocabulary, located
     from apr.data.store import read_demonstrations, read_problems
-    from apr.engines.build import check_window
-    from apr.merge import model_folder
-    from apr.pretrained import chat_vocabulary, located
 
     match config:
         case c.DataConfig():
@@ -192,13 +191,15 @@ def _check_needs(config: BaseModel, resume: bool) -> None:
                 located(config.base)
         case c.EvalConfig():
             read_problems(config.data, config.split)
-            check_window(model_folder(config.checkpoint, config.base), config.limits.context, config.dialect)
+            checkpoint = Checkpoint.open(config.checkpoint, config.dialect, adapters=True, base=config.base)
+            checkpoint.check_fits(config.protocol, config.condition, config.limits.context)
         case c.RlConfig():
             if not resume:
                 c.refuse_idle(config)
             for split in ("train", "validation"):
                 read_problems(config.data, split)
-            check_window(config.checkpoint, config.limits.context, config.dialect)
+            checkpoint = Checkpoint.open(config.checkpoint, config.dialect)
+            checkpoint.check_fits(config.protocol, config.condition, config.limits.context)
 
 
 def _config_file(stage: str, name: str) -> Path:

@@ -16,13 +16,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from apr.checkpoints.card import Card, TrainingProblems
 from apr.config import EnvConfig
 from apr.data.store import problems_folder, problems_hash, read_problems
 from apr.errors import CheckpointError
 from envs.base import Env, splits_of
 from envs.registry import environment
 
-TRAINED_ON = "trained_on"  # key of a card
 TRAIN = "train"
 
 
@@ -89,39 +89,30 @@ def told(contact: Contact | None) -> str:
     return UNKNOWN if contact is None else str(contact)
 
 
-def trained_on(data: Path, stage: str, env: Env) -> list[dict[str, Any]]:
+def trained_on(data: Path, stage: str, env: Env) -> tuple[TrainingProblems, ...]:
     """For a card: the training problems of the data set in `data`. Empty, so unknown, if it has none."""
     if not any(problems_folder(data).glob(f"{TRAIN}-*.parquet")):
-        return []
-    source = Source(
-        stage=stage, split=TRAIN, hash=problems_hash(data, TRAIN), env=EnvConfig.model_validate(env.config())
-    )
-    return [source.model_dump(mode="json")]
+        return ()
+    return (TrainingProblems(stage=stage, split=TRAIN, hash=problems_hash(data, TRAIN), env=env.config()),)
 
 
-def with_sources(card: dict[str, Any], more: list[dict[str, Any]]) -> dict[str, Any]:
-    """The card, with those sources of training problems that it does not name yet."""
-    sources = card.get(TRAINED_ON, [])
-    return {**card, TRAINED_ON: [*sources, *(source for source in more if source not in sources)]}
-
-
-def sources(card: dict[str, Any]) -> list[Source]:
+def sources(card: Card) -> list[Source]:
     """What a card says. Raises `CheckpointError`."""
     try:
-        return [Source.model_validate(one) for one in card.get(TRAINED_ON, [])]
-    except (ValidationError, TypeError) as error:
+        return [Source.model_validate(one.model_dump()) for one in card.trained_on]
+    except ValidationError as error:
         raise CheckpointError(
-            f"what the checkpoint's card says of its training problems ({TRAINED_ON}) cannot be read ({error}): correct it, or "
-            f"take {TRAINED_ON} out of the card, and contact with them is unknown"
+            f"what the checkpoint's card says of its training problems (trained_on) cannot be read ({error}): correct it, or "
+            "take trained_on out of the card, and contact with them is unknown"
         ) from error
 
 
-def contact(card: dict[str, Any], data: Path, problems: Sequence[dict[str, Any]], env: Env) -> Contact:
+def contact(card: Card, data: Path, problems: Sequence[dict[str, Any]], env: Env) -> Contact:
     """What `problems`, of the data set in `data`, share with those that a checkpoint was trained on, by its card."""
     known = sources(card)
     touched = [source.touches(problems, env) for source in known]
     named = {source.stage for source in known}
-    silent = [stage for stage in card.get("trained", ["training"]) if stage not in named]
+    silent = [stage for stage in card.trained or ("training",) if stage not in named]
     return Contact(
         problems=len(problems),
         shared=sum(map(any, zip(*touched))),

@@ -8,40 +8,22 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from apr.dialects import dialect_of
-from apr.engines.build import check_checkpoint
-from apr.errors import CheckpointError, ConfigError, RunDirectoryError
-from apr.finite import check_finite_files
-from apr.merge import WEIGHTS, adapter_facts, is_adapter, merge, model_folder
-from apr.model_card import ASKED, CARD, model_card
+from apr.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from apr.checkpoints.folder import load_model
+from apr.checkpoints.weights import content_id, weight_files
+from apr.errors import ConfigError, RunDirectoryError
+from apr.model_card import CARD, model_card
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.provenance import Result, check_same, read_results, stages
-from apr.runs import disk_error, file_hash, models_in, whole_folder
-from apr.sft.train import CARD as APR_CARD
-from apr.sft.train import read_card, save_checkpoint
+from apr.runs import whole_folder
 from apr.tokens.dialect import Dialect
 
 LICENSE = r"[A-Za-z0-9.+-]+"
 Dtype = Literal["float32", "bfloat16"]
 EXAMPLE: dict[str, Any] = {"numbers": [3, 5, 8], "target": 23}
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is exported: a checkpoint, or an adapter's folder with that of its base."""
-
-    folder: Path
-    model: Path  # the base of an adapter, else the folder itself
-    card: dict[str, Any]
-    dialect: Dialect
-
-    @property
-    def adapter(self) -> dict[str, str] | None:
-        return adapter_facts(self.folder, self.model) if is_adapter(self.folder) else None
 
 
 def export(
@@ -59,11 +41,12 @@ def export(
             f"--license {license!r} is not one word of letters, digits, `.`, `-` and `+`: give the licence's name as Hugging "
             "Face has it, such as apache-2.0, mit or other"
         )
-    source = _source(_located(checkpoint), base)
+    source = Checkpoint.open(checkpoint, adapters=True, base=base)
+    source.model.check_finite()
     results = read_results(evaluations)
     with _written(out, source) as folder:
         facts = _write_model(source, dtype, folder)
-        before = set() if source.adapter else {file_hash(source.folder / WEIGHTS)}
+        before = set() if source.is_adapter else {source.model.hash}
         for result in results:
             check_same(result, {facts["hash"], *before}, source.adapter)
         (folder / CARD).write_text(_text(out.resolve().name, source, results, facts, license), encoding="utf-8")
@@ -71,50 +54,9 @@ def export(
     return f"{out}: {facts['parameters']:,} parameters in {dtype}, {told} in its card"
 
 
-def _located(checkpoint: Path) -> Path:
-    """The checkpoint itself: `checkpoint`, or the one of the run that it is the folder of."""
-    if (checkpoint / WEIGHTS).is_file() or is_adapter(checkpoint):
-        return checkpoint
-    for folder in models_in(checkpoint):
-        if (folder / WEIGHTS).is_file():
-            return folder
-    raise CheckpointError(
-        f"no model in {checkpoint} ({WEIGHTS}), nor is it the folder of an SFT or RL run that has written a checkpoint: give "
-        "one of `apr sft` or `apr rl`, or finish that run"
-    )
-
-
-def _source(folder: Path, base: Path | None) -> Source:
-    model = model_folder(folder, base)
-    check_checkpoint(model)
-    check_finite_files(model)
-    return Source(folder, model, _card(model), dialect_of(model))
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    """The checkpoint's card, its fields of the types that they should have. Raises `CheckpointError`."""
-    card = read_card(folder)
-    sound = (
-        isinstance(card, dict)
-        and isinstance(trained := card.get("trained", []), list)
-        and all(isinstance(stage, str) for stage in trained)
-        and card.get("protocol") in (None, *PROTOCOLS)
-        and card.get("condition") in (None, *ASKED)
-        and isinstance(adapter := card.get("adapter", {}), dict)
-        and (not adapter or all(isinstance(adapter.get(fact), str) for fact in ("name", "hash", "base", "base_hash")))
-    )
-    if not sound:
-        raise CheckpointError(
-            f"{folder / APR_CARD} is corrupt (its protocol should be one of {', '.join(PROTOCOLS)}, its condition one of "
-            f"{', '.join(ASKED)}, its stages a list of names, its adapter named with hashes): train or export the checkpoint "
-            "again"
-        )
-    return card
-
-
-def _check_free(out: Path, source: Source) -> None:
+def _check_free(out: Path, source: Checkpoint) -> None:
     place = out.resolve()
-    for folder in {source.folder, source.model}:
+    for folder in {source.folder, source.model.path}:
         if place.is_relative_to(folder.resolve()):
             raise RunDirectoryError(f"{out} lies in {folder}, which is only read: give another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -122,7 +64,7 @@ def _check_free(out: Path, source: Source) -> None:
 
 
 @contextmanager
-def _written(out: Path, source: Source) -> Iterator[Path]:
+def _written(out: Path, source: Checkpoint) -> Iterator[Path]:
     """`whole_folder` for a free `out`. What the system refuses, it refuses a user."""
     try:
         _check_free(out, source)
@@ -134,50 +76,28 @@ def _written(out: Path, source: Source) -> Iterator[Path]:
         ) from error
 
 
-def _write_model(source: Source, dtype: Dtype, folder: Path) -> dict[str, Any]:
+def _write_model(source: Checkpoint, dtype: Dtype, folder: Path) -> dict[str, Any]:
     """Weights, configurations, tokenizer, vocabulary and card of this project; what the model card says of the model."""
     from transformers import GenerationConfig
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or deepspeed, which saving imports, warns that it had to guess
     control = source.dialect.vocabulary.control
-    adapter = source.adapter
-    if adapter is None:
-        model, card = _loaded(source.folder, dtype), source.card
-    else:
-        beside = folder / "merged"
-        beside.mkdir()
-        merge(source.folder, source.model, None, beside)
-        model, card = _loaded(beside, dtype), read_card(beside)
-    stops = stop_ids(source.dialect, card.get("protocol"))
+    beside = folder / "merged"
+    whole = source.whole(beside)
+    model, card = load_model(whole.model.path, dtype), whole.card
+    stops = stop_ids(source.dialect, card.protocol)
     pad = {"pad_token_id": control.pad} if control.pad >= 0 else {}
     model.generation_config = GenerationConfig(bos_token_id=control.bos, eos_token_id=list(stops), **pad)
     model.config.use_cache = True  # training with recomputed activations turns it off
     save_checkpoint(folder, model, source.dialect.vocabulary, card)
-    (folder / WEIGHTS).chmod(0o644)  # for others, as the files beside it
-    if adapter is not None:
-        shutil.rmtree(folder / "merged")
+    shutil.rmtree(beside, ignore_errors=True)
+    weights = weight_files(folder)
+    for path in weights:
+        path.chmod(0o644)  # for others, as the files beside it
     return {
         "card": card, "stops": stops, "dtype": dtype, "parameters": model.num_parameters(),
-        "config": model.config.to_dict(), "hash": file_hash(folder / WEIGHTS),
+        "config": model.config.to_dict(), "hash": content_id(weights),
     }  # fmt: skip
-
-
-def _loaded(folder: Path, dtype: Dtype) -> Any:
-    """The model in `folder`. Raises `CheckpointError` if it cannot be read or lacks weights."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if (full := disk_error(folder, error)) is not error:
-            raise full from error
-        raise CheckpointError(f"{folder} holds no readable model ({error}): train or export it again") from error
-    if absent := sorted(found["missing_keys"]):
-        raise CheckpointError(f"{folder / WEIGHTS} lacks {', '.join(absent[:3])}: train it or fetch it again")
-    return model
 
 
 def stop_ids(dialect: Dialect, protocol: str | None) -> tuple[int, ...]:
@@ -188,6 +108,6 @@ def stop_ids(dialect: Dialect, protocol: str | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _text(name: str, source: Source, results: Sequence[Result], facts: dict[str, Any], license: str) -> str:
-    made = stages(source.folder if source.adapter is None else source.model, facts["card"])
+def _text(name: str, source: Checkpoint, results: Sequence[Result], facts: dict[str, Any], license: str) -> str:
+    made = stages(source.model.path, facts["card"])
     return model_card(name, source.dialect, EXAMPLE, made, results, facts, license)

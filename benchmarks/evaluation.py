@@ -27,12 +27,13 @@ from typing import Any
 from safetensors.torch import load_file
 
 import apr.evaluation.run
+from apr.checkpoints.folder import ModelFolder
 from apr.config import DataConfig, EvalConfig
 from apr.data.generate import generate
-from apr.engines.base import Completion, Request
 from apr.engines.vllm import VllmEngine
 from apr.engines.weights import WEIGHTS_FILE
 from apr.presets import load, preset
+from apr.threads.engine import Completion, Request
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints" / "tiny_cpu" / "spawn_join"
@@ -63,7 +64,7 @@ class Kept:
 
 def times(data: Path, out: Path, problems: int, seqs: int, runs: int) -> None:
     """Print seconds of both ways, and their ratio."""
-    engine = VllmEngine(CHECKPOINT, max_context=128, seed=0, max_num_seqs=seqs, threads=2)
+    engine = VllmEngine(ModelFolder.open(CHECKPOINT), max_context=128, seed=0, max_num_seqs=seqs, threads=2)
     taking = timed(engine)
     ratios, shares, asked = [], [], []
     for run in range(runs + 1):  # the first warms up, and tells what to ask

@@ -27,17 +27,20 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import load_file
 
+from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import save_checkpoint
+from apr.checkpoints.folder import ModelFolder
 from apr.config import DataConfig, ModelConfig
 from apr.data.generate import teacher_of
 from apr.data.teach import traces as demonstrations
-from apr.engines.base import Engine, Request
 from apr.engines.vllm import VllmEngine
 from apr.engines.weights import WEIGHTS_FILE
 from apr.presets import load, preset
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller
 from apr.seeds import derive_seed
-from apr.sft.train import new_model, save_checkpoint
+from apr.sft.train import new_model
+from apr.threads.engine import Engine, Request
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling
 from apr.threads.trace import Trace, closure_ids, closure_lengths
@@ -178,7 +181,7 @@ async def prefilled_again(engine: VllmEngine, part: Part, seqs: int) -> None:
 def random_model(folder: Path, window: int) -> Path:
     """A checkpoint of random weights for the compact dialect."""
     vocabulary = CompactDialect().vocabulary
-    save_checkpoint(folder, new_model(ModelConfig(window=window), len(vocabulary), 0, 1), vocabulary, {})
+    save_checkpoint(folder, new_model(ModelConfig(window=window), len(vocabulary), 0, 1), vocabulary, Card())
     return folder
 
 
@@ -192,7 +195,14 @@ def main() -> None:
     arguments.add_argument("--runs", type=int, default=5)
     given = arguments.parse_args()
     short = Part.of([], given.traces, Limits(context=128, threads=None))
-    engine = VllmEngine(given.checkpoint, max_context=128, seed=0, max_num_seqs=given.seqs, block_size=BLOCK, threads=2)
+    engine = VllmEngine(
+        ModelFolder.open(given.checkpoint),
+        max_context=128,
+        seed=0,
+        max_num_seqs=given.seqs,
+        block_size=BLOCK,
+        threads=2,
+    )
 
     async def rates() -> None:
         await compare(engine, given.checkpoint, short, given.seqs, given.runs)
@@ -203,7 +213,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = random_model(Path(folder), 1024)
         engine = VllmEngine(
-            checkpoint, max_context=1024, seed=0, max_num_seqs=given.seqs, block_size=BLOCK,
+            ModelFolder.open(checkpoint), max_context=1024, seed=0, max_num_seqs=given.seqs, block_size=BLOCK,
             kv_cache_bytes=2 << 30, threads=2,
         )  # fmt: skip
 

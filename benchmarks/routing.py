@@ -20,7 +20,6 @@ import ray
 from safetensors.torch import load_file
 
 from apr.config import ClusterConfig, DataConfig, EngineConfig
-from apr.engines.base import Engine
 from apr.engines.cluster import start_engine
 from apr.engines.placement import connect
 from apr.engines.pool import EnginePool, Routing
@@ -28,6 +27,7 @@ from apr.engines.weights import WEIGHTS_FILE
 from apr.presets import load, preset
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller
+from apr.threads.engine import Engine
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling
 from envs.countdown.compact import CompactDialect

@@ -92,10 +92,11 @@ def sft(windows: Windows, data: Path, threads: int) -> None:
 
 
 def engine(windows: Windows, data: Path, threads: int) -> None:
+    from apr.checkpoints.folder import ModelFolder
     from apr.config import DataConfig
-    from apr.engines.base import Request
     from apr.engines.vllm import VllmEngine
     from apr.presets import load, preset
+    from apr.threads.engine import Request
     from apr.threads.trace import StrandKey
     from envs.countdown.compact import CompactDialect
 
@@ -103,7 +104,7 @@ def engine(windows: Windows, data: Path, threads: int) -> None:
     env = load(DataConfig, [preset("data", "tiny_cpu")]).env.build()
     problems = list(env.problems("train", 256, 0))
     control = dialect.vocabulary.control
-    vllm = VllmEngine(CHECKPOINT, max_context=128, seed=0, threads=threads)
+    vllm = VllmEngine(ModelFolder.open(CHECKPOINT), max_context=128, seed=0, threads=threads)
 
     async def run() -> None:
         turn = 0

@@ -7,6 +7,7 @@ fits in a few dozen lines (`examples/sorting.py`).
 
 from __future__ import annotations
 
+import json
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -335,7 +336,7 @@ class Environment(Generic[Own]):
             except DataError as error:
                 found[i] = str(error)
                 continue
-            if right != problem:
+            if json.dumps(right) != json.dumps(problem):  # 3.0 is not 3
                 found[i] = f"{problem!r} is not written as {right!r}"
         return found
 

@@ -1,7 +1,6 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on the linear layers inside a model's layers, through peft.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on the linear layers inside a model's layers, while they train, through peft.
 
-Engines are given merged weights: vLLM's own LoRA path would ignore saved embeddings, and a merged model is an ordinary
-checkpoint.
+Engines and checkpoints are given merged weights (`apr.checkpoints.adapters`).
 """
 
 from __future__ import annotations
@@ -10,13 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from apr.config import LoraConfig
 from apr.errors import CheckpointError
-
-_NAME = "default"  # peft's name for a model's only adapter
 
 
 def add(model: nn.Module, config: LoraConfig) -> None:
@@ -29,20 +25,6 @@ def add(model: nn.Module, config: LoraConfig) -> None:
     )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-
-
-def merged(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the model without adapters that computes the same: names and shapes of the plain model."""
-    from peft.tuners.lora import LoraLayer
-
-    state = {
-        name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if "lora_" not in name
-    }
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, LoraLayer):
-                state[f"{name}.weight"] = state[f"{name}.weight"] + module.get_delta_weight(_NAME)
-    return state
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from apr.contact import TRAINED_ON, with_sources
-from apr.engines.weights import WEIGHTS_FILE
+from apr.checkpoints.card import Card
+from apr.checkpoints.weights import WEIGHTS_FILE, weight_files
 from apr.errors import CheckpointError
-from apr.runs import recorded, remove_folder, whole_folder
-from apr.sft.train import CARD, read_card
+from apr.runs import MANIFEST, recorded, remove_folder, whole_folder
 from apr.threads.trace import SCHEMA
-from rl.learner import LearnerApi
-from rl.parallel import OPTIMIZER_FILE, ZERO_FOLDER
+from rl.parts import LearnerApi
 
 STATE_FILE = "state.json"
+OPTIMIZER_FILE = "optimizer.pt"
+ZERO_FOLDER = "zero"  # what DeepSpeed writes of each rank
+ADAPTER_FILE = "adapter.safetensors"  # adapters in training; `model.safetensors` has them merged
+# In a checkpoint that a run goes on from; the finished one lacks them.
+WHILE_RUNNING = (OPTIMIZER_FILE, ZERO_FOLDER, STATE_FILE, ADAPTER_FILE)
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -34,14 +37,15 @@ async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
     final = folder_of(run, step)
     with whole_folder(final) as folder:
         await learner.save(folder)
-        for names in ((WEIGHTS_FILE,), (OPTIMIZER_FILE, ZERO_FOLDER)):
-            if not any((folder / name).exists() for name in names):
+        state = any((folder / name).exists() for name in (OPTIMIZER_FILE, ZERO_FOLDER))
+        for name, here in ((WEIGHTS_FILE, bool(weight_files(folder))), (OPTIMIZER_FILE, state)):
+            if not here:
                 raise CheckpointError(
-                    f"the learner saved its checkpoint, but {folder / names[0]} is not here. Does it run on another node? "
+                    f"the learner saved its checkpoint, but {folder / name} is not here. Does it run on another node? "
                     "`out` must be a folder that all nodes of the cluster share"
                 )
-        card = with_sources(read_card(folder), recorded(run)[TRAINED_ON])
-        (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+        drawn = Card.parse({"trained_on": recorded(run)["trained_on"]}, run / MANIFEST).trained_on
+        Card.read(folder).with_problems(drawn).write(folder)
         (folder / STATE_FILE).write_text(json.dumps({"schema": SCHEMA, "step": step}), encoding="utf-8")
     torn = final.parent.glob(".step_*")  # what a killed process left
     for old in [*sorted(final.parent.glob("step_*"))[:-keep], *torn]:

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import Checkpoint
+from apr.checkpoints.folder import ModelFolder, model_folder
 from apr.config import RlConfig, refuse_idle
-from apr.contact import TRAINED_ON, trained_on
+from apr.contact import trained_on
 from apr.data.store import data_env, problems_hash, read_problems
-from apr.dialects import dialect_of
-from apr.engines.base import Engine
-from apr.engines.build import build_engine, check_window
+from apr.engines.build import build_engine
 from apr.errors import EngineLostError, LearnerLostError, RunDirectoryError
-from apr.finite import check_finite_files
 from apr.presets import check, load_recorded
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
 from apr.runs import automatic_threads, refuse_other, run_directory, whole_folder
-from apr.sft.train import CARD, check_condition, read_card
 from apr.signals import stop_at_signal
+from apr.threads.engine import Engine
 from rl import checkpoint, loop
-from rl.checkpoint import STATE_FILE
-from rl.learner import ADAPTER_FILE, Learner, LearnerApi
+from rl.checkpoint import WHILE_RUNNING
 from rl.monitor import Monitors, open_monitors
-from rl.parallel import OPTIMIZER_FILE, ZERO_FOLDER
-from rl.parts import Parts
+from rl.parts import LearnerApi, Parts, WeightSync
 from rl.rewards import reward_function
-from rl.weight_sync import TRANSFERS, FileSync, TensorSync, WeightSync
+from rl.weight_sync import TRANSFERS, FileSync, TensorSync
 
 # What may change when a run goes on: where and how it runs, how long, what is watched and kept; and the learning rate.
 MAY_DIFFER = (
@@ -40,7 +37,6 @@ MAY_DIFFER = (
     "parity_max", "learner.lr", "learner.lr_schedule", "learner.lr_steps", "learner.threads", "learner.row_tokens",
     "learner.tokens_per_pass", "learner.activation_checkpointing",
 )  # fmt: skip
-WHILE_RUNNING = (OPTIMIZER_FILE, ZERO_FOLDER, STATE_FILE, ADAPTER_FILE)  # in a checkpoint that a run goes on from
 # Engine and learner after a loss: from a checkpoint, with the optimiser's state or without.
 Replace = Callable[[Path, bool], Awaitable[tuple[Engine, LearnerApi]]]
 
@@ -64,18 +60,19 @@ def launch(config: RlConfig, resume: bool) -> Path:
             f"{config.out} holds a run already: `apr rl --resume {config.out}` goes on, or give another `out`"
         )
     data_hash = problems_hash(config.data, "train")
+    config = config.model_copy(update={"checkpoint": model_folder(config.checkpoint)})
     if resume:
         refuse_other(config.out, config, MAY_DIFFER, data_hash=data_hash)
     else:
         refuse_idle(config)
     config = _with_horizon(config, resume)
     start_from, start = found or (config.checkpoint, 0)
-    check_window(start_from, config.limits.context, config.dialect)
-    check_finite_files(start_from)
-    check_condition(read_card(start_from), config.condition, start_from)
-    dialect = dialect_of(start_from, config.dialect)
+    opened = Checkpoint.open(start_from, config.dialect)
+    opened.check_fits(config.protocol, config.condition, config.limits.context)
+    opened.model.check_finite()
+    dialect = opened.dialect
     spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash}
-    source = {TRAINED_ON: trained_on(config.data, "rl", env)}
+    source = {"trained_on": [one.model_dump() for one in trained_on(config.data, "rl", env)]}
     threads = None
     if config.engine.threads is None or config.learner.threads is None:
         threads = automatic_threads(config.out if found else None)
@@ -130,8 +127,7 @@ def _finished(run: Path, newest: Path, config: RlConfig) -> Path:
     final = run / "final"
     with whole_folder(final) as folder:
         shutil.copytree(newest, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*WHILE_RUNNING))
-        card = {**read_card(folder), "reward": config.reward.model_dump(exclude_none=True)}
-        (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+        Card.read(folder).with_facts(reward=config.reward.model_dump(exclude_none=True)).write(folder)
     return final
 
 
@@ -169,9 +165,11 @@ def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[
     """Engine and learner in this process, or as Ray actors that end with the block; what replaces them after a loss; and how
     many learners were lost already, while they started."""
     if config.cluster.address == "none":
-        engine = build_engine(config.engine, start_from, config.limits.context, config.seed)
+        from rl.learner import Learner
 
-        async def replace(start_from: Path, resumed: bool) -> tuple[Engine, Learner]:
+        engine = build_engine(config.engine, ModelFolder.open(start_from), config.limits.context, config.seed)
+
+        async def replace(start_from: Path, resumed: bool) -> tuple[Engine, LearnerApi]:
             return engine, Learner(
                 start_from, config.learner, config.temperature, config.dialect, resumed, config.checkpoint
             )

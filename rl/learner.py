@@ -9,54 +9,35 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-import typing
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
+from apr.checkpoints.adapters import merged_state
+from apr.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from apr.checkpoints.folder import ModelFolder
 from apr.config import LearnerConfig
-from apr.dialects import dialect_of
 from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, NotFiniteError, ParityError
 from apr.memory import keep_freed_memory
-from apr.sft.train import read_card, save_checkpoint
 from rl import adapters
+from rl.checkpoint import ADAPTER_FILE
 from rl.losses import LossTerms, k3, policy_loss
 from rl.packing import Pass, plan
 from rl.parallel import LOWER, Rank, backend, finite
 from rl.samples import Sample
 
-if typing.TYPE_CHECKING:
+if TYPE_CHECKING:
     from rl.weight_transfer import Sender
 
-ADAPTER_FILE = "adapter.safetensors"
 ALONE = Rank()
-
-
-class LearnerApi(typing.Protocol):
-    """What the loop asks of a learner, here or in Ray actors (`rl.ranks.RemoteLearner`)."""
-
-    async def update(
-        self, minibatches: Sequence[Sequence[Sample]], lr: float, parity: tuple[float, float]
-    ) -> dict[str, float]: ...
-
-    async def weights(self) -> Any: ...
-
-    async def save_weights(self, folder: Path, version: int) -> None: ...
-
-    async def meet(self, backend: str, engines: Sequence[Any], workers: int) -> None: ...
-
-    async def send(self) -> None: ...
-
-    async def save(self, folder: Path) -> None: ...
 
 
 class Scorer(nn.Module):
@@ -97,8 +78,10 @@ class Learner:
         self.config = config
         self.rank = rank
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        origin = origin or checkpoint
-        self.model = _model(origin if config.lora else checkpoint, self.device)
+        opened = Checkpoint.open(checkpoint, dialect)
+        needed = config.lora or config.kl_weight  # it may be gone, where a run goes on without it
+        start = ModelFolder.open(origin) if origin and needed else opened.model
+        self.model = _model(start if config.lora else opened.model, self.device)
         if config.lora:
             adapters.add(self.model, config.lora)
             if resumed:
@@ -109,13 +92,12 @@ class Learner:
         self.scorer = Scorer(self.model, temperature, config.dtype)
         self.reference: Scorer | None = None
         if config.kl_weight:  # with adapters it is the model without them
-            frozen = self.model if config.lora else _model(origin, self.device).requires_grad_(False)
+            frozen = self.model if config.lora else _model(start, self.device).requires_grad_(False)
             self.reference = Scorer(frozen, temperature, config.dtype)
         self.backend = backend(self.scorer, config, rank)
         self.sender: Sender | None = None  # of the first rank, once it has met engines
-        self.vocabulary = dialect_of(checkpoint, dialect).vocabulary
-        card = read_card(checkpoint)
-        self.card = {**card, "trained": [*(stage for stage in card.get("trained", []) if stage != "rl"), "rl"]}
+        self.vocabulary = opened.dialect.vocabulary
+        self.card = opened.card.after("rl")
         if resumed:
             self.backend.load(checkpoint)
 
@@ -185,7 +167,7 @@ class Learner:
             return {name: tensor.detach().cpu().clone() for name, tensor in self._state().items()}
 
     async def save_weights(self, folder: Path, version: int) -> None:
-        """`model.safetensors` in `folder`, then its marker, as `apr.engines.weights` wants them."""
+        """The weight files in `folder`, then the marker, as `apr.engines.weights` wants them."""
         with self.backend.gathered():
             if self.rank.index == 0:
                 self.model.save_pretrained(folder, state_dict=self._state())
@@ -226,7 +208,7 @@ class Learner:
     def _state(self) -> dict[str, Tensor]:
         if self.rank.index:
             return {}
-        return adapters.merged(self.model) if self.config.lora else self.model.state_dict()
+        return merged_state(self.model) if self.config.lora else self.model.state_dict()
 
     @torch.no_grad()
     def _logprobs(self, one: Pass) -> Tensor:
@@ -282,12 +264,9 @@ class Learner:
         return found
 
 
-def _model(checkpoint: Path, device: torch.device) -> Any:
+def _model(folder: ModelFolder, device: torch.device) -> Any:
     """In float32 and in training mode, as activation checkpointing wants it, without dropout, which the sampler has not."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint} holds no readable model ({error}): train or export it again") from error
+    model = folder.load()
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0

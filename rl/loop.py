@@ -28,8 +28,7 @@ from apr.threads.codec import TraceWriter
 from apr.threads.trace import StopReason, Trace
 from rl import checkpoint
 from rl.advantages import advantages, has_signal, shuffled
-from rl.monitor import Monitor
-from rl.parts import Parts
+from rl.parts import Monitor, Parts
 from rl.rollouts import Rollout, rollouts, validate
 from rl.samples import Sample, minibatches, samples
 

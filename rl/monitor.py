@@ -5,19 +5,13 @@ from __future__ import annotations
 
 import json
 import sys
-import typing
 from pathlib import Path
 
 from apr.config import RlConfig
 from apr.errors import ConfigError, ResourceError
 from apr.runs import write_text
 from apr.seeds import derive_seed
-
-
-class Monitor(typing.Protocol):
-    def log(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def close(self) -> None: ...
+from rl.parts import Monitor
 
 
 class JsonlMonitor:

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from apr.config import LearnerConfig
 from apr.errors import CheckpointError, NotFiniteError
 from apr.runs import write_bytes
+from rl.checkpoint import OPTIMIZER_FILE, ZERO_FOLDER
 
-OPTIMIZER_FILE = "optimizer.pt"
-ZERO_FOLDER = "zero"  # what DeepSpeed writes of each rank
 _TAG = "state"
 
 

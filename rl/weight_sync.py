@@ -6,22 +6,15 @@ from __future__ import annotations
 
 import shutil
 import time
-import typing
 from pathlib import Path
 
-from apr.engines.base import Engine
 from apr.engines.weights import MARKER
 from apr.errors import CheckpointError
 from apr.runs import remove_folder
-from rl.learner import LearnerApi
+from apr.threads.engine import Engine
+from rl.parts import LearnerApi
 
 TRANSFERS = ("nccl", "ipc")  # the ways of `rl.weight_transfer`: from GPU to GPU
-
-
-class WeightSync(typing.Protocol):
-    async def push(self, learner: LearnerApi, engine: Engine, version: int) -> float:
-        """Bring `engine` to the learner's weights as `version`; returns seconds."""
-        ...
 
 
 class TensorSync:

@@ -20,21 +20,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
-from apr.engines.base import Engine
 from apr.engines.cluster import RemoteEngine, cause_of
 from apr.engines.placement import own_address
 from apr.engines.pool import EnginePool
 from apr.engines.weights import Arrived, check_cuda
 from apr.errors import AprError, EngineLostError
-
-if TYPE_CHECKING:
-    from rl.learner import LearnerApi
+from apr.threads.engine import Engine
+from rl.parts import LearnerApi
 
 
 class TransferSync:

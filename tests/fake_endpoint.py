@@ -13,8 +13,9 @@ from typing import Any
 
 from aiohttp import web
 
-from apr.engines.base import Completion, Request
+from apr.checkpoints.folder import ModelFolder
 from apr.engines.tiny import TinyEngine
+from apr.threads.engine import Completion, Request
 from apr.threads.trace import EngineStop, StrandKey
 from apr.tokens.text import load_tokenizer
 
@@ -39,7 +40,7 @@ class FakeServer:
         self.token_ids = True
         self.raw_logprobs = False
         self.stops_late = False
-        self._engine = TinyEngine.from_checkpoint(checkpoint, max_context=window)
+        self._engine = TinyEngine.from_folder(ModelFolder.open(checkpoint), max_context=window)
         self._numbers = iter(range(1 << 60))
 
     async def list_models(self, request: web.Request) -> web.Response:

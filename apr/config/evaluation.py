@@ -23,7 +23,7 @@ class EvalConfig(Strict):
     env: EnvConfig | None = Field(default=None, description=ENV_OF_DATA)
     split: Literal["train", "validation", "test"] = Field(default="test", description="which problems")
     checkpoint: Path = Field(
-        default=Path("runs/sft"), description="a checkpoint, or a folder with peft's adapter of one"
+        default=Path("runs/sft"), description="a checkpoint, the folder of its SFT or RL run, or peft's adapter of one"
     )
     base: Path | None = Field(
         default=None, description="of an adapter: the model that it adapts, if it names none here"

@@ -139,7 +139,10 @@ class RlConfig(Strict):
     seed: int = Field(default=0, description="of the problems' order and of sampling")
     data: Path = Field(default=Path("runs/data"), description="data folder, as `apr data generate` writes it")
     env: EnvConfig | None = Field(default=None, description=ENV_OF_DATA)
-    checkpoint: Path = Field(default=Path("runs/sft/checkpoint"), description="model to start from")
+    checkpoint: Path = Field(
+        default=Path("runs/sft/checkpoint"),
+        description="to start from: a checkpoint, or the folder of its SFT or RL run",
+    )
     protocol: ProtocolName = Field(default="spawn_join", description="how the model spawns and joins")
     dialect: str | None = Field(default=None, description="if the checkpoint does not say")
     steps: int = Field(default=30, ge=1, description="training steps in all")

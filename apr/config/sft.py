@@ -47,7 +47,8 @@ class SftConfig(Strict):
     env: EnvConfig | None = Field(default=None, description=ENV_OF_DATA)
     solver: str = Field(default="spawn_join", description="teacher whose demonstrations are learned")
     base: Path | None = Field(
-        default=None, description="the pretrained model to start from: its folder or GGUF file, or PACKAGE:FILE"
+        default=None,
+        description="the pretrained model to start from: its folder, that of its run, its GGUF file, or PACKAGE:FILE",
     )
     model: ModelConfig = Field(default=ModelConfig(), description="from scratch; with a base only its window counts")
     lora: LoraConfig | None = Field(default=None, description="of a base: train these alone, and merge them at the end")

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from apr.data.shards import shard_path
 from apr.data.store import problems_folder, problems_table, write_problems
 from apr.data.tables import elements
 from apr.errors import DataError, RunDirectoryError
 from apr.progress import Progress
-from apr.runs import disk_error, followed, whole_folder
+from apr.runs import CONFIG, disk_error, followed, whole_folder
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.trace import Trace
+from envs.countdown.env import Countdown
 from envs.countdown.paper import PaperDialect
 from envs.countdown.problems import Problems
 from envs.countdown.published import damage, from_row, is_prompt, problem_of_row, to_row
@@ -144,10 +146,15 @@ def _solvable(seen: Iterable[tuple[int, ...]], report: Report) -> dict[int, Prob
 
 
 def _write_problems(folder: Path, problems: dict[int, Problems]) -> None:
+    """The distinct problems as a data set without demonstrations."""
     for index, rows in enumerate(problems.values()):
         path = shard_path(problems_folder(folder), SPLIT, index, len(problems))
         path.parent.mkdir(exist_ok=True)
         write_problems(path, problems_table(rows.dictionaries()))
+    if every := [problem for rows in problems.values() for problem in rows.dictionaries()]:
+        env = {"name": Countdown.name, **Countdown().fitted(every)}
+        settings = {"env": env, SPLIT: len(every), "solvers": {}}
+        (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 def _read(row: Any, number: int, report: Report, dialect: PaperDialect) -> Trace:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from apr.checkpoints.pretrained import chat_vocabulary
 from apr.config import DataConfig, EnvConfig
 from apr.data.card import CARD, card
 from apr.data.imported import problems_from
@@ -32,7 +33,6 @@ from apr.data.teach import demonstrations_of, facts_of_teacher
 from apr.data.workers import ended_by_signals, in_processes, processes
 from apr.dialects import TOKENIZER
 from apr.errors import ConfigError
-from apr.pretrained import chat_vocabulary
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
 from apr.runs import CONFIG, check_kind, refuse_other, run_directory, whole_folder, write_text

@@ -19,12 +19,14 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from apr.checkpoints.folder import ModelFolder
 from apr.config import ClusterConfig, EngineConfig
-from apr.engines.base import Completion, Engine, Request, refuse_second
 from apr.engines.build import build_engine
 from apr.engines.placement import bundle, connect, options, refuse_impossible, reserve
 from apr.engines.pool import EnginePool
+from apr.engines.refusals import refuse_second
 from apr.errors import AprError, EngineError, EngineLostError, ResourceError
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.trace import StrandKey
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class EngineActor:
         self, config: EngineConfig, checkpoint: Path, max_context: int, seed: int, transfer: str | None
     ) -> tuple[int, int]:
         """Build the engine; here, since what a Ray actor raises when it is made arrives without its type."""
-        self.engine = build_engine(config, checkpoint, max_context, seed, transfer)
+        self.engine = build_engine(config, ModelFolder.open(checkpoint), max_context, seed, transfer)
         return self.engine.max_context, self.engine.version
 
     async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:

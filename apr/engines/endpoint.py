@@ -21,10 +21,10 @@ from typing import Any
 
 import aiohttp
 
-from apr.engines.base import Request
 from apr.engines.local import Flight, LocalEngine
 from apr.engines.server import NEUTRAL, PATIENCE, Server, headers
 from apr.errors import EngineError, EngineLostError
+from apr.threads.engine import Request
 from apr.threads.trace import EngineStop
 
 WAITS = (0.5, 2.0, 8.0)  # seconds before a request whose connection failed is sent again

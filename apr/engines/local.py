@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from apr.engines.base import Completion, Request, not_finite, refuse_second
+from apr.engines.refusals import not_finite, refuse_second
 from apr.errors import EngineError, EngineLostError
+from apr.threads.engine import Completion, Request
 from apr.threads.trace import EngineStop, StrandKey, VersionSpan
 
 
@@ -43,7 +44,7 @@ class Flight:
 
 
 class LocalEngine(ABC):
-    """Base of the engines in this package; implements `apr.engines.base.Engine`."""
+    """Base of the engines in this package; implements `apr.threads.engine.Engine`."""
 
     def __init__(self, max_context: int, version: int) -> None:
         self._max_context = max_context

@@ -18,8 +18,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from apr.engines.base import Completion, Engine, Request, refuse_second
+from apr.engines.refusals import refuse_second
 from apr.errors import CheckpointError, EngineError, EngineLostError, TornWeightsError
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.trace import EngineStop, StrandKey
 
 Make = Callable[[int], Awaitable[Engine]]

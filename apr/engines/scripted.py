@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from apr.engines.base import Completion, Request
 from apr.engines.local import Flight, LocalEngine
 from apr.errors import EngineError
+from apr.threads.engine import Completion, Request
 from apr.threads.trace import EngineStop, StrandKey
 
 Reply = Sequence[int] | Exception  # token ids to sample, or what to raise

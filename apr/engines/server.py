@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apr.engines.weights import WEIGHTS_FILE
+from apr.checkpoints.folder import ModelFolder
+from apr.checkpoints.weights import content_id, weight_files
 from apr.errors import CheckpointError, ConfigError
-from apr.runs import file_hash
 from apr.tokens.text import load_tokenizer
 
 API_KEY = "VLLM_API_KEY"  # the environment variable that `vllm serve` reads, too
@@ -47,8 +47,8 @@ class Server:
     processed: bool
 
     @classmethod
-    def find(cls, url: str, model: str | None, checkpoint: Path, max_context: int) -> Server:
-        """Ask the server at `url` for `model` (None: the only one there), which must be that of `checkpoint`.
+    def find(cls, url: str, model: str | None, folder: ModelFolder, max_context: int) -> Server:
+        """Ask the server at `url` for `model` (None: the only one there), which must be that in `folder`.
 
         Raises `ConfigError` if no server answers within `PATIENCE` seconds, or if it serves another model, a shorter
         context, or neither token ids nor logprobs; `CheckpointError` if the checkpoint has no tokenizer.
@@ -62,10 +62,10 @@ class Server:
                 f"{url} serves {name} with max_model_len={window}, and limits.context is {max_context}: start it with "
                 f"--max-model-len {max_context}, or lower limits.context"
             )
-        tokenizer = load_tokenizer(checkpoint)
-        _check_weights(card, checkpoint, url)
-        _check_tokens(client, name, tokenizer, checkpoint)
-        return cls(url, name, _outputs(checkpoint), _probe(client, name, _sample_ids(tokenizer)[:1]))
+        tokenizer = load_tokenizer(folder.path)
+        _check_weights(card, folder, url)
+        _check_tokens(client, name, tokenizer, folder.path)
+        return cls(url, name, folder.outputs, _probe(client, name, _sample_ids(tokenizer)[:1]))
 
 
 class _Client:
@@ -133,14 +133,14 @@ def _chosen(client: _Client, model: str | None) -> dict[str, Any]:
     return found
 
 
-def _check_weights(card: dict[str, Any], checkpoint: Path, url: str) -> None:
+def _check_weights(card: dict[str, Any], folder: ModelFolder, url: str) -> None:
     """Where the server reads its model from a folder that is here, too: are they the checkpoint's weights?"""
     root = Path(str(card.get("root") or ""))
-    theirs, ours = root / WEIGHTS_FILE, checkpoint / WEIGHTS_FILE
-    if theirs.is_file() and not theirs.samefile(ours) and file_hash(theirs) != file_hash(ours):
+    theirs = weight_files(root)
+    if theirs and not root.samefile(folder.path) and content_id(theirs) != folder.hash:
         raise ConfigError(
-            f"{url} serves the weights of {root}, and `checkpoint` names others, {checkpoint}: the results would go by the "
-            f"wrong name. Set checkpoint={root}, or serve {checkpoint}"
+            f"{url} serves the weights of {root}, and `checkpoint` names others, {folder.path}: the results would go by the "
+            f"wrong name. Set checkpoint={root}, or serve {folder.path}"
         )
 
 
@@ -164,17 +164,6 @@ def _sample_ids(tokenizer: Any) -> list[int]:
     """Ids from all over the vocabulary, BOS among them and first if there is one."""
     first = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     return [*first, *range(0, len(tokenizer), max(1, len(tokenizer) // COMPARED))]
-
-
-def _outputs(checkpoint: Path) -> int:
-    """How many ids the model knows, by its config.json. Raises `CheckpointError`."""
-    path = checkpoint / "config.json"
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is missing or corrupt ({error!r}): export or train the checkpoint again"
-        ) from error
 
 
 def _probe(client: _Client, model: str, prompt: Sequence[int]) -> bool:

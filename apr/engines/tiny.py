@@ -10,15 +10,16 @@ import asyncio
 import copy
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from apr.engines.base import Completion, Request, not_finite
+from apr.checkpoints.folder import ModelFolder
 from apr.engines.local import Flight, LocalEngine
+from apr.engines.refusals import not_finite
 from apr.engines.weights import check_weights, read_weights
-from apr.errors import CheckpointError, EngineError
+from apr.errors import EngineError
+from apr.threads.engine import Completion, Request
 from apr.threads.trace import EngineStop
 
 if TYPE_CHECKING:
@@ -44,18 +45,9 @@ class TinyEngine(LocalEngine):
         self._tasks: dict[Flight, asyncio.Task[None]] = {}
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Path, *, max_context: int, version: int = 0) -> TinyEngine:
-        """From a folder in Hugging Face format. Raises `CheckpointError` if it is missing or cannot be read."""
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM
-
-        try:
-            model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{checkpoint} holds no readable model ({error}): train or export it again"
-            ) from error
-        return cls(model, max_context=max_context, version=version)
+    def from_folder(cls, folder: ModelFolder, *, max_context: int, version: int = 0) -> TinyEngine:
+        """Serve the model in a folder in Hugging Face format. Raises `CheckpointError` if it cannot be read."""
+        return cls(folder.load(), max_context=max_context, version=version)
 
     def _begin(self, flight: Flight) -> None:
         self._sampled[flight] = _Sampled()

@@ -27,10 +27,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr.engines.base import Completion, Request
+from apr.checkpoints.folder import ModelFolder
 from apr.engines.local import Flight, LocalEngine
-from apr.engines.weights import WEIGHTS_FILE, Arrived, check_cuda, check_shapes, check_weights, read_weights
+from apr.engines.weights import Arrived, check_cuda, check_shapes, check_weights, read_weights
 from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError, ResourceError
+from apr.threads.engine import Completion, Request
 from apr.threads.trace import EngineStop
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _MIN_TEMPERATURE = 0.01  # vLLM samples at this when asked for less
 
 
 class VllmEngine(LocalEngine):
-    """A Hugging Face checkpoint folder (with `model.safetensors`) behind vLLM.
+    """The folder of a model behind vLLM.
 
     `max_context`: tokens in one context, prompt and sampled. `max_num_seqs`: requests decoded at once; more wait.
     `kv_cache_bytes`: memory for keys and values, shared by all of them and the prefix cache. `block_size`: tokens in
@@ -51,12 +52,12 @@ class VllmEngine(LocalEngine):
     `tensor_parallel`: processes, each with a device and `kv_cache_bytes` of its own, that share every layer. `threads`:
     torch threads of each, fixed for the whole process by its first engine (None: as they are). `verbose`: let vLLM log.
 
-    Raises `CheckpointError` if the checkpoint is missing or unusable, `ResourceError` for too little memory.
+    Raises `CheckpointError` if the model cannot be served, `ResourceError` for too little memory.
     """
 
     def __init__(
         self,
-        checkpoint: Path,
+        model: ModelFolder,
         *,
         max_context: int,
         seed: int,
@@ -74,15 +75,15 @@ class VllmEngine(LocalEngine):
         if transfer is not None:
             check_cuda(transfer, "the engine's process", "cluster.engine_gpus")
         _set_environment(verbose, tensor_parallel, threads)
-        self._shapes = _shapes(checkpoint)
-        self._check_window(checkpoint)
+        self._shapes = model.shapes
+        self._check_window(model)
         import torch
         from vllm import EngineArgs, LLMEngine
         from vllm.platforms import current_platform
 
         if current_platform.is_cpu():  # else the first request waits for a C++ compiler, to count ranks nobody reads
             current_platform.simple_compile_backend = "eager"
-            _check_heads(checkpoint)
+            _check_heads(model.path)
         elif tensor_parallel > (devices := current_platform.device_count()):
             raise ResourceError(
                 f"engine.tensor_parallel={tensor_parallel} needs as many devices, and this process sees {devices}: lower "
@@ -96,7 +97,7 @@ class VllmEngine(LocalEngine):
                     f"{torch.get_num_threads()}: ask for as many, or start this engine in a process of its own"
                 )
         arguments = EngineArgs(
-            model=str(checkpoint), skip_tokenizer_init=True, dtype=dtype, seed=seed % 2**31,
+            model=str(model.path), skip_tokenizer_init=True, dtype=dtype, seed=seed % 2**31,
             tensor_parallel_size=tensor_parallel, distributed_executor_backend="mp" if tensor_parallel > 1 else None,
             max_model_len=max_context, max_num_seqs=max_num_seqs, max_num_batched_tokens=max(8192, max_context),
             enable_chunked_prefill=False,  # a part of a prompt would draw from its request's generator
@@ -110,7 +111,7 @@ class VllmEngine(LocalEngine):
             with _without_llvmlite():
                 self._engine: Any = LLMEngine.from_engine_args(arguments)
         except (MemoryError, ValueError, RuntimeError, OSError) as error:
-            raise _explain(error, checkpoint, kv_cache_bytes) from error
+            raise _explain(error, model.path, kv_cache_bytes) from error
         self._vocabulary = self._engine.model_config.get_vocab_size()
         self._by_name: dict[str, Flight] = {}
         self._requests: dict[Flight, Any] = {}  # as vLLM's scheduler keeps them
@@ -248,19 +249,11 @@ class VllmEngine(LocalEngine):
         self._engine.engine_core.shutdown()
         self._engine = None
 
-    def _check_window(self, checkpoint: Path) -> None:
+    def _check_window(self, model: ModelFolder) -> None:
         """A context beyond the trained window would fail inside vLLM with advice that does not fit."""
-        from transformers import AutoConfig
-
-        try:
-            window = AutoConfig.from_pretrained(checkpoint, local_files_only=True).max_position_embeddings
-        except (OSError, ValueError, AttributeError) as error:
+        if self.max_context > model.window:
             raise CheckpointError(
-                f"{checkpoint}/config.json is of no model served here ({error}): save it again"
-            ) from error
-        if self.max_context > window:
-            raise CheckpointError(
-                f"max_context {self.max_context} exceeds the window of {window} that {checkpoint} was trained with: "
+                f"max_context {self.max_context} exceeds the window of {model.window} that {model.path} was trained with: "
                 "lower the context limit, or train with a larger max_position_embeddings"
             )
 
@@ -290,20 +283,6 @@ def _check_heads(checkpoint: Path) -> None:
             f"{checkpoint} has attention heads of size {size}; vLLM on CPU serves {', '.join(map(str, served))}: train "
             "with another ratio of hidden to heads, or use engine.kind=tiny"
         )
-
-
-def _shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint's tensors, from the header of its file."""
-    from safetensors import SafetensorError, safe_open
-
-    for name in ("config.json", WEIGHTS_FILE):
-        if not (checkpoint / name).is_file():
-            raise CheckpointError(f"{checkpoint / name} is missing: give a folder saved in Hugging Face format")
-    try:
-        with safe_open(checkpoint / WEIGHTS_FILE, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{checkpoint / WEIGHTS_FILE} is corrupt ({error}): save the checkpoint again") from error
 
 
 def _explain(error: Exception, checkpoint: Path, kv_cache_bytes: int) -> Exception:

@@ -1,25 +1,24 @@
 """Weights on their way to an engine: tensors by name, or a folder that says of itself that it is whole.
 
-Whoever writes such a folder writes `model.safetensors` first and the marker last. The marker names the version and has the
-file's size and SHA-256, so that a write that was cut short, an old state of a shared disk and the folder of another version
+Whoever writes such a folder writes the weight files first and the marker last. The marker names the version and has the
+files' size and SHA-256, so that a write that was cut short, an old state of a shared disk and the folder of another version
 are all refused before anything is loaded.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apr.checkpoints.weights import WEIGHTS_FILE, content_hash, weight_files
 from apr.errors import CheckpointError, EngineError, ResourceError, TornWeightsError
 from apr.runs import write_text
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS_FILE = "model.safetensors"
 MARKER = "complete.json"
 
 
@@ -39,20 +38,25 @@ def check_cuda(transfer: str, who: str, key: str) -> None:
 
 
 def mark_complete(folder: Path, version: int) -> None:
-    """Write the marker of `folder`, whose `model.safetensors` is there and holds the weights of `version`."""
-    write_text(folder / MARKER, json.dumps({"version": version, **_content(folder / WEIGHTS_FILE)}))
+    """Write the marker of `folder`, whose weight files are there and hold the weights of `version`."""
+    write_text(folder / MARKER, json.dumps({"version": version, **_content(folder)}))
 
 
-def _content(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def _content(folder: Path) -> dict[str, Any]:
+    files = weight_files(folder)
+    if not files:
+        raise FileNotFoundError(folder / WEIGHTS_FILE)
+    return {"bytes": sum(path.stat().st_size for path in files), "sha256": content_hash(files)}
 
 
 def check_complete(folder: Path, version: int) -> None:
     """Raise `TornWeightsError` unless the marker of `folder` is there and fits its weights and `version`;
     `FileNotFoundError` if there are no weights."""
-    found = {"version": version, **_content(folder / WEIGHTS_FILE)}
     mend = "`apr rl --resume` writes it anew; if `out` is on a disk that keeps old states, use weight_sync=tensors"
+    try:
+        found = {"version": version, **_content(folder)}
+    except CheckpointError as error:  # its index names a file that is not there
+        raise TornWeightsError(f"{error}; {mend}") from error
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
@@ -79,13 +83,15 @@ def read_weights(source: Any, version: int) -> Mapping[str, torch.Tensor]:
     folder = Path(source)
     try:
         check_complete(folder, version)
-        loaded: dict[str, torch.Tensor] = load_file(folder / WEIGHTS_FILE)
+        loaded: dict[str, torch.Tensor] = {}
+        for path in weight_files(folder):
+            loaded |= load_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} has no {WEIGHTS_FILE}, or has it no longer: give a folder with weights"
+            f"{folder} has no weights ({WEIGHTS_FILE}), or has it no longer: give a folder with weights"
         ) from error
     except SafetensorError as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE} is corrupt ({error}): save the weights again") from error
+        raise CheckpointError(f"the weights in {folder} are corrupt ({error}): save them again") from error
     return loaded
 
 

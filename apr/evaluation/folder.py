@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from apr.checkpoints.card import Card
 from apr.config import EvalConfig
 from apr.contact import Contact
-from apr.errors import DataError
+from apr.errors import CheckpointError, DataError
 from apr.evaluation.metrics import Attempt, attempt
 from apr.presets import load_recorded
 from apr.runs import CONFIG, MANIFEST
 from apr.threads.codec import read_traces
-from apr.threads.limits import Budgets
 from apr.threads.trace import Trace
 
 TRACES = "traces.jsonl.gz"
@@ -31,9 +31,11 @@ _AGAIN = "evaluate again, with another `out`"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation as read back: its configuration, the facts of its manifest, and its attempts, in the order of
-    problems. `problems`: each problem tried, by its id. `skipped`: what is wrong with lines that could not be read.
-    `contact`: with training; None if it was made before that was recorded."""
+    """An evaluation as read back: its configuration, the facts of its manifest, and its attempts, in the order of problems.
+
+    `problems`: each problem tried, by its id. `skipped`: what is wrong with lines that could not be read. `contact`: with
+    training; None if it was made before that was recorded. `card`: what the checkpoint said of itself at the time.
+    """
 
     folder: Path
     config: EvalConfig
@@ -42,11 +44,7 @@ class Evaluation:
     problems: dict[str, dict[str, Any]]
     skipped: list[str]
     contact: Contact | None
-
-    @property
-    def card(self) -> dict[str, Any]:
-        """What the checkpoint said of itself when it was evaluated."""
-        return dict(self.facts["card"])
+    card: Card
 
     @property
     def missing(self) -> int:
@@ -68,7 +66,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     config = _read_config(folder)
     again = f"`apr eval --config {folder / CONFIG} out={folder}`"
     facts = read_facts(folder, FACTS, f"write it anew with {again}, which keeps the traces")
-    _check_card(folder, facts["card"])
+    card = read_card(folder, facts)
     contact = read_contact(folder, facts)
     found: dict[tuple[str, int], Attempt] = {}
     problems: dict[str, dict[str, Any]] = {}
@@ -92,20 +90,17 @@ def read_evaluation(folder: Path) -> Evaluation:
     if not attempts:
         why = skipped[0] if skipped else "nothing was evaluated yet"
         raise DataError(f"{folder / TRACES} holds no trace that can be read ({why}): run {again}")
-    return Evaluation(folder, config, facts, attempts, problems, skipped, contact)
+    return Evaluation(folder, config, facts, attempts, problems, skipped, contact, card)
 
 
-def _check_card(folder: Path, card: dict[str, Any]) -> None:
-    """Raise `DataError` if what the checkpoint said of itself is not of the kinds that a report reads."""
-    reward = card.get("reward", {})
-    budgets = reward.get("budgets", {}) if isinstance(reward, dict) else None
-    if not (
-        isinstance(card.get("solver", ""), str | None)
-        and isinstance(card.get("trained", []), list)
-        and isinstance(budgets, dict)
-        and all(name in Budgets.model_fields and type(value) in (int, type(None)) for name, value in budgets.items())
-    ):
-        raise DataError(f"{folder / MANIFEST} is corrupt: its card is none that a checkpoint has; {_AGAIN}")
+def read_card(folder: Path, facts: dict[str, Any]) -> Card:
+    """What the manifest of an evaluation says of its checkpoint. Raises `DataError`."""
+    try:
+        return Card.parse(facts["card"], "its card")
+    except CheckpointError as error:
+        raise DataError(
+            f"{folder / MANIFEST} is corrupt: its card is none that a checkpoint has ({error.__cause__}); {_AGAIN}"
+        ) from error
 
 
 def read_contact(folder: Path, facts: dict[str, Any]) -> Contact | None:

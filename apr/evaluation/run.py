@@ -11,25 +11,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from apr.checkpoints.checkpoint import MERGED, Checkpoint
+from apr.checkpoints.folder import ModelFolder
 from apr.config import EvalConfig
 from apr.contact import contact
 from apr.data.store import data_env, problems_hash, read_problems
-from apr.dialects import dialect_of
-from apr.engines.base import Engine
-from apr.engines.build import build_engine, check_window
-from apr.errors import ConfigError, EngineLostError, RunDirectoryError
+from apr.engines.build import build_engine
+from apr.errors import EngineLostError, RunDirectoryError
 from apr.evaluation.folder import SUMMARY, TRACES, read_facts
 from apr.evaluation.metrics import Attempt, Summary, attempt, lost, summarise
-from apr.finite import check_finite_files
-from apr.merge import MERGED, model_folder, whole_model
 from apr.presets import load_recorded
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller, with_condition
-from apr.runs import CONFIG, automatic_threads, check_kind, file_hash, refuse_other, run_directory, write_text
+from apr.runs import CONFIG, automatic_threads, check_kind, refuse_other, run_directory, write_text
 from apr.seeds import derive_seed
-from apr.sft.train import check_condition, read_card
 from apr.threads.codec import TraceWriter, read_traces
+from apr.threads.engine import Engine
 from apr.threads.session import Sampling
 from apr.tokens.dialect import Dialect
 from envs.base import Env
@@ -52,15 +50,14 @@ def evaluate(config: EvalConfig) -> Summary:
     env = data_env(config.data, config.env)
     problems = with_condition(read_problems(config.data, config.split, env)[: config.problems], config.condition)
     jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
-    config = _with_whole_model(config)
-    check_finite_files(config.checkpoint)
-    dialect = dialect_of(config.checkpoint, config.dialect)
-    card = _card(config)
-    shared = contact(card, config.data, problems, env)
+    checkpoint = _opened(config)
+    config = config.model_copy(update={"checkpoint": checkpoint.folder, "base": None})
+    dialect = checkpoint.dialect
+    shared = contact(checkpoint.card, config.data, problems, env)
     facts = {
         "data_hash": problems_hash(config.data, config.split),
-        "checkpoint_hash": file_hash(config.checkpoint / "model.safetensors"),
-        "card": card,
+        "checkpoint_hash": checkpoint.model.hash,
+        "card": checkpoint.card.content(),
         "dialect": dialect.name,
         "vocabulary": dialect.vocabulary.hash,
         "env": env.config(),
@@ -79,33 +76,33 @@ def evaluate(config: EvalConfig) -> Summary:
         tried = _done(run, jobs)
         if missing := jobs[len(tried) :]:
             (run / SUMMARY).unlink(missing_ok=True)  # of fewer problems
-            with _engine(config) as engine:
+            with _engine(config, checkpoint.model) as engine:
                 tried += asyncio.run(_attempts(config, env, dialect, engine, missing, run / TRACES))
         summary = summarise(config.out.name, tried)
         write_text(run / SUMMARY, json.dumps({**asdict(summary), "contact": facts["contact"]}, indent=1))
     return summary
 
 
-def _with_whole_model(config: EvalConfig) -> EvalConfig:
-    """`config`, its checkpoint merged if it is an adapter."""
-    source = model_folder(config.checkpoint, config.base)
-    check_window(source, config.limits.context, config.dialect)
-    if source == config.checkpoint:
-        return config
-    check_kind(config.out, "eval")
-    checkpoint = whole_model(config.checkpoint, config.base, config.dialect, config.out / MERGED)
-    return config.model_copy(update={"checkpoint": checkpoint, "base": None})
+def _opened(config: EvalConfig) -> Checkpoint:
+    """The checkpoint, found fit; merged, if it is an adapter."""
+    checkpoint = Checkpoint.open(config.checkpoint, config.dialect, adapters=True, base=config.base)
+    checkpoint.check_fits(config.protocol, config.condition, config.limits.context)
+    if checkpoint.is_adapter:
+        check_kind(config.out, "eval")
+        checkpoint = checkpoint.whole(config.out / MERGED)
+    checkpoint.model.check_finite()
+    return checkpoint
 
 
 @contextmanager
-def _engine(config: EvalConfig) -> Iterator[Engine]:
+def _engine(config: EvalConfig, model: ModelFolder) -> Iterator[Engine]:
     """In this process, or as Ray actors that end with the block."""
     if config.cluster.address == "none":
-        yield build_engine(config.engine, config.checkpoint, config.limits.context)
+        yield build_engine(config.engine, model, config.limits.context)
         return
     from apr.engines.cluster import served
 
-    with served(config.engine, config.cluster, config.checkpoint, config.limits.context) as engines:
+    with served(config.engine, config.cluster, model.path, config.limits.context) as engines:
         yield engines
 
 
@@ -135,18 +132,6 @@ async def _attempts(
     finally:
         await engine.close()
     return tried
-
-
-def _card(config: EvalConfig) -> dict[str, Any]:
-    """The checkpoint's card. Raises `ConfigError` if it was trained in another protocol, in which it can say nothing, or on
-    prompts that ask for something else than `condition`."""
-    card = read_card(config.checkpoint)
-    if (trained := card.get("protocol", config.protocol)) != config.protocol:
-        raise ConfigError(
-            f"{config.checkpoint} was trained in protocol {trained}, not in {config.protocol}: set protocol={trained}"
-        )
-    check_condition(card, config.condition, config.checkpoint)
-    return card
 
 
 def _check_before(config: EvalConfig, facts: dict[str, Any]) -> None:

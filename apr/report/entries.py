@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from apr.checkpoints.card import Card, Reward
 from apr.config import EvalConfig, RlConfig
 from apr.errors import DataError
 from apr.evaluation.baselines import majority, pass_at, samples_by_problem
@@ -85,12 +86,12 @@ class Entry:
     @property
     def solver(self) -> str | None:
         """The teacher of its model."""
-        return self.evaluation.card.get("solver")
+        return self.evaluation.card.solver
 
     @property
     def stages(self) -> list[str]:
         """What its model was trained in, first to last."""
-        return list(self.evaluation.card.get("trained", []))
+        return list(self.evaluation.card.trained)
 
     @property
     def tuned(self) -> bool:
@@ -191,9 +192,10 @@ def rows_of(entry: Entry, teacher: Teacher | None) -> list[Row]:
     ]
 
 
-def budgets_of(card: dict[str, Any]) -> dict[str, int]:
+def budgets_of(card: Card) -> dict[str, int]:
     """The hard budgets that a model was trained under, as its card tells."""
-    return {name: value for name, value in card.get("reward", {}).get("budgets", {}).items() if value}
+    budgets: dict[str, int] = {} if card.reward is None else card.reward.budgets.model_dump(exclude_none=True)
+    return budgets
 
 
 def _entries(evaluations: Sequence[Evaluation]) -> list[Entry]:
@@ -244,8 +246,8 @@ def _alike(labels: list[str], evaluations: Sequence[Evaluation]) -> list[bool]:
 
 
 def _model(one: Evaluation) -> str:
-    solver = one.card.get("solver")
-    stage = "RL" if "rl" in one.card.get("trained", []) else "SFT"
+    solver = one.card.solver
+    stage = "RL" if "rl" in one.card.trained else "SFT"
     return f"{SOLVERS.get(solver, solver)} {stage}" if solver else one.folder.name
 
 
@@ -256,12 +258,12 @@ def _budgets(one: Evaluation) -> dict[str, int]:
 
 def _under(one: Evaluation) -> str:
     """Its hard budgets, and what RL's reward made dear beyond a soft one."""
-    reward = one.card.get("reward", {})
+    reward = one.card.reward or Reward()
     hard = [f", {name} ≤ {value}" for name, value in _budgets(one).items()]
     soft = [
-        f", {name.removeprefix('soft_')} dear beyond {term['budget']}"
-        for name in ("soft_context", "soft_span", "soft_work")
-        if isinstance(term := reward.get(name), dict) and "budget" in term
+        f", {name} dear beyond {term.budget}"
+        for name, term in (("context", reward.soft_context), ("span", reward.soft_span), ("work", reward.soft_work))
+        if term is not None
     ]
     return "".join([*hard, *soft])
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from apr.checkpoints.folder import model_folder
 from apr.config import EvalConfig, RlConfig
 from apr.dialects import dialect_of
 from apr.errors import DataError
@@ -63,7 +64,7 @@ def _spelt(folder: Path, facts: dict[str, Any], checkpoint: Path, dialect: str |
     name, vocabulary = facts.get("dialect"), facts.get("vocabulary")
     if name in BUILT and built_dialect(name).vocabulary.hash == vocabulary:
         return built_dialect(name).vocabulary.text
-    found = dialect_of(checkpoint, dialect)
+    found = dialect_of(model_folder(checkpoint), dialect)
     if vocabulary not in (None, found.vocabulary.hash):
         raise DataError(
             f"the traces of {folder} are spelt in {name}/{vocabulary}, but {checkpoint} is of "

@@ -44,7 +44,7 @@ class Teachers:
 
     def of(self, one: Evaluation, label: str) -> Teacher | None:
         """The teacher of the evaluated model."""
-        solver = one.card.get("solver")
+        solver = one.card.solver
         folder = self.data or one.config.data
         if solver is None:
             return None

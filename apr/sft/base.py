@@ -1,4 +1,4 @@
-"""What SFT does differently with a pretrained model: where it starts, what LoRA trains, and how that is merged."""
+"""What SFT does differently with a pretrained model: where it starts, and what LoRA trains."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from apr.errors import ConfigError
 from apr.tokens.chat_vocabulary import ChatVocabulary
 from apr.tokens.control import ControlTokens
 from apr.tokens.vocabulary import Vocabulary
-
-WEIGHTS = (
-    "model.safetensors",
-    "adapter_model.safetensors",
-)  # of a trainer's checkpoint: of the whole, or of LoRA's part
 
 
 def check_base(base: Path | None, vocabulary: Vocabulary) -> None:
@@ -48,8 +43,3 @@ def let_head_train(model: Any) -> None:
     head = model.get_output_embeddings()
     if not hasattr(head, "bias"):
         head.bias = None
-
-
-def merged(model: Any) -> Any:
-    """`model` as one without adapters: engines load embeddings from the whole model only, never from an adapter."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
+from apr.checkpoints.finite import check_finite
 from apr.errors import NotFiniteError
-from apr.finite import check_finite
 
 
 class CheckedTrainer(SFTTrainer):  # type: ignore[misc]

@@ -11,24 +11,26 @@ from typing import Any
 
 import pyarrow as pa
 
-from apr.config import ConditionConfig, ModelConfig, SftConfig
-from apr.contact import TRAINED_ON, trained_on
+from apr.checkpoints.adapters import merged_in_place, trained_files
+from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import save_checkpoint
+from apr.checkpoints.pretrained import pretrained_model
+from apr.checkpoints.weights import check_finite_files
+from apr.config import ModelConfig, SftConfig
+from apr.contact import trained_on
 from apr.data.store import data_env, demonstrations_facts, demonstrations_folder, demonstrations_hash
 from apr.dialects import dialect_in
-from apr.errors import CheckpointError, ConfigError, NotFiniteError
-from apr.finite import check_finite, check_finite_files
+from apr.errors import CheckpointError, NotFiniteError
 from apr.memory import keep_freed_memory
-from apr.pretrained import pretrained_model
 from apr.runs import automatic_threads, commit, refuse_other, run_directory, whole_folder
 from apr.seeds import derive_seed
-from apr.sft.base import WEIGHTS, adapters, check_base, let_head_train, merged
+from apr.sft.base import adapters, check_base, let_head_train
 from apr.sft.examples import examples_of, lengths_of, token_batches
 from apr.signals import stop_at_signal
 from apr.tokens.vocabulary import Vocabulary
 
 CHECKPOINT = "checkpoint"
 SNAPSHOTS = "snapshots"
-CARD = "apr_card.json"
 STATE = "trainer_state.json"  # what the trainer writes last
 # In which configurations of the same training may differ; the data's hash speaks for `data`.
 ANYTHING = ("out", "data", "threads", "log_every", "checkpoint_every", "snapshots")
@@ -61,14 +63,11 @@ def train(config: SftConfig) -> Path:
         facts = demonstrations_facts(config.data, config.solver)
         vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
         check_base(config.base, vocabulary)
-        card = {
-            "solver": config.solver, "protocol": facts["protocol"], "trained": ["sft"], "data_hash": data_hash,
-            "commit": commit(), TRAINED_ON: trained_on(config.data, "sft", data_env(config.data, config.env)),
-        }  # fmt: skip
-        if "condition" in facts:
-            card["condition"] = facts["condition"]
-        if config.base is not None:
-            card["base"] = str(config.base)
+        trained = trained_on(config.data, "sft", data_env(config.data, config.env))
+        card = Card(
+            solver=config.solver, trained=("sft",), data_hash=data_hash, commit=commit(), trained_on=trained,
+            base=None if config.base is None else str(config.base),
+        ).with_facts(protocol=facts["protocol"], condition=facts.get("condition"))  # fmt: skip
         trainer = _trainer(config, run, examples, vocabulary)
         from apr.sft.callbacks import StopWhenAsked
 
@@ -81,7 +80,7 @@ def train(config: SftConfig) -> Path:
             if trainer.state.global_step < trainer.state.max_steps:
                 raise KeyboardInterrupt(_stopped(trainer.state))
             with whole_folder(finished) as folder:
-                save_checkpoint(folder, merged(trainer.model), vocabulary, card)
+                save_checkpoint(folder, merged_in_place(trainer.model), vocabulary, card)
                 (folder / "log.json").write_text(json.dumps(trainer.state.log_history), encoding="utf-8")
         except NotFiniteError as error:
             raise _diverged(config, trainer.state, error) from error
@@ -164,7 +163,7 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocab
     return trainer
 
 
-def _snapshot(folder: Path, share: float, vocabulary: Vocabulary, card: dict[str, Any]) -> Any:
+def _snapshot(folder: Path, share: float, vocabulary: Vocabulary, card: Card) -> Any:
     """A trainer's callback that saves `folder` once `share` of all steps are made."""
     from transformers import TrainerCallback
 
@@ -172,7 +171,7 @@ def _snapshot(folder: Path, share: float, vocabulary: Vocabulary, card: dict[str
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
             if state.global_step == max(1, round(share * state.max_steps)):
                 with whole_folder(folder) as beside:
-                    save_checkpoint(beside, model, vocabulary, {**card, "share": share})
+                    save_checkpoint(beside, model, vocabulary, card.with_facts(share=share))
 
     return Snapshot()
 
@@ -191,41 +190,6 @@ def new_model(config: ModelConfig, vocabulary: int, pad: int, seed: int) -> Any:
             bos_token_id=1, eos_token_id=2, rope_theta=10_000.0, dtype="float32",
         )
     )  # fmt: skip
-
-
-def save_checkpoint(
-    folder: Path, model: Any, vocabulary: Vocabulary, card: dict[str, Any], state: dict[str, Any] | None = None
-) -> None:
-    """A Hugging Face folder: weights (`state` in place of the model's own, if given), model config, tokenizer, the
-    vocabulary's hash, and where it came from. Raises `NotFiniteError`, and writes nothing, if a weight is not finite."""
-    check_finite(model.state_dict() if state is None else state)
-    model.save_pretrained(folder, state_dict=state)
-    vocabulary.save(folder)
-    (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: its teacher, and the stages that trained it. Empty if it says nothing."""
-    path = folder / CARD
-    try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is corrupt ({error}): train or export the checkpoint again") from error
-    return card
-
-
-def check_condition(card: dict[str, Any], asked: ConditionConfig | None, checkpoint: Path) -> None:
-    """Raise `ConfigError` if prompts are to ask for what no prompt asked for in training, by the checkpoint's card: the
-    model would not heed it, and reach little. A card that does not say is believed to fit."""
-    trained = card.get("condition")
-    if asked is None or trained in (None, asked.kind):
-        return
-    theirs = "ask for nothing" if trained == "none" else f"ask for {trained}"
-    instead = "" if trained == "none" else f"set condition={{kind: {trained}, value: ...}}, "
-    raise ConfigError(
-        f"condition asks for {asked.kind}, and {checkpoint} was trained on prompts that {theirs}: {instead}leave condition "
-        f"out, or train one on demonstrations of a teacher with `condition: {asked.kind}`"
-    )
 
 
 def _processing_class(run: Path, vocabulary: Vocabulary) -> Any:
@@ -252,9 +216,9 @@ def _check_whole(folder: Path) -> None:
     path = folder / STATE
     try:
         json.loads(path.read_text(encoding="utf-8"))
-        path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[0])
-        with safe_open(path, "np"):  # compares its length with what its header says
-            pass
+        for path in trained_files(folder):
+            with safe_open(path, "np"):  # compares its length with what its header says
+                pass
         for path in sorted(archives):
             with zipfile.ZipFile(path) as archive:
                 if spoilt := archive.testzip():
@@ -264,4 +228,4 @@ def _check_whole(folder: Path) -> None:
             f"{path} is damaged ({error}): delete the folder {folder}, and call the same command again; training goes on "
             "from the checkpoint before it, or starts over"
         ) from error
-    check_finite_files(folder)
+    check_finite_files(trained_files(folder))

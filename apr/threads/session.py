@@ -24,10 +24,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from apr.engines.base import Completion, Engine, Request
 from apr.errors import EngineLostError
 from apr.seeds import derive_seed
 from apr.threads.costs import costs, weight
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.limits import Allowance, Limits
 from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import (

@@ -47,8 +47,8 @@ class Countdown(Environment[CountdownSpec]):
         found = super().faults(problems)
         sound = [i for i in range(len(problems)) if i not in found]
         numbers, targets = [problems[i]["numbers"] for i in sound], [problems[i]["target"] for i in sound]
-        unsolvable = np.flatnonzero(~solvable_rows(numbers, targets))
-        return found | {sound[i]: "it has no solution" for i in unsolvable.tolist()}
+        unsolvable = np.flatnonzero(~solvable_rows(numbers, targets)).tolist()
+        return found | {sound[i]: f"{problems[sound[i]]['id']} has no solution" for i in unsolvable}
 
     def fitted(self, problems: Sequence[Problem]) -> dict[str, Any]:
         numbers, targets = [p["numbers"] for p in problems], [p["target"] for p in problems]

@@ -1,4 +1,4 @@
-"""Engines under the contract (`apr.engines.base.Engine`), and what its tests ask of them. The fixture is in conftest.py."""
+"""Engines under the contract (`apr.threads.engine.Engine`), and what its tests ask of them. The fixture is in conftest.py."""
 
 import asyncio
 import shutil
@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from fake_endpoint import FakeServer
 
-from apr.engines.base import Completion, Engine, Request
+from apr.checkpoints.folder import ModelFolder
 from apr.engines.scripted import ScriptedEngine
 from apr.engines.weights import WEIGHTS_FILE, mark_complete
 from apr.seeds import derive_rng
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.trace import StrandKey
 
 WINDOW = 160
@@ -81,7 +82,7 @@ def _pool(checkpoint: Path) -> Engine:
     from apr.engines.tiny import TinyEngine
 
     async def make(index: int) -> Engine:
-        return TinyEngine.from_checkpoint(checkpoint, max_context=WINDOW)
+        return TinyEngine.from_folder(ModelFolder.open(checkpoint), max_context=WINDOW)
 
     return asyncio.run(EnginePool.start(make, 2))
 
@@ -90,7 +91,7 @@ def endpoint_engine(server: FakeServer, checkpoint: Path) -> Engine:
     from apr.config import EngineConfig
     from apr.engines.build import build_engine
 
-    return build_engine(EngineConfig(kind="endpoint", url=server.url, timeout=60), checkpoint, WINDOW)
+    return build_engine(EngineConfig(kind="endpoint", url=server.url, timeout=60), ModelFolder.open(checkpoint), WINDOW)
 
 
 def make_engine(kind: str, checkpoint: Callable[[int], Path]) -> Engine:
@@ -103,10 +104,12 @@ def make_engine(kind: str, checkpoint: Callable[[int], Path]) -> Engine:
     if kind == "tiny":
         from apr.engines.tiny import TinyEngine
 
-        return TinyEngine.from_checkpoint(checkpoint(0), max_context=WINDOW)
+        return TinyEngine.from_folder(ModelFolder.open(checkpoint(0)), max_context=WINDOW)
     from apr.engines.vllm import VllmEngine
 
-    return VllmEngine(checkpoint(0), max_context=WINDOW, seed=0, max_num_seqs=64, kv_cache_bytes=64 << 20)
+    return VllmEngine(
+        ModelFolder.open(checkpoint(0)), max_context=WINDOW, seed=0, max_num_seqs=64, kv_cache_bytes=64 << 20
+    )
 
 
 def ask(

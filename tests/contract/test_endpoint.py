@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 from fake_endpoint import CACHED, FakeServer, fake_endpoint
 
+from apr.checkpoints.folder import ModelFolder
 from apr.cli import main
 from apr.config import EngineConfig, EvalConfig, RlConfig
 from apr.engines import endpoint
-from apr.engines.base import Completion, Engine, Request
 from apr.engines.build import build_engine
 from apr.engines.endpoint import EndpointEngine
 from apr.engines.tiny import TinyEngine
 from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError
 from apr.presets import load
 from apr.threads.codec import read_traces
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.trace import EngineStop, StrandKey
 
 WINDOW = 160
@@ -43,7 +44,9 @@ def server(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSe
 
 def start(server: FakeServer, checkpoint: Path, max_context: int = WINDOW, **options: Any) -> Engine:
     return build_engine(
-        EngineConfig(kind="endpoint", url=server.url, **{"timeout": 30, **options}), checkpoint, max_context
+        EngineConfig(kind="endpoint", url=server.url, **{"timeout": 30, **options}),
+        ModelFolder.open(checkpoint),
+        max_context,
     )
 
 
@@ -62,7 +65,7 @@ def run(engine: Engine, *requests: Request) -> list[Any]:
 
 
 def expected(checkpoint: Path, request: Request) -> Completion:
-    (completion,) = run(TinyEngine.from_checkpoint(checkpoint, max_context=WINDOW), request)
+    (completion,) = run(TinyEngine.from_folder(ModelFolder.open(checkpoint), max_context=WINDOW), request)
     assert isinstance(completion, Completion)
     return completion
 
@@ -80,7 +83,7 @@ def test_token_ids_go_in_and_out_and_nothing_restricts_sampling(server: FakeServ
 
 def test_no_server(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match=r"no server answers at http://127.0.0.1:9/v1/models.*vllm serve"):
-        build_engine(EngineConfig(kind="endpoint", url="http://127.0.0.1:9"), checkpoint, WINDOW)
+        build_engine(EngineConfig(kind="endpoint", url="http://127.0.0.1:9"), ModelFolder.open(checkpoint), WINDOW)
 
 
 def test_a_server_that_is_none_of_ours(server: FakeServer, checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""What every engine promises (`apr.engines.base.Engine`) of single requests: tokens, logprobs, seeds, refusals, counters."""
+"""What every engine promises (`apr.threads.engine.Engine`) of single requests: tokens, logprobs, seeds, refusals, counters."""
 
 import asyncio
 import math

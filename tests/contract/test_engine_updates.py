@@ -1,4 +1,4 @@
-"""What every engine promises (`apr.engines.base.Engine`) of weights, and of requests in flight: pause, suspension, updates,
+"""What every engine promises (`apr.threads.engine.Engine`) of weights, and of requests in flight: pause, suspension, updates,
 abort, the end. The test that closes the engine comes last."""
 
 import asyncio
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from engine_cases import PROMPT, Case, ask, recompute, run, same, tensors_of, turns, update
 
-from apr.engines.base import Completion
 from apr.errors import CheckpointError, EngineError, EngineLostError
+from apr.threads.engine import Completion
 from apr.threads.trace import EngineStop, StrandKey, VersionSpan
 
 LONG = [ask(str(i), ids=(*PROMPT, *range(30, 60 + i)), max_tokens=100, seed=i) for i in range(4)]

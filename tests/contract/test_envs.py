@@ -1,8 +1,8 @@
-"""What every environment promises (`envs.base.Env`)."""
+"""What every environment promises (`envs.base.Env`), and what Countdown promises beyond."""
 
-import json
 from collections.abc import Iterator
 from itertools import combinations_with_replacement, islice, permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,132 +12,102 @@ from hypothesis import strategies as st
 
 from apr.errors import DataError
 from apr.seeds import derive_rng
+from apr.testing.envs import EnvContract
 from apr.tokens.chat import ChatDialect
 from apr.tokens.chat_vocabulary import ChatVocabulary
 from apr.tokens.dialect import Dialect
-from envs.base import SPLITS, Env
+from apr.user_code import allow
+from envs.base import SPLITS, Env, PlainTeacher
 from envs.countdown.compact import CompactDialect
 from envs.countdown.env import Countdown
-from envs.countdown.log import Node, SearchLog
-from envs.countdown.problems import MAX_DRAWS_PER_PROBLEM, CountdownSpec, Problems, problem_of
-from envs.countdown.verify import Verdict
+from envs.countdown.problems import MAX_DRAWS_PER_PROBLEM, CountdownSpec, Problems, draw, problem_of
+from envs.countdown.teacher import SearchTeacher
+from envs.registry import environment
 from solvers.exhaustive import reachable, solve
 
+SORTING = f"{Path(__file__).parents[2] / 'examples' / 'sorting.py'}:Sorting"
+allow(SORTING)
 DIALECT = CompactDialect()
 CHAT = ChatDialect(ChatVocabulary(smol_like()))
+TEACHERS = (
+    SearchTeacher.model_validate({"protocol": "serial", "beams": [2]}),
+    SearchTeacher.model_validate({"protocol": "spawn_join", "spawn_depth": 1, "beams": [2]}),
+)
 
 
-def solution(problem: dict[str, Any], dialect: Dialect) -> tuple[int, ...]:
-    """A right answer, as a thread would return it."""
-    path = solve(tuple(problem["numbers"]), problem["target"])
-    assert path is not None
-    log = SearchLog(problem["target"], Node(tuple(problem["numbers"]), ()), (), path)
-    message = dialect.vocabulary.control.join_message(dialect.spell(log)[0])
-    assert message
-    return message
+class CountdownContract(EnvContract):
+    env: Env = Countdown(CountdownSpec(numbers=3, high=30))
+    teachers = TEACHERS
+
+    def solution(self, problem: dict[str, Any]) -> str | None:
+        path = solve(tuple(problem["numbers"]), problem["target"])
+        return None if path is None else ", ".join(map(str, path))
+
+    def dialect(self) -> Dialect:
+        return DIALECT
+
+    def test_a_right_answer_is_right_for_its_own_problem_only(self) -> None:
+        problems = self.problems("test")
+        for answer in map(self.solution, problems):
+            assert sum(self.env.verify(other, answer).ok for other in problems) == 1
+
+    def test_a_prompt_starts_with_bos_and_spawns_and_joins_nothing(self) -> None:
+        dialect = self.dialect()
+        control = dialect.vocabulary.control
+        for problem in self.problems():
+            prompt = dialect.prompt(self.env, problem)
+            assert prompt[0] == control.bos and max(prompt) < len(dialect.vocabulary)
+            assert not {*control.spawning_and_joining, control.pad} & {*prompt}
+            if dialect is DIALECT:  # the templates of chat models have turns before theirs
+                assert not {control.bos, control.eos} & {*prompt[1:]}
 
 
-# Each environment with a way to write a right answer.
-ENVS = {
-    "countdown": (Countdown(CountdownSpec(numbers=3, high=30)), DIALECT),
-    "countdown_paper": (Countdown(), DIALECT),
-    "countdown_chat": (Countdown(CountdownSpec(numbers=3, high=30)), CHAT),
-}
-COUNT = 8
+class TestCountdown(CountdownContract):
+    pass
 
 
-@pytest.fixture(params=ENVS)
-def env(request: pytest.FixtureRequest) -> Countdown:
-    return ENVS[request.param][0]
+class TestCountdownOfThePaper(CountdownContract):
+    env = Countdown()
 
 
-@pytest.fixture
-def write(request: pytest.FixtureRequest) -> Any:
-    env, write = ENVS[request.node.callspec.params["env"]]
-    return lambda problem: write(problem, env.dialect)
+class TestCountdownSplitByStates(CountdownContract):
+    env = Countdown(CountdownSpec(numbers=3, high=20, split_by="states"))
 
 
-def test_problems_are_distinct_plain_and_the_same_from_the_same_seed(env: Env) -> None:
-    for split in SPLITS:
-        problems = list(env.problems(split, COUNT, 7))
-        assert len({problem["id"] for problem in problems}) == len(problems) == COUNT
-        assert list(env.problems(split, COUNT, 7)) == problems != env.problems(split, COUNT, 8)
-        assert json.loads(json.dumps(problems)) == problems
-        assert all(isinstance(problem["id"], str) for problem in problems)
+class TestCountdownInChat(CountdownContract):
+    def dialect(self) -> Dialect:
+        return CHAT
 
 
-def test_splits_share_nothing_that_a_search_could_be_remembered_from(env: Env) -> None:
-    seen = [{tuple(p["numbers"]) for seed in range(3) for p in env.problems(split, COUNT, seed)} for split in SPLITS]
-    assert len(set.union(*seen)) == sum(map(len, seen))
+class TestSorting(EnvContract):
+    env = environment(SORTING)
+    teachers = (PlainTeacher(protocol="serial"), PlainTeacher(protocol="spawn_join"))
 
-
-def test_an_unknown_split_is_refused(env: Env) -> None:
-    with pytest.raises(DataError, match="validation"):
-        env.problems("holdout", 1, 0)
-
-
-def test_a_prompt_starts_with_bos_and_spawns_and_joins_nothing(env: Countdown) -> None:
-    control = env.dialect.vocabulary.control
-    problems = [problem for split in SPLITS for problem in list(env.problems(split, COUNT, 7))]
-    prompts = [env.prompt(problem) for problem in problems]
-    assert len(set(prompts)) == len(prompts)
-    for prompt in prompts:
-        assert prompt[0] == control.bos
-        assert not {*control.spawning_and_joining, control.pad} & {*prompt}
-        assert max(prompt) < len(env.dialect.vocabulary)
-        if env.dialect is DIALECT:  # the templates of chat models have turns before theirs
-            assert not {control.bos, control.eos} & {*prompt[1:]}
-
-
-def test_a_right_answer_is_right_for_its_own_problem_only(env: Env, write: Any) -> None:
-    problems = env.problems("test", COUNT, 7)
-    answers = [env.read(write(problem)) for problem in problems]
-    for problem, answer in zip(problems, answers):
-        assert env.verify(problem, answer) == Verdict(True, "reaches the target")
-        assert sum(env.verify(other, answer).ok for other in problems) == 1
-
-
-def test_no_answer_is_wrong_and_says_why(env: Env) -> None:
-    [problem] = env.problems("train", 1, 0)
-    assert env.read(None) is None
-    for answer in (None, "", env.read(())):
-        verdict = env.verify(problem, answer)
-        assert not verdict.ok and verdict.reason
+    def solution(self, problem: dict[str, Any]) -> str | None:
+        return " ".join(map(str, sorted(problem["digits"])))
 
 
 TEXTS = st.text(max_size=200) | st.text("0123456789+-*/=, ", max_size=60) | st.from_regex(r"(\d+[-+*/]\d+=\d+, ?)+")
 
 
-@given(TEXTS)
-@pytest.mark.parametrize("name", ENVS)
-def test_whatever_the_answer_says_there_is_a_verdict(name: str, answer: str) -> None:
-    env = ENVS[name][0]
-    [problem] = env.problems("train", 1, 0)
-    verdict = env.verify(problem, answer)
-    assert isinstance(verdict.ok, bool) and verdict.reason and len(verdict.reason) < 500
-
-
 @given(st.lists(TEXTS, min_size=2, max_size=5))
-@pytest.mark.parametrize("name", ENVS)
-def test_answers_that_are_equal_are_right_together(name: str, answers: list[str]) -> None:
-    env = ENVS[name][0]
-    problem = env.problems("train", 1, 0)[0]
-    answers = [*answers, env.read(ENVS[name][1](problem, env.dialect)) or ""]
-    verdicts: dict[Any, set[bool]] = {}
+def test_answers_that_are_equal_are_right_together(answers: list[str]) -> None:
+    env = Countdown(CountdownSpec(numbers=3, high=30))
+    [problem] = env.problems("train", 1, 0)
+    verdicts: dict[str, set[bool]] = {}
     for answer in answers:
-        assert env.canonical(answer) == env.canonical(answer)
-        verdicts.setdefault(env.canonical(answer), set()).add(env.verify(problem, answer).ok)
+        verdict = env.verify(problem, answer)
+        assert isinstance(verdict.ok, bool) and verdict.reason and len(verdict.reason) < 500
+        verdicts.setdefault(env.canonical(answer), set()).add(verdict.ok)
     assert all(len(found) == 1 for found in verdicts.values())
 
 
 @given(st.lists(st.integers(0, len(DIALECT.vocabulary) - 1), max_size=80))
-@pytest.mark.parametrize("name", ENVS)
-def test_whatever_a_thread_returns_can_be_read_and_judged(name: str, ids: list[int]) -> None:
-    env = ENVS[name][0]
+def test_whatever_a_thread_returns_can_be_read_and_judged(ids: list[int]) -> None:
+    env = Countdown(CountdownSpec(numbers=3, high=30))
     [problem] = env.problems("train", 1, 0)
-    answer = env.read(tuple(ids))
-    assert isinstance(answer, str)
-    assert isinstance(env.verify(problem, answer).ok, bool)
+    for dialect in (DIALECT, CHAT):
+        assert isinstance(env.verify(problem, env.read(dialect.answer(ids))).ok, bool)
 
 
 # What Countdown promises beyond the seam: problems in batches of columns are those of one draw after the other.
@@ -145,12 +115,12 @@ def test_whatever_a_thread_returns_can_be_read_and_judged(name: str, ids: list[i
 
 def one_by_one(env: Countdown, split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """The first `count` new solvable problems among the draws that a seed gives, or what there is of them."""
-    s, rng = env.spec, derive_rng(seed, "problems", split)
+    s, rng = env.options, derive_rng(seed, "problems", split)
     found: dict[str, dict[str, Any]] = {}
     for _ in range(MAX_DRAWS_PER_PROBLEM * count):
         numbers = sorted(rng.randint(s.low, s.high) for _ in range(s.numbers))
         target = rng.randint(s.target_low, s.target_high)
-        if len(found) < count and env.split_of(numbers) == split and target in reachable(tuple(numbers)):
+        if len(found) < count and env.split_of(tuple(numbers)) == split and target in reachable(tuple(numbers)):
             found.setdefault(f"{target}:{numbers}", problem_of(numbers, target))
     return list(found.values())
 
@@ -175,29 +145,29 @@ def test_problems_are_the_first_that_one_draw_after_the_other_gives(
     env = Countdown(spec)
     expected = one_by_one(env, split, count, seed)
     if len(expected) == count:
-        assert env.problems(split, count, seed) == expected
+        assert list(env.problems(split, count, seed)) == expected
     else:
         with pytest.raises(DataError, match=f"only {len(expected)} of {count} distinct solvable {split} problems"):
-            env.problems(split, count, seed)
+            list(env.problems(split, count, seed))
 
 
 def test_many_problems_come_in_batches_of_columns() -> None:
     env = Countdown()
-    batches = list(env.draw("train", 3_000, 1))
+    batches = list(draw(env.options, "train", 3_000, 1))
     assert len(batches) > 1
     rows = [problem for batch in batches for problem in batch.dictionaries()]
     assert rows == list(env.problems("train", 3_000, 1)) and len({row["id"] for row in rows}) == 3_000
     assert rows[:20] == one_by_one(env, "train", 20, 1)
-    few = list(islice(env.draw("train", 3_000, 1), 1))
+    few = list(islice(draw(env.options, "train", 3_000, 1), 1))
     assert isinstance(few[0], Problems) and few[0].numbers.shape == (len(few[0].targets), 4)
-    assert all(env.split_of(numbers) == "train" for numbers in few[0].numbers.tolist())
+    assert all(env.split_of(tuple(numbers)) == "train" for numbers in few[0].numbers.tolist())
 
 
 def test_more_problems_than_there_can_be_are_refused_at_once() -> None:
     spec = CountdownSpec(numbers=2, low=1, high=5, target_low=1, target_high=10)
     assert spec.possible == 15 * 10
     with pytest.raises(DataError, match="no more than 150"):
-        Countdown(spec).problems("train", 151, 0)
+        list(Countdown(spec).problems("train", 151, 0))
 
 
 # A split by states: what one step leaves of a held-out problem's numbers, where it wins, is never left in training.
@@ -245,8 +215,8 @@ def test_no_winning_state_of_a_held_out_problem_is_seen_in_training(spec: Countd
 @pytest.mark.parametrize("split", SPLITS)
 def test_problems_split_by_states_are_drawn_from_their_split_alone(split: str) -> None:
     env = Countdown(SMALL)
-    problems = env.problems(split, 40, 3)
-    assert problems == env.problems(split, 40, 3) and len({one["id"] for one in problems}) == 40
+    problems = list(env.problems(split, 40, 3))
+    assert problems == list(env.problems(split, 40, 3)) and len({one["id"] for one in problems}) == 40
     for problem in problems:
         states = [state for state in states_by_hand(problem["numbers"]) if problem["target"] in reachable(state)]
         assert states and {SMALL.split_of((problem["target"], *state)) for state in states} == {split}
@@ -261,4 +231,4 @@ def test_states_too_large_for_compiled_arithmetic_are_found_as_well() -> None:
 def test_too_few_problems_with_states_of_one_split_are_an_error() -> None:
     spec = CountdownSpec(numbers=3, high=5, target_low=10, target_high=11, test_share=0.01, split_by="states")
     with pytest.raises(DataError, match=r"of 50 distinct solvable test problems .* split_by=states leaves out"):
-        Countdown(spec).problems("test", 50, 0)
+        list(Countdown(spec).problems("test", 50, 0))

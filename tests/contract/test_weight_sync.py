@@ -1,4 +1,4 @@
-"""What every weight sync promises (`rl.weight_sync.WeightSync`): the engine samples from the learner's weights."""
+"""What every weight sync promises (`rl.parts.WeightSync`): the engine samples from the learner's weights."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,14 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from apr.checkpoints.folder import ModelFolder
 from apr.config import LearnerConfig
-from apr.engines.base import Completion, Request
 from apr.engines.tiny import TinyEngine
 from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, EngineError, ResourceError, TornWeightsError
+from apr.threads.engine import Completion, Request
 from apr.threads.trace import StrandKey, VersionSpan
 from rl.learner import Learner
-from rl.weight_sync import FileSync, TensorSync, WeightSync
+from rl.parts import WeightSync
+from rl.weight_sync import FileSync, TensorSync
 
 PROMPT = (1, 20, 21, 22)
 
@@ -33,7 +35,7 @@ def learner(make_checkpoint: Callable[[int], Path]) -> Learner:
 
 @pytest.fixture
 def engine(make_checkpoint: Callable[[int], Path]) -> TinyEngine:
-    return TinyEngine.from_checkpoint(make_checkpoint(0), max_context=64)
+    return TinyEngine.from_folder(ModelFolder.open(make_checkpoint(0)), max_context=64)
 
 
 def request(name: str = "p") -> Request:
@@ -209,4 +211,4 @@ def test_where_there_is_no_gpu_both_sides_of_a_transfer_between_gpus_say_what_to
     with pytest.raises(ResourceError, match="weight_sync=tensors or file.*learner_gpus"):
         asyncio.run(learner.meet("nccl", [], 1))
     with pytest.raises(ResourceError, match="weight_sync=tensors or file.*engine_gpus"):
-        VllmEngine(make_checkpoint(0), max_context=64, seed=0, transfer="ipc")
+        VllmEngine(ModelFolder.open(make_checkpoint(0)), max_context=64, seed=0, transfer="ipc")

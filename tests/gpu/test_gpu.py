@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from apr.checkpoints.folder import ModelFolder
 from apr.config import LearnerConfig
-from apr.engines.base import Request
+from apr.threads.engine import Request
 from apr.threads.layout import causal
 from apr.threads.trace import StrandKey
 
@@ -29,7 +30,7 @@ def test_engine_and_learner_agree_on_a_gpu(make_checkpoint) -> None:
     checkpoint: Path = make_checkpoint(0)
 
     async def run() -> dict[str, float]:
-        engine = VllmEngine(checkpoint, max_context=64, seed=0)
+        engine = VllmEngine(ModelFolder.open(checkpoint), max_context=64, seed=0)
         learner = Learner(checkpoint, LearnerConfig(), temperature=1.0)
         prompt = (1, 20, 30, 40)
         done = await engine.generate(Request(StrandKey(0, "p", 0, "r", 0), prompt, (), 32, 1.0, 7))

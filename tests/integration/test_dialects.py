@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from apr.checkpoints.card import Card
 from apr.cli import main
 from apr.config import ConditionConfig
 from apr.data.store import read_demonstrations
-from apr.sft.train import check_condition, read_card
 from apr.threads.codec import read_traces
 from apr.threads.trace import ROOT, StrandId
 
@@ -66,7 +66,7 @@ def test_a_model_of_the_paper_dialect_is_evaluated_in_its_own_words(
     condition: dict[str, Any] | None, data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     assert json.loads((checkpoint / "apr_vocabulary.json").read_text())["dialect"] == "paper"
-    assert read_card(checkpoint)["condition"] == "children"
+    assert Card.read(checkpoint).condition == "children"
     asked = [f"condition={json.dumps(condition)}"] if condition else []
     out = tmp_path / "eval"
     arguments = [f"data={data}", f"checkpoint={checkpoint}", "engine.kind=tiny", LIMITS, f"out={out}", *asked]
@@ -94,7 +94,7 @@ def test_rl_runs_in_the_paper_dialect_under_a_condition(data: Path, checkpoint: 
     [path] = (out / "traces").iterdir()
     assert all(told(trace) == {"kind": "children", "value": 2} for trace in read_traces(path))
     assert json.loads((out / "final" / "apr_vocabulary.json").read_text())["dialect"] == "paper"
-    assert read_card(out / "final")["condition"] == "children"
+    assert Card.read(out / "final").condition == "children"
 
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "tiny_cpu" / "spawn_join"
@@ -118,7 +118,7 @@ def test_a_model_is_not_asked_for_what_no_prompt_asked_for_in_its_training(
 
 
 def test_a_card_that_does_not_say_is_believed_to_fit() -> None:
-    for card in ({}, {"condition": "children"}):
-        check_condition(card, ConditionConfig(kind="children", value=6), Path("a"))
+    for card in (Card(), Card(condition="children")):
+        card.check_condition(ConditionConfig(kind="children", value=6), Path("a"))
     for kind in ("none", "context", "children"):
-        check_condition({"condition": kind}, None, Path("a"))
+        Card.parse({"condition": kind}, "a").check_condition(None, Path("a"))

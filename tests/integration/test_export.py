@@ -14,13 +14,15 @@ import yaml
 from chat_tokenizers import smol_like
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import save_checkpoint
+from apr.checkpoints.weights import content_id
 from apr.cli import main
 from apr.config import RlConfig, SftConfig
 from apr.dialects import dialect_by_name, dialect_of
 from apr.presets import dump
 from apr.protocols import protocol_by_name
-from apr.runs import file_hash, run_directory
-from apr.sft.train import read_card, save_checkpoint
+from apr.runs import run_directory
 from apr.threads.codec import read_traces
 from apr.tokens.chat import ChatDialect
 from apr.tokens.chat_vocabulary import ChatVocabulary
@@ -82,7 +84,7 @@ def test_it_opens_in_transformers_and_computes_the_same(checkpoint: Path, tmp_pa
     vocabulary = dialect_by_name("compact").vocabulary
     prompt = root_prompt(dialect_by_name("compact"), [3, 5, 8], 23)  # type: ignore[arg-type]
     assert AutoTokenizer.from_pretrained(out)(vocabulary.text(prompt))["input_ids"] == list(prompt)
-    assert file_hash(out / "model.safetensors") == file_hash(checkpoint / "model.safetensors")
+    assert content_id([out / "model.safetensors"]) == content_id([checkpoint / "model.safetensors"])
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.generation_config.eos_token_id == [2] and model.config.use_cache
     assert {path.name for path in out.iterdir()} >= {"README.md", "config.json", "apr_vocabulary.json", "apr_card.json"}
@@ -93,7 +95,7 @@ def test_tied_embeddings(make_checkpoint: Callable[..., Path], tmp_path: Path) -
     checkpoint = make_checkpoint(0, True)
     out = export(checkpoint, tmp_path / "out")
     assert torch.equal(logits(out), logits(checkpoint))
-    assert file_hash(out / "model.safetensors") == file_hash(checkpoint / "model.safetensors")
+    assert content_id([out / "model.safetensors"]) == content_id([checkpoint / "model.safetensors"])
 
 
 def test_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
@@ -104,9 +106,29 @@ def test_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
     assert 2 * (out / "model.safetensors").stat().st_size < 1.1 * (checkpoint / "model.safetensors").stat().st_size
 
 
+def test_weights_in_several_files_are_exported_evaluated_and_trained(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    several = tmp_path / "run" / "checkpoint"
+    shutil.copytree(checkpoint, several)
+    (several / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(checkpoint).save_pretrained(several, max_shard_size="100KB")
+    assert len(list(several.glob("model-*.safetensors"))) > 1
+    evaluation = evaluate(data, several.parent, tmp_path / "eval")
+    out = export(several.parent, tmp_path / "out", "--eval", str(evaluation))
+    assert torch.equal(logits(out), logits(checkpoint)) and (out / "model.safetensors").is_file()
+    given = [
+        f"data={data}", f"checkpoint={several.parent}", f"out={tmp_path / 'rl'}", "engine.kind=tiny", "steps=1",
+        "protocol=serial", "limits.context=60", "validate_problems=0", "tensorboard=false", "group_size=2",
+        "problems_per_step=2",
+    ]  # fmt: skip
+    assert main(["rl", *given, "--dry-run"]) == 0 and main(["rl", *given]) == 0
+    assert Card.read(tmp_path / "rl" / "final").trained == ("sft", "rl")
+
+
 def test_an_exported_folder_is_a_checkpoint(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     out = export(checkpoint, tmp_path / "out")
-    assert read_card(out) == CARD and dialect_of(out).name == "compact"
+    assert Card.read(out).content() == CARD and dialect_of(out).name == "compact"
     theirs, ours = (
         [trace.strands[0].sampled for trace in read_traces(evaluate(data, one, tmp_path / name) / "traces.jsonl.gz")]
         for one, name in ((out, "eval_out"), (checkpoint, "eval"))
@@ -120,7 +142,7 @@ def test_the_card_of_an_rl_run_tells_all_stages(rl: Path, checkpoint: Path, data
     newest = rl / "checkpoints" / "step_000004"
     evaluation = evaluate(data, newest, tmp_path / "eval")
     out = export(rl, tmp_path / "out", "--eval", str(evaluation), "--license", "apache-2.0")
-    assert read_card(out)["step"] == 4
+    assert Card.read(out).content()["step"] == 4
     text = (out / "README.md").read_text()
     summary = json.loads((evaluation / "summary.json").read_text())
     low, high = summary["interval"]
@@ -174,7 +196,10 @@ def test_every_dialect_and_protocol(name: str, protocol: str, tmp_path: Path) ->
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     save_checkpoint(
-        folder, model, dialect.vocabulary, {"protocol": protocol, "trained": ["sft"], "base": "someone/model"}
+        folder,
+        model,
+        dialect.vocabulary,
+        Card.parse({"protocol": protocol, "trained": ["sft"], "base": "someone/model"}, "test"),
     )
     out = export(folder, tmp_path / "out")
     start = protocol_by_name(protocol, dialect).start(root_prompt(dialect, [3, 5, 8], 23))
@@ -193,7 +218,7 @@ def test_an_adapter_is_merged(checkpoint: Path, data: Path, tmp_path: Path) -> N
     out = export(adapter, tmp_path / "out", "--eval", str(evaluation))
     assert torch.equal(logits(out), logits(evaluation / "merged"))
     text = (out / "README.md").read_text()
-    assert "`adapter`" in text and file_hash(adapter / "adapter_model.safetensors") in text and "seed: 11" in text
+    assert "`adapter`" in text and content_id([adapter / "adapter_model.safetensors"]) in text and "seed: 11" in text
     of_base = evaluate(data, checkpoint, tmp_path / "eval_base")
     assert main(["export", str(adapter), "--out", str(tmp_path / "other"), "--eval", str(of_base)]) == 2
     moved = Path(shutil.copytree(adapter, tmp_path / "moved"))

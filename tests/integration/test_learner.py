@@ -13,14 +13,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apr.checkpoints.folder import ModelFolder
 from apr.config import LearnerConfig, LoraConfig
 from apr.errors import CheckpointError, NotFiniteError, ParityError
 from apr.threads.layout import Block, Segment, causal
 from apr.threads.trace import StrandId
 from rl import adapters
+from rl.checkpoint import OPTIMIZER_FILE
 from rl.learner import Learner, Scorer, _model, check_parity
 from rl.packing import Pass, pack, plan
-from rl.parallel import OPTIMIZER_FILE, Plain
+from rl.parallel import Plain
 from rl.samples import Sample
 
 
@@ -323,7 +325,7 @@ def test_adapters_train_alone_and_are_merged_into_what_leaves_the_learner(
 ) -> None:
     lora, origin = LoraConfig(rank=4, alpha=8), make_checkpoint(0)
     learner = make_learner(lora=lora, kl_weight=0.1)
-    start = _model(origin, torch.device("cpu")).state_dict()
+    start = _model(ModelFolder.open(origin), torch.device("cpu")).state_dict()
     fresh = asyncio.run(learner.weights())
     assert fresh.keys() == start.keys() and all(torch.equal(fresh[name], start[name]) for name in start)
     assert asyncio.run(learner.update([BATCH], 1e-2, ANY_GAP))["loss/kl"] == pytest.approx(0, abs=1e-7)
@@ -332,7 +334,7 @@ def test_adapters_train_alone_and_are_merged_into_what_leaves_the_learner(
     merged = asyncio.run(learner.weights())
     changed = {name for name in start if not torch.equal(merged[name], start[name])}
     assert changed and all("proj" in name for name in changed)
-    plain = _model(tmp_path, torch.device("cpu"))
+    plain = _model(ModelFolder.open(tmp_path), torch.device("cpu"))
     assert all(torch.equal(plain.state_dict()[name], merged[name]) for name in start)
     with torch.no_grad():
         one = Pass([[BATCH[0]]], torch.device("cpu"))

@@ -12,11 +12,11 @@ from chat_tokenizers import smol_like
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import Checkpoint
+from apr.checkpoints.weights import content_id
 from apr.cli import main
 from apr.dialects import dialect_of
-from apr.merge import merge
-from apr.runs import file_hash
-from apr.sft.train import read_card
 from apr.threads.codec import read_traces
 
 IDS = torch.tensor([[1, 20, 21, 22, 23]])
@@ -62,17 +62,17 @@ def test_a_merged_model_computes_what_the_adapter_did(base: Path, tmp_path: Path
 
     adapter = make_adapter(base, tmp_path / "adapter")
     (tmp_path / "merged").mkdir()
-    merge(adapter, base, None, tmp_path / "merged")
+    Checkpoint.open(adapter, adapters=True, base=base).merge(tmp_path / "merged")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter))
     with torch.no_grad():
         expected = model(IDS).logits
     assert torch.allclose(logits(tmp_path / "merged"), expected, atol=1e-4)
     assert not torch.allclose(expected, logits(base), atol=1e-1)
-    card = read_card(tmp_path / "merged")
-    assert card["trained"] == ["sft", "adapter"] and card["protocol"] == "serial"
-    assert "condition" not in card  # of the base: the adapter may have been trained on other prompts
-    hashes = [file_hash(adapter / "adapter_model.safetensors"), file_hash(base / "model.safetensors")]
-    assert [card["adapter"]["hash"], card["adapter"]["base_hash"]] == hashes
+    card = Card.read(tmp_path / "merged")
+    assert card.trained == ("sft", "adapter") and card.protocol == "serial"
+    assert "condition" not in card.content()  # of the base: the adapter may have been trained on other prompts
+    hashes = [content_id([adapter / "adapter_model.safetensors"]), content_id([base / "model.safetensors"])]
+    assert card.adapter is not None and [card.adapter.hash, card.adapter.base_hash] == hashes
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -111,7 +111,7 @@ def test_an_adapter_of_embeddings_changes_what_it_adapts_and_no_more(
                     parameter += torch.randn_like(parameter) * 0.1
     made.save_pretrained(adapter)
     out.mkdir()
-    merge(adapter, base, None, out)
+    Checkpoint.open(adapter, adapters=True, base=base).merge(out)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter))
     with torch.no_grad():
         expected = model.eval()(IDS).logits
@@ -133,8 +133,8 @@ def test_an_adapter_is_evaluated_merged_and_merged_once(base: Path, data: Path, 
     assert weights.stat().st_mtime_ns == written and len(list(read_traces(out / "traces.jsonl.gz"))) == 3
     assert main(["eval", "--config", str(out / "config.yaml"), f"out={out}"]) == 0
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["checkpoint_hash"] == file_hash(weights)
-    assert manifest["card"]["adapter"]["hash"] == file_hash(adapter / "adapter_model.safetensors")
+    assert manifest["checkpoint_hash"] == content_id([weights])
+    assert manifest["card"]["adapter"]["hash"] == content_id([adapter / "adapter_model.safetensors"])
     plain = tmp_path / "plain"
     assert evaluate(data, out / "merged", plain) == 0
     first, again = (
@@ -210,10 +210,10 @@ def test_another_adapter_is_not_mixed_in(
 ) -> None:
     out = tmp_path / "out"
     assert evaluate(data, make_adapter(base, tmp_path / "one"), out) == 0
-    before = file_hash(out / "merged" / "model.safetensors")
+    before = content_id([out / "merged" / "model.safetensors"])
     assert evaluate(data, make_adapter(base, tmp_path / "two", seed=1), out) == 2
     assert "of another adapter or base" in capsys.readouterr().err
-    assert file_hash(out / "merged" / "model.safetensors") == before
+    assert content_id([out / "merged" / "model.safetensors"]) == before
 
 
 def widen(folder: Path) -> None:

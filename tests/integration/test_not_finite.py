@@ -15,15 +15,19 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from toys import MODEL, SPAWNING, make_task, sft_config
 
+from apr.checkpoints.adapters import trained_files
+from apr.checkpoints.checkpoint import Checkpoint
+from apr.checkpoints.finite import first_not_finite
+from apr.checkpoints.folder import ModelFolder
+from apr.checkpoints.pretrained import pretrained_model
+from apr.checkpoints.weights import check_finite_files
 from apr.cli import main
 from apr.config import SftConfig
-from apr.engines.base import Engine, Request
 from apr.engines.tiny import TinyEngine
 from apr.errors import CheckpointError, EngineError, NotFiniteError
-from apr.finite import check_finite_files, first_not_finite
-from apr.pretrained import pretrained_model
 from apr.sft import train as sft
 from apr.sft.train import train
+from apr.threads.engine import Engine, Request
 from apr.threads.limits import Limits
 from apr.threads.serial import Serial
 from apr.threads.session import Sampling, attempt
@@ -113,7 +117,7 @@ def test_training_stops_and_keeps_the_last_good_checkpoint(
     with pytest.raises(NotFiniteError, match=f"SFT stopped {said}. Lower lr=.* or muon_lr=.*/checkpoint-4, is whole"):
         train(config(data, tmp_path / "run"))
     assert [path.name for path in (tmp_path / "run" / "trainer").glob("checkpoint-*")] == ["checkpoint-4"]
-    check_finite_files(tmp_path / "run" / "trainer" / "checkpoint-4")
+    check_finite_files(trained_files(tmp_path / "run" / "trainer" / "checkpoint-4"))
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
@@ -163,7 +167,7 @@ def test_too_large_a_learning_rate_ends_with_status_1(
     assert "apr: failed: SFT stopped after" in (said := capsys.readouterr().err) and "Lower lr=1e+30" in said
     assert not (tmp_path / "run" / "checkpoint").exists()
     for folder in (tmp_path / "run" / "trainer").glob("checkpoint-*"):
-        check_finite_files(folder)
+        check_finite_files(trained_files(folder))
 
 
 def test_a_trainers_checkpoint_that_is_not_finite_is_not_gone_on_from(data: Path, tmp_path: Path) -> None:
@@ -223,8 +227,6 @@ def test_an_adapter_of_infinities_is_refused(task: Path, tmp_path: Path) -> None
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from apr.merge import merge
-
     model = AutoModelForCausalLM.from_pretrained(task / "start", dtype=torch.float32)
     adapter = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
     with torch.no_grad():
@@ -232,7 +234,7 @@ def test_an_adapter_of_infinities_is_refused(task: Path, tmp_path: Path) -> None
     adapter.save_pretrained(tmp_path / "adapter")
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError, match=r"lora_B\.weight in .*adapter_model\.safetensors is not finite"):
-        merge(tmp_path / "adapter", task / "start", None, tmp_path / "out")
+        Checkpoint.open(tmp_path / "adapter", adapters=True, base=task / "start").merge(tmp_path / "out")
 
 
 # Requests
@@ -242,13 +244,13 @@ PROMPT = root_prompt(CompactDialect(), (1, 4, 6), 24)
 
 
 def tiny(checkpoint: Path) -> Engine:
-    return TinyEngine.from_checkpoint(checkpoint, max_context=64)
+    return TinyEngine.from_folder(ModelFolder.open(checkpoint), max_context=64)
 
 
 def vllm(checkpoint: Path) -> Engine:
     from apr.engines.vllm import VllmEngine
 
-    return VllmEngine(checkpoint, max_context=64, seed=0, max_num_seqs=8, kv_cache_bytes=32 << 20)
+    return VllmEngine(ModelFolder.open(checkpoint), max_context=64, seed=0, max_num_seqs=8, kv_cache_bytes=32 << 20)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ import torch
 from chat_tokenizers import RESERVED, smol_like
 from toys import SPAWNING
 
+from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import Checkpoint
+from apr.checkpoints.pretrained import chat_vocabulary, located
 from apr.cli import main
 from apr.config import DataConfig, EvalConfig, RlConfig, SftConfig
 from apr.data import store
@@ -17,14 +20,12 @@ from apr.data.check import check_folder
 from apr.data.generate import generate
 from apr.data.store import demonstrations_folder, read_demonstrations
 from apr.dialects import TOKENIZER, dialect_in, dialect_of
-from apr.engines.build import check_checkpoint
 from apr.errors import CheckpointError, ConfigError
 from apr.evaluation.folder import TRACES
 from apr.evaluation.run import evaluate
 from apr.presets import check
-from apr.pretrained import chat_vocabulary, located
 from apr.sft import train as sft
-from apr.sft.train import read_card, train
+from apr.sft.train import train
 from apr.threads.codec import read_traces
 from apr.threads.trace import Trace
 from apr.tokens.chat_vocabulary import SPAWNING_TOKENS
@@ -153,19 +154,19 @@ def test_lora_trains_adapters_and_control_tokens_and_merges_them(
     seen: dict[str, Any] = {}
     ids = torch.tensor([root_prompt(dialect_in(data, "chat"), (1, 2, 3), 6)])
 
-    def merged(model: Any, merge: Any = sft.merged) -> Any:
+    def merged(model: Any, merge: Any = sft.merged_in_place) -> Any:
         model.eval()
         with torch.no_grad():
             seen["logits"] = model(input_ids=ids).logits
         return merge(model)
 
-    monkeypatch.setattr(sft, "merged", merged)
+    monkeypatch.setattr(sft, "merged_in_place", merged)
     checkpoint = train(
         sft_config(base, data, tmp_path / "sft", lora=LORA, tokens=30_000, activation_checkpointing=not tied)
     )
     found = losses(checkpoint)
     assert sum(found[-9:]) < 0.95 * sum(found[:9]), found
-    assert read_card(checkpoint)["base"] == str(base) and check_checkpoint(checkpoint) == WINDOW
+    assert Card.read(checkpoint).base == str(base) and Checkpoint.open(checkpoint).model.window == WINDOW
     model = opened(checkpoint)
     assert model.config.vocab_size == max(len(smol_like()) + 3, len(dialect_of(checkpoint).vocabulary))
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
@@ -261,7 +262,7 @@ def test_the_model_spawns_and_joins_in_evaluation_and_rl(base: Path, tmp_path: P
     }  # fmt: skip
     final = launch(check(RlConfig, {**content, **more}, "toy"), resume=False)
     assert dialect_of(final).vocabulary.hash == dialect_in(data, "chat").vocabulary.hash
-    assert read_card(final)["trained"] == ["sft", "rl"]
+    assert Card.read(final).trained == ("sft", "rl")
     lines = [json.loads(line) for line in (tmp_path / "rl" / "metrics.jsonl").read_text().splitlines()]
     gaps = [line["mismatch/abs_gap_mean"] for line in lines if "mismatch/abs_gap_mean" in line]
     assert gaps and max(gaps) < 1e-4

@@ -14,6 +14,8 @@ import torch
 from toys import MODEL, SPAWNING, sft_config
 
 from apr import runs
+from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import Checkpoint
 from apr.config import DataConfig, SftConfig
 from apr.contact import trained_on
 from apr.data.generate import generate
@@ -25,14 +27,13 @@ from apr.data.store import (
     read_demonstrations,
     write_demonstrations,
 )
-from apr.engines.build import check_checkpoint
 from apr.errors import CheckpointError, DataError, RunDirectoryError
 from apr.presets import check, load
 from apr.sft import train as sft
 from apr.sft.callbacks import Lines
 from apr.sft.examples import examples_of, token_batches
 from apr.sft.rows import IGNORED, rows
-from apr.sft.train import read_card, train
+from apr.sft.train import train
 from envs.countdown.compact import CompactDialect
 from envs.countdown.wording import root_prompt
 
@@ -83,19 +84,19 @@ def test_the_checkpoint_opens_with_the_usual_classes(trained: Path) -> None:
 
 
 def test_the_checkpoint_says_what_it_is(trained: Path, data: Path) -> None:
-    card = read_card(trained)
-    assert card["solver"] == "toy" and card["trained"] == ["sft"]
-    assert card["data_hash"] and card["commit"] and card["condition"] == "none"
-    assert card["trained_on"] == trained_on(data, "sft") != []
-    assert check_checkpoint(trained) == 64
+    card = Card.read(trained)
+    assert card.solver == "toy" and card.trained == ("sft",)
+    assert card.data_hash and card.commit and card.condition == "none"
+    assert card.trained_on == trained_on(data, "sft") != ()
+    assert Checkpoint.open(trained).model.window == 64
 
 
 def test_a_snapshot_is_a_checkpoint_of_its_own(trained: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     half = trained.parent / "snapshots" / "0.5"
-    assert check_checkpoint(half) == 64
-    assert read_card(half) == {**read_card(trained), "share": 0.5}
+    assert Checkpoint.open(half).model.window == 64
+    assert Card.read(half) == Card.read(trained).with_facts(share=0.5)
     ends = [AutoModelForCausalLM.from_pretrained(folder).lm_head.weight for folder in (half, trained)]
     assert not torch.equal(*ends)
 

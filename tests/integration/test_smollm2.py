@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from apr.checkpoints.card import Card
 from apr.config import DataConfig, EvalConfig, RlConfig, SftConfig
 from apr.data.check import check_folder
 from apr.data.generate import generate
@@ -18,7 +19,7 @@ from apr.evaluation.folder import TRACES
 from apr.evaluation.run import evaluate
 from apr.presets import load, preset
 from apr.sft.rows import rows
-from apr.sft.train import read_card, train
+from apr.sft.train import train
 from apr.threads.codec import read_traces
 from rl.launch import launch
 
@@ -70,7 +71,7 @@ def test_rl_and_evaluation_with_vllm(data: Path, trained: Path, tmp_path: Path) 
     print(f"success {[line['reward/success'] for line in lines]}, parity gaps {gaps}")
     assert gaps and all(mean < 1e-4 and most < 1e-2 for mean, most in gaps)
     assert all(line["rollout/threads"] > 1.5 for line in lines)
-    assert read_card(final)["trained"] == ["sft", "rl"]
+    assert Card.read(final).trained == ("sft", "rl")
     where = [f"data={data}", f"checkpoint={final}", f"out={tmp_path / 'eval'}"]
     evaluate(load(EvalConfig, [preset("eval", "smollm2")], where))
     traces = read_traces(tmp_path / "eval" / TRACES)

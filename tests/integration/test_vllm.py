@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from apr.engines.base import Completion, Engine, Request
+from apr.checkpoints.folder import ModelFolder
 from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError, ResourceError
 from apr.seeds import SplitMix64
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling, attempt
 from apr.threads.spawn_join import SpawnJoin
@@ -83,7 +84,9 @@ def engine(trained: Path) -> Iterator[Engine]:
     import solvers.compiled  # noqa: F401 - as evaluation and RL have when they start vLLM, which stumbled over it
     from apr.engines.vllm import VllmEngine
 
-    engine = VllmEngine(trained, max_context=WINDOW, seed=0, max_num_seqs=32, kv_cache_bytes=2 << 20)  # 2,048 tokens
+    engine = VllmEngine(
+        ModelFolder.open(trained), max_context=WINDOW, seed=0, max_num_seqs=32, kv_cache_bytes=2 << 20
+    )  # 2,048 tokens
     yield engine
     asyncio.run(engine.close())
 
@@ -230,7 +233,9 @@ def test_when_the_core_dies_no_request_hangs_and_another_engine_can_start(
 
     asyncio.run(engine.close())
     tied = make_checkpoint(0, tied=True)
-    second: Any = VllmEngine(tied, max_context=WINDOW, seed=0, max_num_seqs=32, kv_cache_bytes=64 << 20)
+    second: Any = VllmEngine(
+        ModelFolder.open(tied), max_context=WINDOW, seed=0, max_num_seqs=32, kv_cache_bytes=64 << 20
+    )
     asyncio.run(_tied_weights_update(second, tied, make_checkpoint(1, tied=True)))
 
     def die() -> None:
@@ -284,13 +289,17 @@ async def _tied_weights_update(engine: Engine, start: Path, other: Path) -> None
         ({"max_context": 4096}, CheckpointError, "window"),
         ({"block_size": 16}, EngineError, "multiple of 32"),
         ({"tensor_parallel": 3}, ConfigError, r"engine\.tensor_parallel"),
-        ({"checkpoint": Path("nowhere")}, CheckpointError, "nowhere"),
     ],
 )
 def test_what_cannot_start_says_why(trained: Path, change: dict[str, Any], error: type[Exception], says: str) -> None:
     from apr.engines.vllm import VllmEngine
 
-    arguments: dict[str, Any] = {"checkpoint": trained, "max_context": WINDOW, "seed": 0, "kv_cache_bytes": 64 << 20}
+    arguments: dict[str, Any] = {
+        "model": ModelFolder.open(trained),
+        "max_context": WINDOW,
+        "seed": 0,
+        "kv_cache_bytes": 64 << 20,
+    }
     with pytest.raises(error, match=says):
         VllmEngine(**{**arguments, **change})
 
@@ -303,4 +312,4 @@ def test_a_damaged_checkpoint_is_named(trained: Path, tmp_path: Path, file: str,
     shutil.copytree(trained, damaged)
     (damaged / file).write_bytes(content)
     with pytest.raises(CheckpointError, match=file):
-        VllmEngine(damaged, max_context=WINDOW, seed=0)
+        VllmEngine(ModelFolder.open(damaged), max_context=WINDOW, seed=0)

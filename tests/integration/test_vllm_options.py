@@ -8,10 +8,11 @@ from typing import Any
 import psutil
 import pytest
 
+from apr.checkpoints.folder import ModelFolder
 from apr.config import EngineConfig
-from apr.engines.base import Completion, Engine, Request
 from apr.engines.build import build_engine
 from apr.engines.tiny import TinyEngine
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.trace import StrandKey
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -55,10 +56,10 @@ def test_two_processes_sample_as_one_and_take_new_weights_and_end(
     start, other = make_checkpoint(0), make_checkpoint(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the engine sets it: put back afterwards
     before = set(psutil.Process().children(recursive=True))
-    engine = build_engine(EngineConfig(tensor_parallel=2, threads=2, kv_cache_mib=16), start, WINDOW)
+    engine = build_engine(EngineConfig(tensor_parallel=2, threads=2, kv_cache_mib=16), ModelFolder.open(start), WINDOW)
 
     async def play() -> None:
-        alone = TinyEngine.from_checkpoint(start, max_context=WINDOW)
+        alone = TinyEngine.from_folder(ModelFolder.open(start), max_context=WINDOW)
         assert [one.ids for one in await sample(engine)] == [one.ids for one in await sample(alone)]
         weights = load_file(other / "model.safetensors")
         done = await update_under_way(engine, weights)
@@ -95,11 +96,13 @@ def name_of(process: psutil.Process) -> str:
 
 def test_bfloat16_arrives(make_checkpoint: Any) -> None:
     folder: Path = make_checkpoint(0)
-    engine = build_engine(EngineConfig(dtype="bfloat16", threads=2, kv_cache_mib=16), folder, WINDOW)
+    engine = build_engine(EngineConfig(dtype="bfloat16", threads=2, kv_cache_mib=16), ModelFolder.open(folder), WINDOW)
 
     async def play() -> float:
         try:
-            return gap(await sample(engine), await sample(TinyEngine.from_checkpoint(folder, max_context=WINDOW)))
+            return gap(
+                await sample(engine), await sample(TinyEngine.from_folder(ModelFolder.open(folder), max_context=WINDOW))
+            )
         finally:
             await engine.close()
 

@@ -17,13 +17,14 @@ from unittest.mock import AsyncMock
 import pytest
 import torch
 
+from apr.checkpoints.folder import ModelFolder
 from apr.config import LearnerConfig, LoraConfig, RlConfig
-from apr.engines.base import Completion, Engine, Request
 from apr.engines.cluster import EngineActor
 from apr.engines.pool import EnginePool
 from apr.engines.weights import Arrived
 from apr.errors import EngineError, EngineLostError
 from apr.presets import check
+from apr.threads.engine import Completion, Engine, Request
 from apr.threads.trace import StrandKey, VersionSpan
 from rl import launch, weight_transfer
 from rl.learner import Learner
@@ -101,7 +102,11 @@ def pool(backend: str, make_checkpoint: Callable[..., Path]) -> Iterator[EngineP
     from apr.engines.vllm import VllmEngine
 
     engine: Any = VllmEngine(
-        make_checkpoint(0, tied=True), max_context=128, seed=0, kv_cache_bytes=8 << 20, transfer=backend
+        ModelFolder.open(make_checkpoint(0, tied=True)),
+        max_context=128,
+        seed=0,
+        kv_cache_bytes=8 << 20,
+        transfer=backend,
     )
     engine.actor = Actor(engine)
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from apr.checkpoints.card import Card
+from apr.checkpoints.checkpoint import save_checkpoint
 from apr.config import DataConfig, ModelConfig, RlConfig, SftConfig
 from apr.data.generate import generate
 from apr.data.store import read_demonstrations
 from apr.presets import check
 from apr.sft.rows import IGNORED, rows
-from apr.sft.train import new_model, save_checkpoint
+from apr.sft.train import new_model
 from envs.countdown.compact import CompactDialect
 
 VOCABULARY = CompactDialect().vocabulary
@@ -54,7 +56,7 @@ def make_task(folder: Path, data: dict[str, Any], steps: int) -> Path:
         optimizer.step()
         optimizer.zero_grad()
     (folder / "start").mkdir()
-    save_checkpoint(folder / "start", model, VOCABULARY, {"solver": "toy", "trained": ["sft"]})
+    save_checkpoint(folder / "start", model, VOCABULARY, Card(solver="toy", trained=("sft",)))
     return folder
 
 

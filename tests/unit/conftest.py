@@ -35,9 +35,10 @@ def place(place_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     from places import Place
 
     import apr.evaluation.run
+    from apr.checkpoints.folder import ModelFolder
 
     made = Place(tmp_path, place_data)
     made.checkpoint()
     monkeypatch.setattr(apr.evaluation.run, "build_engine", made.engine)
-    monkeypatch.setattr(apr.evaluation.run, "check_finite_files", lambda folder: None)  # its weights are a word
+    monkeypatch.setattr(ModelFolder, "check_finite", lambda folder: None)  # its weights are a word
     return made

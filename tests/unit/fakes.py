@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from apr.engines.base import Completion, Request
+from apr.threads.engine import Completion, Request
 from apr.threads.limits import Limits
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.session import Sampling, attempt

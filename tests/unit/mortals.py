@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from apr.engines.base import Completion, Request
 from apr.engines.pool import EnginePool
 from apr.engines.scripted import ScriptedEngine
 from apr.errors import EngineLostError
 from apr.seeds import derive_rng
+from apr.threads.engine import Completion, Request
 from apr.threads.trace import StrandKey
 
 

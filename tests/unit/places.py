@@ -9,12 +9,12 @@ import pytest
 
 from apr.config import DataConfig, EvalConfig
 from apr.data.generate import generate
-from apr.engines.base import Request
 from apr.engines.scripted import ScriptedEngine
 from apr.errors import EngineLostError, UserError
 from apr.evaluation.run import evaluate
 from apr.presets import check
 from apr.report.build import build_report
+from apr.threads.engine import Request
 from envs.countdown.compact import CompactDialect
 
 VOCABULARY = CompactDialect().vocabulary

@@ -64,7 +64,9 @@ def test_an_unknown_key_is_named_with_its_siblings() -> None:
 
 def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
     assert "known here: budget, weight" in refusal(RlConfig, "reward.soft_span.budgt=3")
-    assert "known here: protocol, beams" in refusal(DataConfig, "env=countdown", TEACHER, "solvers.sos.beamz=1")
+    assert "known here: protocol, condition, beams" in refusal(
+        DataConfig, "env=countdown", TEACHER, "solvers.sos.beamz=1"
+    )
     assert "unknown key solvers.sos.a.b" not in refusal(DataConfig, "env=countdown", TEACHER, "solvers.sos.a.b=1")
 
 
@@ -109,9 +111,9 @@ def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
         (DataConfig, ["env=countdown", TEACHER, "solvers.sos.spawn_depth=1"], ["solvers.sos: ", "spawn_depth"]),
         (DataConfig, ["env=countdown", TEACHER, "env.low=9", "env.high=3"], ["env: ", "low must not exceed high"]),
         (DataConfig, ["env=countdown", TEACHER, "dialect=chat"], ["dialect chat needs `tokenizer`"]),
-        (DataConfig, ["env=countdown", TEACHER, "tokenizer=a"], ["others have their own"]),
+        (DataConfig, ["env=countdown", TEACHER, "tokenizer=a", "dialect=compact"], ["others have their own"]),
         (DataConfig, ["env=countdown", TEACHER, "control_tokens=[a, b, c, d, e]"], ["control_tokens", "`tokenizer`"]),
-        (DataConfig, ["env=countdown", TEACHER, "dialect=chat", "tokenizer=a", "control_tokens=[a, b]"], ["control_tokens: ", "5"]),
+        (DataConfig, ["env=countdown", "dialect=chat", "tokenizer=a", "control_tokens=[a, b]"], ["control_tokens: ", "5"]),
         (RlConfig, ["weight_sync=nccl"], ["between processes", "cluster.address", "weight_sync=tensors or file"]),
         (RlConfig, [*TRANSFER, "weight_sync=nccl", "engine.kind=tiny"], ["engine.kind=vllm"]),
         (RlConfig, [*TRANSFER[:2], "weight_sync=nccl"], ["nccl: 1 or more each"]),

@@ -8,18 +8,18 @@ import pytest
 from places import Place
 from solver_evaluations import make_data
 
+from apr.checkpoints.card import Card
 from apr.config import DataConfig
-from apr.contact import contact, trained_on, with_sources
+from apr.contact import contact, trained_on
 from apr.data.store import data_env, read_problems
 from apr.errors import CheckpointError, DataError
 from apr.presets import load, preset
-from apr.sft.train import read_card
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints" / "tiny_cpu"
 
 
-def card(data: Path, **more: Any) -> dict[str, Any]:
-    return {"trained": ["sft"], "trained_on": trained_on(data, "sft", data_env(data)), **more}
+def card(data: Path, *trained: str) -> Card:
+    return Card(trained=trained or ("sft",), trained_on=trained_on(data, "sft", data_env(data)))
 
 
 def test_splits_of_one_data_set_have_no_contact_and_training_problems_have_all(place: Place) -> None:
@@ -52,8 +52,9 @@ def test_problems_of_another_data_set_are_told_by_the_split_rule(tmp_path: Path,
 
 
 def test_states_are_compared_where_they_were_what_was_split(place: Place) -> None:
-    [source] = card(place.data)["trained_on"]
-    said = {"trained": ["sft"], "trained_on": [{**source, "env": {**source["env"], "split_by": "states"}}]}
+    [source] = card(place.data).trained_on
+    states = {**source.model_dump(), "env": {**source.env, "split_by": "states"}}
+    said = card(place.data).with_facts(trained_on=[states])
     spec = data_env(place.data)
     problems = [
         {"id": f"{target}:1-{target - 1}", "numbers": [1, target - 1], "target": target} for target in range(2, 40)
@@ -66,24 +67,28 @@ def test_states_are_compared_where_they_were_what_was_split(place: Place) -> Non
 def test_what_a_card_does_not_say_is_unknown(place: Place) -> None:
     env = data_env(place.data)
     problems = read_problems(place.data, "test")
-    assert str(contact({}, place.data, problems, env)) == "unknown for training: the checkpoint's card does not say"
-    assert contact({"trained": ["sft", "rl"]}, place.data, problems, env).unknown == ["sft", "rl"]
-    assert contact(card(place.data, trained=["sft", "rl"]), place.data, problems, env).unknown == ["rl"]
-    both = with_sources(card(place.data, trained=["sft", "rl"]), trained_on(place.data, "rl", env))
+    assert str(contact(Card(), place.data, problems, env)) == "unknown for training: the checkpoint's card does not say"
+    assert contact(Card(trained=("sft", "rl")), place.data, problems, env).unknown == ["sft", "rl"]
+    assert contact(card(place.data, "sft", "rl"), place.data, problems, env).unknown == ["rl"]
+    both = card(place.data, "sft", "rl").with_problems(trained_on(place.data, "rl", env))
     assert str(contact(both, place.data, problems, env)) == "none"
-    assert with_sources(both, trained_on(place.data, "rl", env)) == both  # a run that goes on
+    assert both.with_problems(trained_on(place.data, "rl", env)) == both  # a run that goes on
 
 
 @pytest.mark.parametrize(
-    "spoilt", [{"trained_on": 3}, {"trained_on": [{}]}, {"trained_on": [{"stage": "sft", "hash": 1}]}]
-)
+    "spoilt",
+    [
+        {"trained_on": 3}, {"trained_on": [{}]}, {"trained_on": [{"stage": "sft", "hash": 1}]},
+        {"trained_on": [{"stage": "sft", "split": "train", "hash": "a", "env": {"numbers": 3}}]},
+    ],
+)  # fmt: skip
 def test_a_spoilt_card_is_refused(place: Place, spoilt: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="trained_on"):
-        contact(spoilt, place.data, [], data_env(place.data))
+        contact(Card.parse(spoilt, "a card"), place.data, [], data_env(place.data))
 
 
 def test_an_evaluation_on_training_problems_says_so(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    place.checkpoint(**card(place.data))
+    place.checkpoint(**card(place.data).content())
     folder = place.evaluation("seen", split="train")
     told = "4 of 4 problems have a number multiset of the training split, 4 are training problems"
     assert f"apr: contact with training: {told}\n" in capsys.readouterr().err
@@ -96,7 +101,7 @@ def test_an_evaluation_on_training_problems_says_so(place: Place, capsys: pytest
 
 
 def test_an_evaluation_on_held_out_problems_says_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    place.checkpoint(**card(place.data))
+    place.checkpoint(**card(place.data).content())
     folder = place.evaluation()
     assert "contact" not in capsys.readouterr().err
     assert json.loads((folder / "summary.json").read_text())["contact"]["shared"] == 0
@@ -124,6 +129,6 @@ def test_what_is_unknown_is_said_to_be(place: Place, capsys: pytest.CaptureFixtu
 def test_the_shipped_checkpoints_say_what_they_were_trained_on(name: str) -> None:
     """The problems of tiny_cpu.yaml, whose training problems have that hash, in one shard."""
     config = load(DataConfig, [preset("data", "tiny_cpu")])
-    [source] = read_card(CHECKPOINTS / name)["trained_on"]
-    assert source["env"] == config.env.model_dump()
-    assert (source["stage"], source["split"]) == ("sft", "train")
+    [source] = Card.read(CHECKPOINTS / name).trained_on
+    assert source.env == config.env.model_dump()
+    assert (source.stage, source.split) == ("sft", "train")

@@ -80,7 +80,7 @@ def test_a_table_becomes_a_data_set_that_commands_take(name: str, tmp_path: Path
     config = load(DataConfig, [out / CONFIG])
     assert (config.train, config.validation, config.test) == tuple(len(found[split]) for split in SPLITS)
     assert "no number multiset in two splits" in check_folder(out)
-    assert [one["split"] for one in trained_on(out, "sft")] == ["train"]
+    assert [one["split"] for one in trained_on(out, "sft", SOURCE)] == ["train"]
     card = (out / "README.md").read_text()
     report = json.loads((out / REPORT).read_text())
     assert name in card and report["sha256"] in card and content_hashes(out, [])["all"] in card
@@ -189,7 +189,7 @@ def test_column_options_that_say_nothing_are_refused(given: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--env", "countdwn"], "there is only countdown"),
+        (["--env", "countdwn"], "there are countdown"),
         (["--column", "numbers=ops"], "add --env"),
         (["--split", "test"], "add --env"),
         (["--env", "countdown", "--column", "numbers=none"], "no column none, which --column numbers=none names"),
@@ -234,8 +234,8 @@ def test_demonstrations_need_training_problems(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.json", [{"nums": [3, 5], "target": 8}, {"nums": [3, 5], "target": 15}])
     for split in ("train", "test"):
         import_problems(path, tmp_path / split, SOURCE, split=split)
-    assert {split: len(rows) for split, rows in problems_from(tmp_path / "train").items()} == {"train": 2}
+    assert {split: len(rows) for split, rows in problems_from(tmp_path / "train", SOURCE).items()} == {"train": 2}
     with pytest.raises(DataError, match="only test problems.*--split train"):
-        problems_from(tmp_path / "test")
+        problems_from(tmp_path / "test", SOURCE)
     with pytest.raises(DataError, match="has no problems"):
-        problems_from(tmp_path / "none")
+        problems_from(tmp_path / "none", SOURCE)

@@ -12,7 +12,8 @@ import pytest
 from apr.config import RlConfig
 from apr.errors import ConfigError, ResourceError
 from rl.loop import record
-from rl.monitor import JsonlMonitor, Monitor, Monitors, open_monitors
+from rl.monitor import JsonlMonitor, Monitors, open_monitors
+from rl.parts import Monitor
 
 
 class Broken:

@@ -9,9 +9,9 @@ import pytest
 from mortals import Maker, Mortal, ask, persist, play, turns
 
 from apr.engines import pool as pools
-from apr.engines.base import Completion, Request
 from apr.engines.pool import EnginePool, Routing
 from apr.errors import CheckpointError, EngineError, EngineLostError, ResourceError, TornWeightsError
+from apr.threads.engine import Completion, Request
 from apr.threads.trace import EngineStop
 
 

@@ -16,12 +16,11 @@ import pytest
 import yaml
 
 from apr.config import EvalConfig, RlConfig, SftConfig
-from apr.errors import DataError, ResourceError, RunDirectoryError
+from apr.errors import ResourceError, RunDirectoryError
 from apr.presets import load
 from apr.runs import (
     check_kind,
     commit,
-    file_hash,
     hardware,
     refuse_other,
     remove_folder,
@@ -180,18 +179,6 @@ def test_a_folder_that_was_not_finished_leaves_the_old_one(
         raise error
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["old"]
     assert left_over(tmp_path) == []
-
-
-def test_a_hash_follows_the_content(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"one")
-    first = file_hash(path)
-    path.write_bytes(b"two")
-    assert file_hash(path) != first
-    path.write_bytes(b"one")
-    assert file_hash(path) == first
-    with pytest.raises(DataError, match=str(tmp_path / "missing")):
-        file_hash(tmp_path / "missing")
 
 
 @pytest.mark.parametrize(

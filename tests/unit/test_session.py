@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from fakes import BLOCK, CONTROL, FREE, PROMPT, FakeEngine, join, run, says, spawn, timeless
 
-from apr.engines.base import Request
 from apr.errors import EngineError, EngineLostError
 from apr.seeds import derive_seed
+from apr.threads.engine import Request
 from apr.threads.limits import Limits
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
 from apr.threads.session import Sampling, attempt

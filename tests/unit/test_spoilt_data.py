@@ -83,7 +83,7 @@ GOOD = problem_of([3, 5, 8], 23)
     ("rows", "said"),
     [
         ({"id": [], "numbers": [], "target": []}, "no problem"),
-        ({"id": ["a"], "numbers": [[3, 5, 8]]}, "None is no integer"),
+        ({"id": ["a"], "numbers": [[3, 5, 8]]}, "it has no column target"),
         ({"id": ["23:3-5-8"], "numbers": [[3, 5, 8]], "target": ["24"]}, "row 0: not a problem of countdown"),
         ({"id": ["24:3"], "numbers": [[3]], "target": [23]}, "row 0: not a problem of countdown"),
         ({"id": ["24:3-5"], "numbers": [None], "target": [23]}, "row 0: not a problem of countdown"),

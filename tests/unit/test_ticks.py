@@ -18,9 +18,9 @@ from fakes import FakeEngine, join, run, says, spawn, timeless
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from apr.engines.base import Request
 from apr.threads.codec import from_json, to_json
 from apr.threads.costs import critical_path, parallel, spans
+from apr.threads.engine import Request
 from apr.threads.limits import Limits
 from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Reference, StopReason, Strand, StrandId, Thread, Trace

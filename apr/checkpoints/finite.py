@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apr.errors import CheckpointError, NotFiniteError
+from apr.errors import NotFiniteError
 
 if TYPE_CHECKING:
     import torch
@@ -31,22 +30,3 @@ def check_finite(state: Mapping[str, torch.Tensor]) -> None:
     """Raise `NotFiniteError` unless every weight of a model's state is finite."""
     if name := first_not_finite(state.items()):
         raise NotFiniteError(f"the weight {name} is not finite")
-
-
-def check_finite_files(folder: Path) -> None:
-    """Raise `CheckpointError` unless every tensor in the safetensors files of `folder` is finite. Reads one at a time."""
-    from safetensors import SafetensorError, safe_open
-
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt") as tensors:
-                name = first_not_finite((key, tensors.get_tensor(key)) for key in tensors.keys())  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{folder} holds no readable model ({path.name}: {error}): train or export it again"
-            ) from error
-        if name:
-            raise CheckpointError(
-                f"{name} in {path} is not finite: a model with such weights can say nothing. Take an earlier checkpoint, or "
-                "train again at a lower learning rate"
-            )

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from apr.checkpoints.finite import first_not_finite
+from apr.checkpoints.folder import load_model, model_folder
 from apr.errors import CheckpointError
-from apr.finite import first_not_finite
 from apr.tokens.chat_vocabulary import ChatVocabulary
 from apr.tokens.text import load_tokenizer
 from apr.tokens.vocabulary import Vocabulary
@@ -17,7 +18,8 @@ GGUF = ".gguf"
 
 
 def located(source: Path) -> Path:
-    """The folder or GGUF file that `source` names: a path, or `PACKAGE:FILE` for a file in an installed Python package.
+    """The folder or GGUF file that `source` names: a path, that of a run of SFT or RL, or `PACKAGE:FILE` for a file in an
+    installed Python package.
 
     Raises `CheckpointError` if it is not there.
     """
@@ -31,7 +33,7 @@ def located(source: Path) -> Path:
         source = Path(spec.origin).parent / file
     if not source.exists():
         raise CheckpointError(f"{source} is not there: give a model's Hugging Face folder or its GGUF file")
-    return source
+    return source if source.is_file() else model_folder(source)
 
 
 def chat_vocabulary(source: Path, names: Sequence[str] | None) -> ChatVocabulary:
@@ -48,7 +50,7 @@ def pretrained_model(source: Path, vocabulary: Vocabulary, seed: int) -> Any:
     Raises `CheckpointError` if it is not there, if a weight is not finite, or if its tokenizer spells otherwise than
     `vocabulary`.
     """
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import GgufConfig
 
     own = _tokenizer(source)
     known = own.convert_ids_to_tokens(range(len(own)))
@@ -59,10 +61,7 @@ def pretrained_model(source: Path, vocabulary: Vocabulary, seed: int) -> Any:
     place = _place(source)
     if "gguf_file" in place:  # plain weights, which alone can be trained and saved
         place["quantization_config"] = GgufConfig(dequantize=True)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(**place, dtype="float32", local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(f"{source} holds no model that can be read ({error}): fetch it again") from error
+    model = load_model(place.pop("pretrained_model_name_or_path"), "float32", **place)
     if name := first_not_finite(model.state_dict().items()):
         raise CheckpointError(f"{name} in {source} is not finite: fetch the model again, or give another")
     if len(vocabulary) > model.get_input_embeddings().num_embeddings:

@@ -1,17 +1,17 @@
 """The engine seam: token ids in; token ids, logprobs, stop reason and cached tokens out.
 
-Engines are asynchronous: many `generate` calls are in flight at once, and the engine batches them. A contract test
-(`tests/contract/test_engine_*.py`) is passed by every implementation.
+It stands beside the session, which asks; the engines that answer are in `apr.engines`. They are asynchronous: many `generate`
+calls are in flight at once, and the engine batches them. A contract test (`tests/contract/test_engine_*.py`) is passed by
+every implementation.
 """
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apr.errors import EngineError
 from apr.threads.trace import EngineStop, StrandKey, VersionSpan
 
 
@@ -97,17 +97,3 @@ class Engine(typing.Protocol):
         ...
 
     async def close(self) -> None: ...
-
-
-def refuse_second(key: StrandKey, in_flight: Container[StrandKey]) -> None:
-    """Raise `EngineError` if a request under `key` is on its way: its completion could be taken for the other's."""
-    if key in in_flight:
-        raise EngineError(f"{key} is in flight already; a key names one request at a time")
-
-
-def not_finite(key: StrandKey) -> EngineError:
-    """What a request fails with whose logits were NaN or infinite. Not retried: the same weights would say the same."""
-    return EngineError(
-        f"{key}: the model's logits are not finite, so what it sampled means nothing. Its weights, or the keys and values in "
-        "its cache, have become NaN or infinite: go on from an earlier checkpoint, at a lower learning rate"
-    )
