@@ -12,7 +12,8 @@ setup: $(READY)
 $(READY): locks/$(LOCK).txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --no-deps --disable-pip-version-check --quiet -r locks/$(LOCK).txt
+	@echo "installing $$(grep -c == locks/$(LOCK).txt) packages into $(VENV): some minutes, and some gigabytes with CUDA"
+	$(BIN)/pip install --no-deps --disable-pip-version-check -r locks/$(LOCK).txt
 	$(BIN)/pip install --no-deps --no-build-isolation --disable-pip-version-check --quiet -e .
 	touch $@
 

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apr.arguments import keys_text, parsed
 from apr.errors import AprError, ConfigError, UserError
+from apr.streams import standard_streams
+from apr.values import typed_path
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -20,133 +23,15 @@ for _name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "VLLM_NO_USAGE_S
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-EPILOG = """configuration: shipped presets are named (`--config tiny_cpu`), files are paths; later files win, then
-`dotted.key=value` overrides. `--print-config` shows the result, `--dry-run` also checks what it needs.
-
-examples:
-  apr quickstart
-  apr data generate --config tiny_cpu out=runs/data
-  apr data import train_apr.json --out runs/published
-  apr data import problems.csv --env countdown --out runs/problems
-  apr sft --config tiny_cpu data=runs/data solver=spawn_join out=runs/sft
-  apr rl --config tiny_cpu data=runs/data checkpoint=runs/sft/checkpoint cluster.address=local
-  apr rl --resume runs/rl
-  apr eval --config tiny_cpu data=runs/data checkpoint=runs/sft/checkpoint out=runs/eval/sft
-  apr report runs/eval/sft runs/eval/rl runs/rl --out report
-  apr view runs/eval/sft runs/eval/rl --out view.html
-"""
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="apr",
-        description="Train language models to spawn child threads of their own decoding and join their results.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    data = commands.add_parser("data", help="make or check problems and demonstrations")
-    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _configured(actions.add_parser("generate", help="problems by split, and demonstrations from each teacher"))
-    verify = actions.add_parser("verify", help="check a data folder: every problem, every solution, every trace")
-    verify.add_argument("folder", type=Path)
-    published = actions.add_parser(
-        "import", help="problems of a table as a data set (--env), or APR's published JSON with what its bugs damaged"
-    )
-    published.add_argument(
-        "file", type=Path, help="with --env: CSV, JSON, JSON lines or Parquet; else rows with trace_dict or search_path, or "
-        "the prompts of the RL data",
-    )  # fmt: skip
-    published.add_argument(
-        "--env",
-        metavar="NAME",
-        help="read problems of this environment (`apr envs` lists them), or of a class in a file: PATH.py:CLASS",
-    )
-    published.add_argument(
-        "--column", action="append", default=[], metavar="NAME=COLUMN",
-        help="with --env: which column of the file is which, such as numbers=operands; repeatable",
-    )  # fmt: skip
-    published.add_argument(
-        "--split", choices=("train", "validation", "test"),
-        help="with --env: the split of all problems (default: the file's column `split`, or the environment's rule)",
-    )  # fmt: skip
-    published.add_argument("--out", type=Path, help="folder to write (default: runs/import/NAME)")
-    published.add_argument("--dry-run", action="store_true", help="only report; write nothing")
-    export = actions.add_parser("export", help="write traces of the paper dialect as published JSON")
-    export.add_argument("traces", type=Path, help="a file of traces, as `apr data import` writes it")
-    export.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    _configured(commands.add_parser("sft", help="supervised fine-tuning on demonstrations"))
-    rl = commands.add_parser("rl", help="reinforcement learning over spawned threads")
-    _configured(rl)
-    rl.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run from its newest checkpoint")
-    _configured(commands.add_parser("eval", help="evaluate a checkpoint on held-out problems"))
-    report = commands.add_parser("report", help="a page, figures and data from evaluations and RL runs")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders written by `apr eval` and `apr rl`")
-    report.add_argument(
-        "--data", type=Path, help="the data folder, for the teachers' own success (default: the evaluations')"
-    )
-    report.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
-    report.add_argument("--title", default="Spawn and join: evaluation report")
-    view = commands.add_parser("view", help="one HTML file in which traces are looked at, one by one or side by side")
-    view.add_argument(
-        "paths",
-        type=Path,
-        nargs="+",
-        metavar="PATH",
-        help="folder of an evaluation or of an RL run, or a file of traces",
-    )
-    view.add_argument("--out", type=Path, default=Path("view.html"))
-    view.add_argument("--title", help="of the page (default: the names of the runs)")
-    view.add_argument("--limit", type=int, metavar="N", help="only the first N traces of each path")
-    view.add_argument("--outcome", choices=("all", "correct", "wrong"), default="all", help="only such traces")
-    view.add_argument("--step", type=int, metavar="N", help="of RL runs named by folder (default: the newest)")
-    export = commands.add_parser("export", help="a checkpoint as a Hugging Face folder, with a model card")
-    export.add_argument("checkpoint", type=Path, help="a checkpoint, an adapter's folder, or that of an SFT or RL run")
-    export.add_argument("--out", type=Path, required=True, help="folder to write")
-    export.add_argument(
-        "--eval",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="its evaluation, for the card; repeatable",
-    )
-    export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    export.add_argument("--base", type=Path, help="of an adapter: the model that it adapts, if it names none here")
-    export.add_argument(
-        "--license", default="unknown", help="for the card, as Hugging Face names it: apache-2.0, mit, ..."
-    )
-    _configured(
-        commands.add_parser("quickstart", help="the whole path on two cores: data, SFT, RL, evaluation, report")
-    )
-    commands.add_parser("doctor", help="what is installed, what does not fit together, and what to do about it")
-    return top
-
-
-def _configured(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--config", action="append", default=[], metavar="FILE", help="preset or YAML file; repeatable"
-    )
-    command.add_argument("overrides", nargs="*", metavar="dotted.key=value")
-    command.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-    command.add_argument("--dry-run", action="store_true", help="check the configuration and stop")
-
-
-def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """argparse takes overrides in one place only; here they may stand between options."""
-    top = parser()
-    arguments, left = top.parse_known_args(argv)
-    overrides = [word for word in left if "=" in word and not word.startswith("-")]
-    if left and (overrides != left or not hasattr(arguments, "overrides")):
-        top.error(f"unrecognized arguments: {' '.join(left)}")
-    if left:
-        arguments.overrides += overrides
-    return arguments
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a failed run, 2 for a user's error, 130 for SIGINT or SIGTERM."""
-    arguments = _parsed(argv)
+    with standard_streams():
+        return _reported(parsed(argv))
+
+
+def _reported(arguments: argparse.Namespace) -> int:
+    """Run one command, its errors as one line each."""
     from apr.data.workers import ended_by_signals
 
     try:
@@ -235,26 +120,26 @@ def _import_problems(arguments: argparse.Namespace, out: Path) -> int:
 
 def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
     from apr import config as c
-    from apr.presets import dump, load
+    from apr.presets import dump, load, load_recorded
     from apr.user_code import NAMED
 
-    kinds: dict[str, type[BaseModel]] = {
-        "data": c.DataConfig, "sft": c.SftConfig, "rl": c.RlConfig, "eval": c.EvalConfig, "quickstart": c.QuickstartConfig,
-    }  # fmt: skip
-    files = [_config_file(stage, name) for name in arguments.config]
+    if arguments.keys is not None:
+        print(keys_text(stage, arguments.keys), end="")
+        return 0
     resume = getattr(arguments, "resume", None)
     if resume is not None:
-        if files:
+        if arguments.config:
             raise ConfigError("--resume takes the run's own configuration: leave --config out")
         from apr.runs import check_kind
 
         check_kind(resume, stage)
         if any(override.partition("=")[0].strip() == "out" for override in arguments.overrides):
             raise ConfigError(f"--resume {resume} goes on in its own folder: leave out=... out, or start a new run")
-        files = [resume / "config.yaml"]
-    config = load(kinds[stage], files, arguments.overrides, NAMED)
-    if resume is not None:
+        config = load_recorded(c.KINDS[stage], resume / "config.yaml", arguments.overrides, NAMED)
         config = config.model_copy(update={"out": resume})
+    else:
+        files = [_config_file(stage, name) for name in arguments.config]
+        config = load(c.KINDS[stage], files, arguments.overrides, NAMED)
     if arguments.print_config:
         print(dump(config), end="")
         return 0
@@ -318,11 +203,20 @@ def _check_needs(config: BaseModel, resume: bool) -> None:
 
 
 def _config_file(stage: str, name: str) -> Path:
-    """A path, or the name of a shipped preset of this stage."""
-    from apr.presets import preset
+    """A path, or the name of a shipped preset of this stage. Raises `ConfigError` for a name that is neither."""
+    from apr.keys import meant
+    from apr.presets import available, preset
 
-    path = Path(name)
-    return path if path.suffix in (".yaml", ".yml") or path.is_file() else preset(stage, name)
+    path = typed_path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    if not (shipped := preset(stage, name)).is_file():
+        known = available(stage)
+        raise ConfigError(
+            f"no configuration file {name}, and no preset of that name for `apr {stage}`{meant(name, known)} There are: "
+            f"{', '.join(known)}"
+        )
+    return shipped
 
 
 if __name__ == "__main__":

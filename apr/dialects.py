@@ -49,7 +49,7 @@ def dialect_of(checkpoint: Path, name: str | None = None) -> Dialect:
             )
         return textual_dialect(name, PretrainedVocabulary.load(name, checkpoint))
     try:
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_text(encoding="utf-8"))
         found, vocabulary = saved["dialect"], saved["hash"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is corrupt ({error!r}): export or train the checkpoint again") from error

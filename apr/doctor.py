@@ -37,12 +37,18 @@ def doctor() -> int:
         if origin != ROOT / name:
             problems.append(f"package {name} is taken from {origin}, not from {ROOT / name}: uninstall the other one")
     for name in IMPORTS:
-        run = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-c", f"import {name}"], capture_output=True, encoding="utf-8", errors="replace"
+        )
         state = "ok" if run.returncode == 0 else "FAILS"
         print(f"import {name:13} {state:6} {_version(name) or _version(name + '-cpu') or ''}")
         if run.returncode:
             last = run.stderr.strip().splitlines()[-1] if run.stderr.strip() else "no message"
             problems.append(f"import {name} fails ({last}): make clean setup")
+    kept = _compiled_code()
+    print(f"compiled code: {f'kept in {kept}' if kept else 'NOT KEPT'}")
+    if not kept:
+        problems.append("compiled code cannot be kept, so every command compiles anew: set NUMBA_CACHE_DIR to a folder")
     if not shutil.which("gcc") and not shutil.which("cc"):
         problems.append("no C compiler found: some libraries compile at run time; install gcc")
     if _memory_gib() < 8:
@@ -51,6 +57,12 @@ def doctor() -> int:
         print(f"PROBLEM {problem}")
     print("nothing wrong found" if not problems else f"{len(problems)} problem(s)")
     return 1 if problems else 0
+
+
+def _compiled_code() -> str | None:
+    from apr.jit import cache_folder
+
+    return cache_folder()
 
 
 def _lock() -> Path | None:
@@ -62,7 +74,7 @@ def _lock() -> Path | None:
 def _differences(lock: Path) -> list[str]:
     """Packages that differ from the lock, in one line each kind."""
     wrong, missing = [], []
-    for line in lock.read_text().splitlines():
+    for line in lock.read_text(encoding="utf-8").splitlines():
         name, equals, wanted = line.partition("==")
         if not equals or line.startswith("#"):
             continue

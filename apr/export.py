@@ -50,7 +50,7 @@ def export(
         before = set() if source.is_adapter else {source.model.hash}
         for result in results:
             check_same(result, {facts["hash"], *before}, source.adapter)
-        (folder / CARD).write_text(_text(out.resolve().name, source, results, facts, license))
+        (folder / CARD).write_text(_text(out.resolve().name, source, results, facts, license), encoding="utf-8")
     told = f"{len(results)} evaluation" if len(results) == 1 else f"{len(results)} evaluations"
     return f"{out}: {facts['parameters']:,} parameters in {dtype}, {told} in its card"
 

@@ -59,5 +59,5 @@ def busy_cores() -> float:
 def _ticks() -> int:
     """Clock ticks that were spent on this process's cores since the system started, idle and niced ones left out."""
     cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    lines = [line.split() for line in STAT.read_text().splitlines()]
+    lines = [line.split() for line in STAT.read_text(encoding="utf-8").splitlines()]
     return sum(int(line[1 + place]) for line in lines if line[0] in cores for place in _OTHERS)

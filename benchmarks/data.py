@@ -31,7 +31,7 @@ SAMPLE_EVERY = 0.1  # seconds
 def make(config: DataConfig) -> tuple[float, float, int]:
     """Run `apr data generate`; seconds of the clock and of the processor, and bytes of memory at the peak."""
     file = config.out.with_suffix(".yaml")
-    file.write_text(dump(config))
+    file.write_text(dump(config), encoding="utf-8")
     started, used = time.perf_counter(), processor_seconds()
     process = subprocess.Popen([sys.executable, "-m", "apr.cli", "data", "generate", "--config", str(file)])
     peak = 0
@@ -89,7 +89,7 @@ def main() -> None:
         for name in base.solvers if given.solvers is None else given.solvers:
             config = base.model_copy(update={**shared, "solvers": {name: base.solvers[name]}, "out": out / name})
             shutil.copytree(problems.out / "problems", config.out / "problems")
-            config.out.joinpath("config.yaml").write_text(dump(config))
+            config.out.joinpath("config.yaml").write_text(dump(config), encoding="utf-8")
             say(name, config.out / "demonstrations" / name, *make(config))
 
 

@@ -136,7 +136,7 @@ def memory(data: Path, out: Path, counts: list[int]) -> None:
             "status = subprocess.run(command).returncode; "
             "print(json.dumps([status, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))"
         )
-        done = subprocess.run([sys.executable, "-c", code, *given], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", code, *given], cwd=ROOT, capture_output=True, encoding="utf-8")
         status, size = json.loads(done.stdout.splitlines()[-1])
         if status:
             sys.exit(done.stderr)

@@ -341,7 +341,7 @@ def prices() -> Iterator[Row]:
 def stages() -> Iterator[Row]:
     """Where each number comes from; minutes are of stages side by side, one a core, and some beside other programs."""
     path = PUBLISHED / FACTS
-    for name, facts in sorted(json.loads(path.read_text()).items()) if path.is_file() else ():
+    for name, facts in sorted(json.loads(path.read_text(encoding="utf-8")).items()) if path.is_file() else ():
         minutes = f"{facts['seconds'] / 60:.1f}"
         yield name, f"`{facts['command']}`", facts["commit"], facts["started"][:10], minutes, facts["hardware"]
 
@@ -400,12 +400,12 @@ def tables() -> str:
 
 def write_page() -> None:
     """Put the tables into docs/results.md, between its two marks. Raises `ValueError` if they are not there."""
-    text = PAGE.read_text()
+    text = PAGE.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{PAGE} lacks the marks {BEGIN.strip()} and {END.strip()}, between which the tables go")
-    PAGE.write_text(f"{before}{BEGIN}\n{tables()}\n{END}{after}")
+    PAGE.write_text(f"{before}{BEGIN}\n{tables()}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

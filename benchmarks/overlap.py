@@ -31,7 +31,7 @@ PINNED = {"ray::EngineActor": 0, "ray::RankActor": 1}
 
 def apr(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "apr.cli", *arguments], cwd=ROOT, stdout=log.open("w"), stderr=subprocess.STDOUT,
+        [sys.executable, "-m", "apr.cli", *arguments], cwd=ROOT, stdout=log.open("wb"), stderr=subprocess.STDOUT,
         start_new_session=True,
     )  # fmt: skip
 
@@ -62,7 +62,7 @@ def steps(out: Path, data: Path, staleness: int, arguments: argparse.Namespace) 
         time.sleep(0.2)
     if run.returncode:
         sys.exit(f"the run failed: see {out.with_suffix('.log')}")
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return lines[WARM_UP:-1]  # during the last step nothing overlaps
 
 

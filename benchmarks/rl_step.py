@@ -47,7 +47,7 @@ def configured(data: Path, out: Path, steps: int) -> tuple[RlConfig, list[str]]:
 def ours(data: Path, out: Path, steps: int) -> list[Step]:
     config, command = configured(data, out, steps)
     subprocess.run([sys.executable, "-m", "apr.cli", *command], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [
         {
             "seconds": line["time/step"], "traces": config.problems_per_step * config.group_size,
@@ -63,7 +63,7 @@ def theirs(data: Path, out: Path, steps: int, batch: int, options: dict[str, Any
         "--options", json.dumps(options),
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-    found: list[Step] = json.loads((out / "steps.json").read_text())
+    found: list[Step] = json.loads((out / "steps.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -128,7 +128,7 @@ def run_trl(data: Path, out: Path, steps: int, batch: int, options: dict[str, An
         processing_class=tokenizer,
         callbacks=[Clock()],
     ).train()  # fmt: skip
-    (out / "steps.json").write_text(json.dumps(measured))
+    (out / "steps.json").write_text(json.dumps(measured), encoding="utf-8")
 
 
 def main() -> None:

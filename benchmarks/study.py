@@ -217,7 +217,7 @@ class Runner:
     def __init__(self, study: Study, rows: list[list[Stage]]) -> None:
         self.study = study
         self.path = study.out / FACTS
-        self.facts = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.facts = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         self.changed = threading.Condition()
         self.running: set[str] = set()
         self.stopped = False
@@ -281,8 +281,8 @@ class Runner:
         arguments = ("--resume", str(self.study.out / stage.name)) if begun else stage.arguments
         started = time.monotonic()
         try:
-            with log.open("a", buffering=1) as kept, subprocess.Popen(
-                [sys.executable, "-m", "apr.cli", stage.command, *arguments], cwd=ROOT, text=True, errors="replace",
+            with log.open("a", buffering=1, encoding="utf-8") as kept, subprocess.Popen(
+                [sys.executable, "-m", "apr.cli", stage.command, *arguments], cwd=ROOT, encoding="utf-8", errors="replace",
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             ) as process:  # fmt: skip
                 assert process.stdout is not None
@@ -295,7 +295,7 @@ class Runner:
                 seconds = self.facts.get(stage.name, {}).get("seconds", 0.0) + time.monotonic() - started
                 made = {"command": command, "seconds": round(seconds, 1)}
                 self.facts[stage.name] = made | made_with(self.study.out / stage.name)
-                self.path.write_text(json.dumps(self.facts, indent=1))
+                self.path.write_text(json.dumps(self.facts, indent=1), encoding="utf-8")
         if process.returncode:
             sys.exit(f"{stage.name} ended with status {process.returncode}: see {log}; the same command goes on")
 
@@ -303,7 +303,7 @@ class Runner:
 def made_with(folder: Path) -> dict[str, str]:
     """What a run's manifest tells of its making; nothing if it never began."""
     path = folder / MANIFEST
-    manifest = json.loads(path.read_text()) if path.is_file() else {}
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {name: manifest[name] for name in ("commit", "hardware", "started") if name in manifest}
 
 
@@ -330,8 +330,12 @@ def report(study: Study, rows: dict[str, list[Stage]]) -> None:
     if not whole:
         return
     runs = [str(study.out / name) for name in whole]
-    seconds = {name: one["seconds"] for name, one in json.loads((study.out / FACTS).read_text()).items()}
-    (study.out / "stages.json").write_text(json.dumps(seconds, indent=1))  # where a report looks for wall times
+    seconds = {
+        name: one["seconds"] for name, one in json.loads((study.out / FACTS).read_text(encoding="utf-8")).items()
+    }
+    (study.out / "stages.json").write_text(
+        json.dumps(seconds, indent=1), encoding="utf-8"
+    )  # where a report looks for wall times
     command = ["report", *runs, "--out", str(study.out / "report"), "--title", "The study on two cores"]
     if status := subprocess.run([sys.executable, "-m", "apr.cli", *command], cwd=ROOT).returncode:
         sys.exit(status)
@@ -345,15 +349,15 @@ def _order(name: str) -> tuple[int, str]:
 
 def publish(study: Study, rows: dict[str, list[Stage]]) -> None:
     """Attempts and facts of what is whole into docs/results, the report's summary with its figures beside them."""
-    facts = json.loads((PUBLISHED / FACTS).read_text()) if (PUBLISHED / FACTS).is_file() else {}
-    known = json.loads((study.out / FACTS).read_text())
+    facts = json.loads((PUBLISHED / FACTS).read_text(encoding="utf-8")) if (PUBLISHED / FACTS).is_file() else {}
+    known = json.loads((study.out / FACTS).read_text(encoding="utf-8"))
     for stage in {stage.name: stage for row in rows.values() for stage in row}.values():
         if study.done(stage) and stage.name in known and facts.get(stage.name) != known[stage.name]:
             facts[stage.name] = known[stage.name]
             if stage.command == "eval":
                 publish_attempts(study.out / stage.name)
     PUBLISHED.mkdir(exist_ok=True)
-    (PUBLISHED / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+    (PUBLISHED / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     write_page()
     if absent := [stage.name for stage in told(rows) if stage.name in facts and not study.done(stage)]:
         print(f"the published report stays: {study.out} lacks what it tells of {', '.join(absent)}")

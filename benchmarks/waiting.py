@@ -151,7 +151,7 @@ class Worker:
         environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--data", str(data), "--work", part, str(threads)], env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
 
     def answer(self) -> str:

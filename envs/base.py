@@ -65,7 +65,9 @@ class Options(BaseModel):
 
     validation_share: float = Field(default=0.08, gt=0, lt=0.5, description="share of the validation split")
     test_share: float = Field(default=0.17, gt=0, lt=0.5, description="share of the test split")
-    split_seed: int = 0
+    split_seed: int = Field(
+        default=0, description="decides which split a problem belongs to; keep it to keep the splits"
+    )
 
 
 class TeacherOptions(BaseModel):
@@ -74,10 +76,19 @@ class TeacherOptions(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    protocol: typing.Literal["serial", "spawn_join"]
+    protocol: typing.Literal["serial", "spawn_join"] = Field(
+        description="how its demonstrations are written: serially, or with spawns and joins"
+    )
     condition: typing.Literal["none", "context", "children"] = Field(
         default="none", description="what prompts of its demonstrations ask for"
     )
+
+    @classmethod
+    def variants(cls) -> list[type[TeacherOptions]]:
+        """What the teachers of the built-in environments can be told, for help texts."""
+        from envs.registry import BUILT_IN, env_class  # which imports this module
+
+        return [env_class(name).teacher_options for name in BUILT_IN]
 
 
 class PlainTeacher(TeacherOptions):

@@ -15,6 +15,7 @@ from apr import user_code
 from apr.errors import ConfigError
 from apr.tokens.dialect import Dialect
 from apr.tokens.text import TextVocabulary
+from apr.values import Unread
 from envs.base import Env, Environment
 
 GROUP = "apr.envs"
@@ -132,6 +133,7 @@ def _faults(cls: type[Environment[Any]], error: ValidationError) -> str:
             hint = f", did you mean {near[0]}?" if near else f"; it has {', '.join(fields)}"
             lines.append(f"unknown option {key}{hint}")
         else:
-            about = fields[key].description if key in fields else None
-            lines.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}" + (f" ({about})" if about else ""))
+            about, value = fields[key].description if key in fields else None, fault["input"]
+            said = f"{value.text!r} {value.why}" if isinstance(value, Unread) else fault["msg"]
+            lines.append(f"{key}: {said.removeprefix('Value error, ')}" + (f" ({about})" if about else ""))
     return "; ".join(lines)

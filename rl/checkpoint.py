@@ -7,13 +7,12 @@ state there is: which problems come next, which seeds sample them, which version
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from apr.checkpoints.card import Card
 from apr.checkpoints.weights import WEIGHTS_FILE, weight_files
 from apr.errors import CheckpointError
-from apr.runs import MANIFEST, recorded, whole_folder
+from apr.runs import MANIFEST, recorded, remove_folder, whole_folder
 from apr.threads.trace import SCHEMA
 from rl.parts import LearnerApi
 
@@ -47,10 +46,10 @@ async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
                 )
         drawn = Card.parse({"trained_on": recorded(run)["trained_on"]}, run / MANIFEST).trained_on
         Card.read(folder).with_problems(drawn).write(folder)
-        (folder / STATE_FILE).write_text(json.dumps({"schema": SCHEMA, "step": step}))
+        (folder / STATE_FILE).write_text(json.dumps({"schema": SCHEMA, "step": step}), encoding="utf-8")
     torn = final.parent.glob(".step_*")  # what a killed process left
     for old in [*sorted(final.parent.glob("step_*"))[:-keep], *torn]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return final
 
 
@@ -61,7 +60,7 @@ def latest(run: Path) -> tuple[Path, int] | None:
         return None
     path = folders[-1] / STATE_FILE
     try:
-        state = json.loads(path.read_text())
+        state = json.loads(path.read_text(encoding="utf-8"))
         schema, step = state["schema"], int(state["step"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

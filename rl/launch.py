@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from apr.checkpoints.card import Card
 from apr.checkpoints.checkpoint import Checkpoint
@@ -19,10 +17,11 @@ from apr.contact import trained_on
 from apr.data.store import data_env, problems_hash, read_problems
 from apr.engines.build import build_engine
 from apr.errors import EngineLostError, LearnerLostError, RunDirectoryError
-from apr.presets import check, load
+from apr.presets import check, load_recorded
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
 from apr.runs import automatic_threads, refuse_other, run_directory, whole_folder
+from apr.signals import stop_at_signal
 from apr.threads.engine import Engine
 from rl import checkpoint, loop
 from rl.checkpoint import WHILE_RUNNING
@@ -100,7 +99,7 @@ def _with_horizon(config: RlConfig, resume: bool) -> RlConfig:
     if config.learner.lr_schedule == "constant" or config.learner.lr_steps is not None:
         return config
     # A run of an earlier version did not keep it: it is the `steps` of its last call.
-    steps = load(RlConfig, [config.out / "config.yaml"]).steps if resume else config.steps
+    steps = load_recorded(RlConfig, config.out / "config.yaml").steps if resume else config.steps
     learner = config.learner.model_copy(update={"lr_steps": steps})
     return check(RlConfig, config.model_copy(update={"learner": learner}).model_dump(), str(config.out))
 
@@ -140,7 +139,7 @@ async def _drive(config: RlConfig, parts: Parts, run: Path, start: int, replace:
     found: tuple[Path, int] | None = None
     again = False
     try:
-        with _stop_at_signal() as stopping:
+        with stop_at_signal() as stopping:
             while True:
                 parts.monitor = open_monitors(config, run, start)
                 try:
@@ -159,28 +158,6 @@ async def _drive(config: RlConfig, parts: Parts, run: Path, start: int, replace:
                     parts.monitor.close()
     finally:
         await parts.engine.close()
-
-
-@contextmanager
-def _stop_at_signal() -> Iterator[Callable[[], bool]]:
-    """After SIGINT or SIGTERM the step in progress is finished and saved; a second signal stops at once."""
-    asked = False
-
-    def handle(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        print(
-            f"{signal.Signals(number).name}: finishing this step, then saving (again to stop at once)", file=sys.stderr
-        )
-
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from apr.config import RlConfig
 from apr.errors import NoSignalError
+from apr.progress import time_left
 from apr.seeds import derive_rng
 from apr.threads.codec import TraceWriter
 from apr.threads.trace import StopReason, Trace
@@ -42,6 +43,7 @@ async def run(config: RlConfig, parts: Parts, folder: Path, start: int, stopping
     silent, parity = 0, (config.parity_mean, config.parity_max)
     await parts.sync.push(parts.learner, parts.engine, version=start)
     counted, step, began = await parts.engine.metrics(), start, time.monotonic()
+    entered = began
     async with aclosing(rollouts(config, parts, start)) as ahead:
         async for rollout in ahead:
             batch = minibatches_of(config, rollout, step)
@@ -61,9 +63,9 @@ async def run(config: RlConfig, parts: Parts, folder: Path, start: int, stopping
                 metrics |= await validate(config, parts, step + 1)
             counters = await parts.engine.metrics()
             metrics |= engine_metrics(counted, counters) | {"time/step": time.monotonic() - began}
-            record(config, folder, step, rollout.traces, metrics, parts.monitor)
-            counted, began = counters, time.monotonic()
-            step += 1
+            counted, began, step = counters, time.monotonic(), step + 1
+            left = (began - entered) / (step - start) * (config.steps - step)
+            record(config, folder, step - 1, rollout.traces, metrics, parts.monitor, left)
             stop = stopping()
             if last or stop or step % config.checkpoint_every == 0:
                 await checkpoint.save(parts.learner, folder, step, config.keep_checkpoints)
@@ -126,9 +128,15 @@ def engine_metrics(before: Mapping[str, float], after: Mapping[str, float]) -> d
 
 
 def record(
-    config: RlConfig, folder: Path, step: int, traces: Sequence[Trace], metrics: dict[str, float], monitor: Monitor
+    config: RlConfig,
+    folder: Path,
+    step: int,
+    traces: Sequence[Trace],
+    metrics: dict[str, float],
+    monitor: Monitor,
+    left: float,
 ) -> None:
-    """Metrics to the monitors, a few traces to disk, one readable line to the console."""
+    """Metrics to the monitors, a few traces to disk, one readable line to the console. `left`: seconds to the last step."""
     monitor.log(step, metrics)
     path = folder / "traces" / f"step_{step:06d}.jsonl.gz"
     path.parent.mkdir(exist_ok=True)
@@ -145,4 +153,4 @@ def record(
     ):  # fmt: skip
         if name in metrics:
             line += f" | {label} {metrics[name]:{form}}"
-    print(line, flush=True)
+    print(f"{line} | {time_left(left)} left", flush=True)

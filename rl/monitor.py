@@ -20,14 +20,14 @@ class JsonlMonitor:
     def __init__(self, path: Path, resume_at: int) -> None:
         kept = []
         if path.is_file():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     if json.loads(line)["step"] < resume_at:
                         kept.append(line)
                 except (json.JSONDecodeError, KeyError, TypeError):
                     break  # the line a kill cut short; its step runs again
         write_text(path, "".join(f"{line}\n" for line in kept))
-        self.file = path.open("a")
+        self.file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.file.write(json.dumps({"step": step, **metrics}) + "\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from apr.engines.weights import MARKER
 from apr.errors import CheckpointError
+from apr.runs import remove_folder
 from apr.threads.engine import Engine
 from rl.parts import LearnerApi
 
@@ -55,5 +56,5 @@ class FileSync:
         await engine.resume()
         for old in self.folder.glob("version_*"):
             if old != target:
-                shutil.rmtree(old)
+                remove_folder(old)
         return time.monotonic() - started

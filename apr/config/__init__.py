@@ -3,6 +3,8 @@
 Unknown keys, wrong types and impossible combinations are refused with the key's name. There are no aliases.
 """
 
+from pydantic import BaseModel
+
 from apr.config.base import ProtocolName, Strict, Temperature
 from apr.config.data import DataConfig
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
@@ -12,7 +14,12 @@ from apr.config.quickstart import QuickstartConfig
 from apr.config.rl import Bonus, LearnerConfig, RewardConfig, RlConfig, SoftBudget, refuse_idle
 from apr.config.sft import LoraConfig, ModelConfig, SftConfig
 
+KINDS: dict[str, type[BaseModel]] = {
+    "data": DataConfig, "sft": SftConfig, "rl": RlConfig, "eval": EvalConfig, "quickstart": QuickstartConfig,
+}  # fmt: skip
+
 __all__ = [
+    "KINDS",
     "Bonus",
     "ClusterConfig",
     "ConditionConfig",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from apr.idle import Idle
 
 ProtocolName = Literal["serial", "spawn_join"]
 
@@ -12,17 +15,9 @@ ProtocolName = Literal["serial", "spawn_join"]
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, content: Any) -> Any:
-        """YAML reads `yes` and `on` as true, which would pass for 1."""
-        for key, value in content.items() if isinstance(content, dict) else ():
-            field = cls.model_fields.get(key)
-            if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
-                raise ValueError(
-                    f"{key}: {value} is true or false, which does not fit (YAML reads yes, no, on, off so)"
-                )
-        return content
+    def idle(self) -> Iterable[Idle]:
+        """The options that do nothing beside the others' values, whatever they are set to."""
+        return ()
 
 
 def _sampleable(temperature: float) -> float:

@@ -11,6 +11,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, mod
 from apr.config.base import Strict
 from apr.config.env import EnvConfig
 from apr.user_code import may_import
+from apr.values import Unread, typed
 from envs.base import TeacherOptions
 from envs.registry import env_class
 
@@ -18,15 +19,15 @@ from envs.registry import env_class
 class DataConfig(Strict):
     """Problems by split, and demonstrations from each teacher."""
 
-    seed: int = 0
+    seed: int = Field(default=0, description="of the problems and the demonstrations")
     env: EnvConfig = Field(description="the task: a name that `apr envs` lists, or PATH.py:CLASS, and its options")
     problems_from: Path | None = Field(
         default=None,
         description="a data set whose problems are taken, such as `apr data import` writes; null: they are drawn",
     )
     train: int = Field(default=5000, ge=1, description="problems; with problems_from at most so many")
-    validation: int = Field(default=200, ge=0)
-    test: int = Field(default=1000, ge=0)
+    validation: int = Field(default=200, ge=0, description="problems held out to watch a training")
+    test: int = Field(default=1000, ge=0, description="problems held out for evaluation")
     dialect: str | None = Field(
         default=None,
         description="chat, or a vocabulary of the environment; default: chat with a tokenizer, else its first",
@@ -38,13 +39,13 @@ class DataConfig(Strict):
         default=None, min_length=5, max_length=5,
         description="of dialect chat: the tokenizer's own for spawn, msg, </spawn>, join, ret; if none, some are added",
     )  # fmt: skip
-    demonstrations_per_problem: int = Field(default=1, ge=1)
+    demonstrations_per_problem: int = Field(default=1, ge=1, description="of each teacher")
     solvers: dict[str, SerializeAsAny[TeacherOptions]] = Field(
         default={}, description="teachers by name: protocol, and the environment's own options"
     )
     shard_rows: int = Field(default=10_000, ge=1, description="problems in a file; all but the last hold so many")
     workers: int | None = Field(default=None, ge=1, description="processes; changes no result; default: all cores")
-    out: Path = Path("runs/data")
+    out: Path = Field(default=Path("runs/data"), description="folder to write")
 
     @model_validator(mode="after")
     def _names(self) -> DataConfig:
@@ -65,11 +66,11 @@ class DataConfig(Strict):
             env = EnvConfig.model_validate(content["env"], context=info.context)
         except ValidationError:
             return content  # told when the field itself is checked
-        if not may_import(env.name):
-            return content
-        own = env_class(env.name)
         made = dict(content)
         solvers = made.get("solvers")
+        if not may_import(env.name):
+            return {**made, "solvers": typed(solvers, [])} if isinstance(solvers, dict) else made
+        own = env_class(env.name)
         if isinstance(solvers, dict):
             made["solvers"] = {name: _options(own.teacher_options, name, given) for name, given in solvers.items()}
         if made.get("dialect") is None:
@@ -93,7 +94,7 @@ def _options(kind: type[TeacherOptions], name: str, given: Any) -> Any:
     if not isinstance(given, dict):
         return given
     try:
-        return kind.model_validate(given)
+        return kind.model_validate(typed(given, [kind]))
     except ValidationError as error:
         raise ValueError("; ".join(_fault(kind, name, fault) for fault in error.errors())) from None
 
@@ -102,4 +103,9 @@ def _fault(kind: type[TeacherOptions], name: str, fault: Any) -> str:
     key = ".".join(["solvers", name, *map(str, fault["loc"])])
     if fault["type"] == "extra_forbidden":
         return f"unknown key {key}; known here: {', '.join(kind.model_fields)}"
-    return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
+    value = fault["input"]
+    return (
+        f"{key}: {value.text!r} {value.why}"
+        if isinstance(value, Unread)
+        else f"{key}: {fault['msg'].removeprefix('Value error, ')}"
+    )

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from apr.config.base import Strict
+from apr.idle import Idle
 
 
 class EngineConfig(Strict):
-    """The sampling engine. `kv_cache_mib` bounds its cache. Of kind `endpoint` (a server, for evaluation) only `url`, `model`,
-    `timeout` and `max_num_seqs` count."""
+    """The sampling engine. `kv_cache_mib` bounds its cache. Kind `endpoint` (a server, for evaluation) takes only `url`,
+    `model`, `timeout` and `max_num_seqs`; kind `tiny` only `threads`."""
 
-    kind: Literal["vllm", "tiny", "endpoint"] = "vllm"
+    kind: Literal["vllm", "tiny", "endpoint"] = Field(
+        default="vllm", description="vllm; tiny: plain PyTorch on the CPU, for small models; endpoint: a server"
+    )
     url: str | None = Field(default=None, description="of kind endpoint: http://HOST:PORT, where `vllm serve` listens")
     model: str | None = Field(default=None, description="of kind endpoint: its name there; if not given, the only one")
     timeout: float = Field(
         default=600.0, gt=0, description="of kind endpoint: seconds without a token before one is lost"
     )
-    kv_cache_mib: int = Field(default=512, ge=1)
+    kv_cache_mib: int = Field(default=512, ge=1, description="memory for keys and values, in MiB")
     max_num_seqs: int = Field(default=256, ge=1, description="requests served at once; more wait")
-    block_size: int = Field(default=32, ge=1)
+    block_size: int = Field(default=32, ge=1, description="tokens in a block of the cache")
     tensor_parallel: int = Field(default=1, ge=1, description="devices that one copy of the model is divided among")
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of weights and activations")
     threads: int | None = Field(
         default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start"
     )
@@ -36,41 +40,57 @@ class EngineConfig(Strict):
                 "engine.kind=endpoint needs engine.url, the address of the server: set it, such as "
                 "engine.url=http://localhost:8000"
             )
-        if self.kind != "endpoint" and (self.url is not None or self.model is not None):
-            raise ValueError(
-                "engine.url and engine.model are of a server, and only engine.kind=endpoint asks one: set "
-                "engine.kind=endpoint as well, or leave them out"
-            )
         if self.url is not None and not re.fullmatch(r"https?://[^/\s]+", self.url):
             raise ValueError(f"engine.url ({self.url}) must be http://HOST:PORT, without a path such as /v1")
         return self
+
+    def idle(self) -> Iterator[Idle]:
+        device = ("kv_cache_mib", "block_size", "tensor_parallel", "dtype")
+        ignored = {
+            "vllm": ("url", "model", "timeout"),
+            "tiny": ("url", "model", "timeout", "max_num_seqs", *device),
+            "endpoint": (*device, "threads"),
+        }
+        for option in ignored[self.kind]:
+            kind = "endpoint" if option in ignored["vllm"] else "vllm"
+            yield Idle(option, "kind", f"set engine.kind={kind} as well, or leave them out")
 
 
 class ConditionConfig(Strict):
     """What prompts ask for: `children` per spawn, or a `context` within so many tokens. Only models that were trained on
     conditioned demonstrations heed it."""
 
-    kind: Literal["context", "children"]
-    value: int = Field(ge=0)
+    kind: Literal["context", "children"] = Field(description="children per spawn, or tokens of context")
+    value: int = Field(ge=0, description="how many")
 
 
 class ClusterConfig(Strict):
     """Where RL and evaluation run: `none` is one process without Ray; `local` starts a Ray; else the address of one, or
     `auto`. CPUs and GPUs are those of each engine and of each rank of the learner."""
 
-    address: str = "none"
+    address: str = Field(
+        default="none",
+        description="none: one process; local: start Ray here; else the address of a Ray cluster, or auto",
+    )
     engines: int = Field(default=1, ge=1, description="copies of the model that sample")
-    engine_cpus: float = Field(default=1, ge=0)
-    engine_gpus: float = Field(default=0, ge=0)
+    engine_cpus: float = Field(default=1, ge=0, description="CPUs of each engine")
+    engine_gpus: float = Field(default=0, ge=0, description="GPUs of each engine")
     ranks: int = Field(default=1, ge=1, description="processes that share the learner's work")
-    learner_cpus: float = Field(default=1, ge=0)
-    learner_gpus: float = Field(default=0, ge=0)
+    learner_cpus: float = Field(default=1, ge=0, description="CPUs of each rank of the learner")
+    learner_gpus: float = Field(default=0, ge=0, description="GPUs of each rank of the learner")
     routing: Literal["trace", "spread"] = Field(
         default="trace", description="trace: a trace's strands go to one engine; spread: children to the least busy one"
     )
     restarts: int = Field(default=10, ge=0, description="of lost engines and learners in a run, before it ends")
     timeout: float = Field(default=300.0, gt=0, description="seconds to wait for actors to start")
     reply_timeout: float = Field(default=1800.0, gt=0, description="seconds to wait for the reply of one that runs")
+
+    def idle(self) -> Iterator[Idle]:
+        if self.address == "none":
+            for option in (
+                "engine_cpus", "engine_gpus", "learner_cpus", "learner_gpus", "routing", "restarts", "timeout", "reply_timeout",
+            ):  # fmt: skip
+                yield Idle(option, "address", "set cluster.address=local or a cluster's address, or leave them out")
 
     @model_validator(mode="after")
     def _together(self) -> ClusterConfig:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from apr.errors import ConfigError
 from apr.user_code import NAMED, allow, file_of, may_import
+from apr.values import typed
 from envs.base import Env
-from envs.registry import environment
+from envs.registry import BUILT_IN, env_class, environment
 
 ENV_OF_DATA = "the task of the data, to be named where it is a file: PATH.py:CLASS; default: what the data say"
 
@@ -22,7 +23,7 @@ class EnvConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str
+    name: str = Field(description="a name that `apr envs` lists, or PATH.py:CLASS; `env=NAME` for short")
 
     @model_validator(mode="before")
     @classmethod
@@ -34,13 +35,19 @@ class EnvConfig(BaseModel):
             return content
         if info.context == NAMED:
             allow(name)
+        options = {key: value for key, value in content.items() if key != "name"}
         if not may_import(name):
-            return content
+            return {"name": name, **typed(options, [])}
         try:
-            env = environment(name, {key: value for key, value in content.items() if key != "name"})
+            env = environment(name, typed(options, [env_class(name).Options]))
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return {"name": name, **env.options.model_dump(mode="json")}
+
+    @classmethod
+    def variants(cls) -> list[type[BaseModel]]:
+        """This class, and the options of the built-in environments, for help texts."""
+        return [cls, *(env_class(name).Options for name in BUILT_IN)]
 
     @property
     def given(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
 from apr.config.env import ENV_OF_DATA, EnvConfig
 from apr.config.sft import LoraConfig
 from apr.errors import ConfigError
+from apr.idle import Idle
 from apr.threads.limits import Budgets, Limits
 from apr.user_code import NAMED, allow, file_of
 
@@ -19,15 +21,15 @@ from apr.user_code import NAMED, allow, file_of
 class SoftBudget(Strict):
     """A penalty on successes: `weight` times the relative excess over `budget`, at most `weight`."""
 
-    budget: int = Field(ge=1)
-    weight: float = Field(gt=0, le=1)
+    budget: int = Field(ge=1, description="cost above which a success earns less")
+    weight: float = Field(gt=0, le=1, description="the most that a success loses")
 
 
 class Bonus(Strict):
     """A success earns `weight` times min(1, measure / `cap`)."""
 
-    cap: float = Field(gt=0)
-    weight: float = Field(gt=0)
+    cap: float = Field(gt=0, description="measure at which the bonus is full")
+    weight: float = Field(gt=0, description="the most that a success gains")
 
 
 class RewardConfig(Strict):
@@ -47,9 +49,9 @@ class RewardConfig(Strict):
         default=None,
         description="PATH.py:NAME, a function of trace and verdict that returns the reward; no soft terms then",
     )
-    soft_context: SoftBudget | None = None
-    soft_span: SoftBudget | None = None
-    soft_work: SoftBudget | None = None
+    soft_context: SoftBudget | None = Field(default=None, description="penalty for tokens in any one strand's context")
+    soft_span: SoftBudget | None = Field(default=None, description="penalty for latency, in sampled tokens")
+    soft_work: SoftBudget | None = Field(default=None, description="penalty for tokens of the whole trace")
     acceleration: Bonus | None = Field(
         default=None,
         description="1 - span_sampled / work_sampled; ThreadWeaver (arXiv 2512.07843): cap 0.2, weight 0.1",
@@ -91,7 +93,7 @@ class RewardConfig(Strict):
 class LearnerConfig(Strict):
     """The optimiser's side of RL. `row_tokens` and `tokens_per_pass` shape the forward passes; they change no result."""
 
-    lr: float = Field(default=2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0, description="learning rate of AdamW")
     lr_schedule: Literal["constant", "linear"] = Field(
         default="constant", description="linear: down to 0 at `lr_steps`"
     )
@@ -100,64 +102,71 @@ class LearnerConfig(Strict):
         ge=1,
         description="step at which the linear schedule reaches 0; default: the `steps` of the run's start",
     )
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm")
     inner_steps: int = Field(default=1, ge=1, description="rounds over each step's traces")
     minibatches: int = Field(default=1, ge=1, description="parts of a step's traces, with an optimiser step for each")
-    surrogate: Literal["clip", "cispo"] = "clip"
+    surrogate: Literal["clip", "cispo"] = Field(
+        default="clip", description="clip: PPO's clipped objective; cispo: the clipped weight of CISPO"
+    )
     ratio: Literal["token", "strand"] = Field(
         default="token", description="strand: GSPO's, mean over a strand's tokens"
     )
-    clip_low: float = Field(default=0.2, gt=0, le=1)
-    clip_high: float = Field(default=0.2, gt=0)
-    importance_cap: float = Field(default=2.0, ge=1)
+    clip_low: float = Field(default=0.2, gt=0, le=1, description="ratios below 1 - clip_low are clipped")
+    clip_high: float = Field(default=0.2, gt=0, description="ratios above 1 + clip_high are clipped")
+    importance_cap: float = Field(
+        default=2.0, ge=1, description="largest importance weight of tokens that older weights sampled"
+    )
     kl_weight: float = Field(default=0.0, ge=0, description="of the k3 KL divergence to the checkpoint RL began from")
     parallel: Literal["plain", "zero1", "zero2", "zero3"] = Field(default="plain", description="DeepSpeed ZeRO stages")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the compute; weights stay float32")
-    lora: LoraConfig | None = None
-    activation_checkpointing: bool = False
+    lora: LoraConfig | None = Field(default=None, description="train adapters alone")
+    activation_checkpointing: bool = Field(default=False, description="compute activations twice, to save memory")
     row_tokens: int = Field(default=256, ge=16, description="of a packed row; longer samples get rows of their own")
-    tokens_per_pass: int = Field(default=8192, ge=64)
+    tokens_per_pass: int = Field(default=8192, ge=64, description="tokens in one forward pass; bounds memory")
     threads: int | None = Field(
         default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start"
     )
 
-    @model_validator(mode="after")
-    def _horizon(self) -> LearnerConfig:
-        if self.lr_steps is not None and self.lr_schedule == "constant":
-            raise ValueError(
-                "learner.lr_steps ends the linear schedule: set learner.lr_schedule=linear, or leave it out"
-            )
-        return self
+    def idle(self) -> Iterator[Idle]:
+        if self.lr_schedule == "constant":
+            yield Idle("lr_steps", "lr_schedule", "set learner.lr_schedule=linear as well, or leave them out")
 
 
 class RlConfig(Strict):
     """GRPO over spawned threads."""
 
-    seed: int = 0
-    data: Path = Path("runs/data")
+    seed: int = Field(default=0, description="of the problems' order and of sampling")
+    data: Path = Field(default=Path("runs/data"), description="data folder, as `apr data generate` writes it")
     env: EnvConfig | None = Field(default=None, description=ENV_OF_DATA)
     checkpoint: Path = Field(
         default=Path("runs/sft/checkpoint"),
         description="to start from: a checkpoint, or the folder of its SFT or RL run",
     )
-    protocol: ProtocolName = "spawn_join"
+    protocol: ProtocolName = Field(default="spawn_join", description="how the model spawns and joins")
     dialect: str | None = Field(default=None, description="if the checkpoint does not say")
-    steps: int = Field(default=30, ge=1)
-    problems_per_step: int = Field(default=32, ge=1)
+    steps: int = Field(default=30, ge=1, description="training steps in all")
+    problems_per_step: int = Field(default=32, ge=1, description="problems drawn for each step")
     group_size: int = Field(default=8, ge=2, description="traces of one problem; 1 gives no advantage")
-    temperature: Temperature = Field(default=1.0, gt=0)
+    temperature: Temperature = Field(default=1.0, gt=0, description="of sampling")
     top_p: float = Field(default=1.0, ge=1, le=1, description="fixed: below 1 the sampler's logprobs are not its own")
-    condition: ConditionConfig | None = None
+    condition: ConditionConfig | None = Field(
+        default=None, description="what prompts ask for, if the model was trained on such prompts"
+    )
     limits: Limits = Limits()
     reward: RewardConfig = RewardConfig()
     redraws: int = Field(
         default=0, ge=0, description="rounds per step that draw problems in place of groups without a signal (DAPO); 0: such "
         "groups count with advantage 0 (GRPO)"
     )  # fmt: skip
-    weighting: Literal["token", "strand", "trace", "constant"] = "token"
+    weighting: Literal["token", "strand", "trace", "constant"] = Field(
+        default="token",
+        description="whether every token, strand or trace weighs the same; constant: tokens, over a constant",
+    )
     constant: int = Field(default=1024, ge=1, description="of weighting=constant: tokens that a trace is divided by")
-    divide_by_deviation: bool = False
+    divide_by_deviation: bool = Field(
+        default=False, description="divide advantages by their group's standard deviation"
+    )
     shuffle_advantages: bool = Field(default=False, description="null control: nothing can be learned")
     learner: LearnerConfig = LearnerConfig()
     engine: EngineConfig = EngineConfig()
@@ -172,19 +181,23 @@ class RlConfig(Strict):
         default="finish",
         description="strands in flight end before an update, or go on after it with their KV recomputed",
     )
-    in_flight: int = Field(default=64, ge=1)
-    validate_every: int = Field(default=10, ge=1)
-    validate_problems: int = Field(default=100, ge=0)
-    checkpoint_every: int = Field(default=5, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
+    in_flight: int = Field(default=64, ge=1, description="traces running at once")
+    validate_every: int = Field(default=10, ge=1, description="steps between two validations")
+    validate_problems: int = Field(default=100, ge=0, description="validation problems, sampled once each; 0: none")
+    checkpoint_every: int = Field(default=5, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints to keep")
     parity_mean: float = Field(default=1e-4, gt=0, description="largest mean |logprob gap| allowed before an update")
-    parity_max: float = Field(default=1e-2, gt=0)
+    parity_max: float = Field(default=1e-2, gt=0, description="largest single |logprob gap| allowed before an update")
     max_silent_steps: int = Field(default=10, ge=1, description="steps in a row without signal before the run stops")
     max_lost_share: float = Field(default=0.05, ge=0, le=1, description="of a step's traces lost with their engine")
     traces_per_step: int = Field(default=8, ge=0, description="sampled traces kept for the viewer")
-    tensorboard: bool = True
+    tensorboard: bool = Field(default=True, description="write TensorBoard files as well")
     wandb: str | None = Field(default=None, description="a Weights & Biases project to log to as well")
-    out: Path = Path("runs/rl")
+    out: Path = Field(default=Path("runs/rl"), description="folder of the run")
+
+    def idle(self) -> Iterator[Idle]:
+        if self.weighting != "constant":
+            yield Idle("constant", "weighting", "set weighting=constant (Dr.GRPO) as well, or leave them out")
 
     @model_validator(mode="after")
     def _joint(self) -> RlConfig:
@@ -200,17 +213,13 @@ class RlConfig(Strict):
             raise ValueError(f"reward.budgets.context ({budget}) exceeds limits.context ({self.limits.context})")
         if self.protocol == "spawn_join" and self.limits.depth < 1:
             raise ValueError("protocol spawn_join needs limits.depth of at least 1")
-        if self.weighting != "constant" and self.constant != type(self).model_fields["constant"].default:
-            raise ValueError(
-                f"constant={self.constant} is of weighting=constant (Dr.GRPO): set that as well, or leave it out"
-            )
         traces = self.problems_per_step * self.group_size
         if self.learner.minibatches > traces:
             raise ValueError(
                 f"learner.minibatches ({self.learner.minibatches}) exceeds the {traces} traces of a step (problems_per_step x "
                 "group_size): lower it"
             )
-        horizon = self.learner.lr_steps
+        horizon = self.learner.lr_steps if self.learner.lr_schedule == "linear" else None
         if horizon is not None and self.steps > horizon:
             raise ValueError(
                 f"steps ({self.steps}) goes beyond learner.lr_steps ({horizon}), where the linear schedule has reached 0 and "

@@ -31,7 +31,7 @@ from apr.data.store import (
 )
 from apr.data.workers import in_processes, processes
 from apr.errors import DataError
-from apr.presets import load
+from apr.presets import load_recorded
 from apr.progress import Progress
 from apr.runs import CONFIG
 from apr.scripts.columns import COSTS, measures_of
@@ -55,7 +55,7 @@ class Shard(NamedTuple):
 def check_folder(folder: Path, given: EnvConfig | None = None) -> str:
     """A few lines of counts. `given`: the environment, where it is a file. Raises `DataError` that names the file, the row and
     the fault."""
-    config = load(DataConfig, [folder / CONFIG])
+    config = load_recorded(DataConfig, folder / CONFIG)
     env = data_env(folder, given)
     counts, held_out = _check_problems(folder, env)
     lines = [f"{folder}: {', '.join(counts)} problems, no {env.shares} in two splits"]
@@ -69,7 +69,7 @@ def check_folder(folder: Path, given: EnvConfig | None = None) -> str:
         f"{name}: {traces[name]} demonstrations, {solved[name]} solved, every solution verified"
         for name in config.solvers
     ]
-    text = (folder / CARD).read_text() if (folder / CARD).is_file() else ""
+    text = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
     for part, found in content_hashes(folder, config.solvers).items():
         if f'"{part}": "{found}"' not in text:
             raise DataError(

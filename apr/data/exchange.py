@@ -19,7 +19,7 @@ from apr.data.store import problems_folder, problems_table, write_problems
 from apr.data.tables import elements
 from apr.errors import DataError, RunDirectoryError
 from apr.progress import Progress
-from apr.runs import CONFIG, disk_error, whole_folder
+from apr.runs import CONFIG, disk_error, followed, whole_folder
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.trace import Trace
 from envs.countdown.env import Countdown
@@ -87,7 +87,7 @@ def import_file(path: Path, out: Path | None, dialect: PaperDialect) -> Report:
         with TraceWriter(folder / TRACES) as traces:
             report, problems = _import(path, dialect, traces.append)
         _write_problems(folder, problems)
-        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1))
+        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
     return report
 
 
@@ -179,10 +179,11 @@ def export_file(path: Path, out: Path, dialect: PaperDialect) -> str:
     """
     left_out: dict[int, str] = {}  # why, by trace
     written = 0
+    out = followed(out)
     beside = out.with_name(f".{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w") as file:
+        with beside.open("w", encoding="utf-8") as file:
             for number, trace in enumerate(read_traces(path)):
                 try:
                     row = to_row(trace, dialect)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apr.errors import DataError
-from apr.runs import disk_error
+from apr.runs import disk_error, followed
 
 AGAIN = "make it again with `apr data generate`"
 _SHARD = re.compile(r"-(\d{5,})-of-(\d{5,})\.parquet")
@@ -56,6 +56,7 @@ def sweep(folder: Path) -> None:
 
 def write_shard(path: Path, table: pa.Table, schema: str, facts: Mapping[str, str]) -> None:
     """Write one shard atomically. Raises `ResourceError` if the disk is full."""
+    path = followed(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     facts = {**facts, "schema": schema, "content_hash": rows_hash(table)}
     try:

@@ -24,7 +24,7 @@ from apr.config import DataConfig, EnvConfig
 from apr.data.shards import AGAIN, content_hash, read_shard, shard_facts, shard_paths, write_shard
 from apr.dialects import DIALECTS, dialect_in
 from apr.errors import ConfigError, DataError
-from apr.presets import load
+from apr.presets import load_recorded
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.runs import CONFIG
 from apr.scripts.columns import COSTS, ENCODED, encoded
@@ -51,7 +51,7 @@ def data_env(folder: Path, given: EnvConfig | None = None) -> Env:
         raise DataError(
             f"{folder} holds no data set ({CONFIG} is missing): make one with `apr data generate` or `import`"
         )
-    own = load(DataConfig, [folder / CONFIG]).env
+    own = load_recorded(DataConfig, folder / CONFIG).env
     if given is not None and not given.like(own):
         raise ConfigError(f"{folder} holds problems of environment {own.name}, not of {given.name}: leave `env` out")
     return environment((given or own).name, own.given)

@@ -19,8 +19,12 @@ def build_engine(
         server = Server.find(config.url, config.model, model, max_context)
         return EndpointEngine(server, max_context=max_context, connections=config.max_num_seqs, timeout=config.timeout)
     if config.kind == "tiny":
+        import torch
+
         from apr.engines.tiny import TinyEngine
 
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         return TinyEngine.from_folder(model, max_context=max_context)
     from apr.engines.vllm import VllmEngine
 

@@ -58,7 +58,7 @@ def check_complete(folder: Path, version: int) -> None:
     except CheckpointError as error:  # its index names a file that is not there
         raise TornWeightsError(f"{error}; {mend}") from error
     try:
-        marker = json.loads((folder / MARKER).read_text())
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
         raise TornWeightsError(
             f"{folder} has no readable {MARKER} ({error}), which is written last: its weights are not whole. {mend}"

@@ -15,7 +15,7 @@ from apr.config import EvalConfig
 from apr.contact import Contact
 from apr.errors import CheckpointError, DataError
 from apr.evaluation.metrics import Attempt, attempt
-from apr.presets import load
+from apr.presets import load_recorded
 from apr.runs import CONFIG, MANIFEST
 from apr.threads.codec import read_traces
 from apr.threads.trace import Trace
@@ -118,7 +118,7 @@ def _read_config(folder: Path) -> EvalConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise DataError(f"no {path}, which says how the traces beside it were made: {_AGAIN}")
-    config = load(EvalConfig, [path])
+    config = load_recorded(EvalConfig, path)
     if missing := [key for key in NEEDED if key not in config.model_fields_set]:
         raise DataError(f"{path} does not say {', '.join(missing)}: {_AGAIN}")
     return config
@@ -128,7 +128,7 @@ def read_facts(folder: Path, kinds: dict[str, type], cure: str) -> dict[str, Any
     """The manifest of a run directory, which must have `kinds`; `cure` says what to do else. Raises `DataError`."""
     path = folder / MANIFEST
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
         unfit = [name for name, kind in kinds.items() if type(facts[name]) is not kind]
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise DataError(f"{path} is missing, corrupt, or without a fact that it needs ({error!r}): {cure}") from error

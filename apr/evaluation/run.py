@@ -20,7 +20,7 @@ from apr.engines.build import build_engine
 from apr.errors import EngineLostError, RunDirectoryError
 from apr.evaluation.folder import SUMMARY, TRACES, read_facts
 from apr.evaluation.metrics import Attempt, Summary, attempt, lost, summarise
-from apr.presets import load
+from apr.presets import load_recorded
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller, with_condition
@@ -140,7 +140,7 @@ def _check_before(config: EvalConfig, facts: dict[str, Any]) -> None:
         return
     manifest = read_facts(config.out, HASHES, f"delete {config.out}, or give another `out`")
     if config.engine.threads is None and (config.out / CONFIG).is_file():  # earlier versions wrote a number
-        threads = load(EvalConfig, [config.out / CONFIG]).engine.threads
+        threads = load_recorded(EvalConfig, config.out / CONFIG).engine.threads
         config = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": threads})})
     refuse_other(config.out, config, ANYTHING, **{name: facts[name] for name in HASHES})
     if (asked := manifest.get("traces", 0)) > facts["traces"]:

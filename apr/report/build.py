@@ -49,8 +49,6 @@ def build_report(folders: Sequence[Path], data: Path | None, out: Path, title: s
     """
     _check_out(out)
     entries, runs = read_runs(folders)
-    if not entries:
-        raise DataError("no evaluation among the folders given: run `apr eval`, and name the folder that it wrote")
     report = _report(entries, runs, Teachers(data), title, _seconds(out.parent / "stages.json"))
     for notice in report.notices:
         print(f"apr: {notice}", file=sys.stderr)
@@ -181,8 +179,8 @@ def notices(entries: Sequence[Entry]) -> list[str]:
         )
     if len({one.config.temperature for one in _plain(entries)}) > 1:
         said.append("Not all models were evaluated at one temperature: differences between them may be its effect.")
-    first = entries[0]
     for one in entries[1:]:
+        first = entries[0]
         limits, others = one.config.limits.model_dump(), first.config.limits.model_dump()
         if changed := [f"{key} {limits[key]} instead of {others[key]}" for key in limits if limits[key] != others[key]]:
             said.append(f"{one.title} was evaluated under other limits than {first.title}: {', '.join(changed)}.")
@@ -196,6 +194,8 @@ def _lead(main: Sequence[Entry]) -> str:
         f"{one.label} {one.summary.accuracy:.1%} with {one.summary.costs['work'].mean:,.0f} tokens of work{noted[one.label]}"
         for one in main
     ]
+    if not main:
+        return "RL runs alone: no evaluation is among the folders."
     what = "Greedy accuracy" if how == {"greedy"} else "Accuracy" if len(how) > 1 else f"Accuracy, {how.pop()},"
     if len({(one.problem_set, one.asked) for one in main}) > 1:
         return f"{what}, on problems that are not all the same: {', '.join(parts)}."
@@ -237,6 +237,8 @@ def _runs(runs: Sequence[RlRun]) -> tuple[Table, Table, list[Any]] | None:
 def _sources(main: Sequence[Entry]) -> list[Source]:
     """Traces of the same few problems for each model, evenly spread over the problems of the first. If any attempt spawns,
     one of them does: the view opens with it."""
+    if not main:
+        return []
     ids = list(main[0].evaluation.problems)
     each = max(1, SHOWN_TRACES // len(main))
     chosen = [ids[i * len(ids) // each] for i in range(each)]
@@ -256,13 +258,13 @@ def _picked(one: Entry, chosen: set[str]) -> Iterator[Trace]:
 def _write(folder: Path, report: Report, entries: Sequence[Entry]) -> None:
     for name in (FIGURES, DATA):
         (folder / name).mkdir()
-    (folder / PAGE).write_text(html(report))
-    (folder / SUMMARY).write_text(markdown(report))
+    (folder / PAGE).write_text(html(report), encoding="utf-8")
+    (folder / SUMMARY).write_text(markdown(report), encoding="utf-8")
     for table in [*report.tables, *([report.published] if report.published else [])]:
-        (folder / DATA / f"{table.name}.csv").write_text(table.csv())
+        (folder / DATA / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
     for chart in report.charts:
-        (folder / FIGURES / f"{chart.name}.svg").write_text(chart.file())
-        (folder / DATA / f"{chart.name}.csv").write_text(chart.csv())
+        (folder / FIGURES / f"{chart.name}.svg").write_text(chart.file(), encoding="utf-8")
+        (folder / DATA / f"{chart.name}.csv").write_text(chart.csv(), encoding="utf-8")
     head = ("model", "problem", "sample", "correct", "stop", "answer", *COSTS)
     lines = [
         (one.title, tried.problem, tried.sample, int(tried.correct), tried.stop.value, tried.answer,
@@ -276,7 +278,7 @@ def _write(folder: Path, report: Report, entries: Sequence[Entry]) -> None:
 def _seconds(path: Path) -> dict[str, float]:
     """Wall time by stage, as the quickstart writes it beside its report; empty if it did not."""
     try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return {str(stage): float(seconds) for stage, seconds in content.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(

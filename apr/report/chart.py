@@ -309,5 +309,5 @@ def _opening(box: str, label: str) -> str:
 @cache
 def _light() -> dict[str, str]:
     """The light palette's colours by variable."""
-    first = (ASSETS / "palette.css").read_text().split("}")[0]
+    first = (ASSETS / "palette.css").read_text(encoding="utf-8").split("}")[0]
     return dict(re.findall(r"(--\w+): (#\w+);", first))

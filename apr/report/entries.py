@@ -18,7 +18,7 @@ from apr.evaluation.baselines import majority, pass_at, samples_by_problem
 from apr.evaluation.folder import TRACES, Evaluation, read_evaluation
 from apr.evaluation.metrics import Attempt, Summary, summarise
 from apr.evaluation.systems import Systems, systems
-from apr.presets import load
+from apr.presets import load_recorded
 from apr.report.teachers import Teacher
 from apr.runs import CONFIG, MANIFEST, recorded
 
@@ -276,7 +276,7 @@ def _condition(one: Evaluation) -> str:
 
 
 def _rl_run(folder: Path) -> RlRun:
-    config = load(RlConfig, [folder / CONFIG])
+    config = load_recorded(RlConfig, folder / CONFIG)
     return RlRun(folder.name, folder, config, recorded(folder), read_records(folder / METRICS))
 
 

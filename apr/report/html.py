@@ -28,7 +28,10 @@ PAPER = "Learning Adaptive Parallel Reasoning (arXiv 2504.15466)"
 
 
 def html(report: Report) -> str:
-    """The whole page."""
+    """The whole page. Without evaluations, only what RL runs and the report itself have to say."""
+    if not report.rows:
+        sections = [_header(report), _runs(report), _facts(report.facts)]
+        return page(report.title, "\n".join(sections))
     sections = [
         _header(report),
         _comparisons(report),

@@ -11,7 +11,7 @@ from apr.config import EvalConfig, RlConfig
 from apr.dialects import dialect_of
 from apr.errors import DataError
 from apr.evaluation.folder import read_facts
-from apr.presets import load
+from apr.presets import load_recorded
 from apr.report.timeline import Describe
 from apr.report.viewer import Text
 from apr.runs import CONFIG, MANIFEST, models_in
@@ -31,11 +31,11 @@ def spelling(folder: Path) -> Text:
     """
     kind = run_kind(folder)
     if kind == "eval":
-        config = load(EvalConfig, [folder / CONFIG])
+        config = load_recorded(EvalConfig, folder / CONFIG)
         facts = read_facts(folder, SPELT, "evaluate again, with another `out`")
         return _spelt(folder, facts, config.checkpoint, config.dialect)
     if kind == "rl":
-        start = load(RlConfig, [folder / CONFIG])
+        start = load_recorded(RlConfig, folder / CONFIG)
         facts = read_facts(folder, {}, "the run must be made again")
         # The run's own, newest first: their tokenizer is that of the checkpoint that the run began from.
         saved = (place for place in models_in(folder) if (place / TOKENIZER_FILE).is_file())
@@ -61,7 +61,7 @@ def run_kind(folder: Path) -> str:
             "an RL run, or a file of traces inside one"
         )
     try:
-        return str(json.loads(path.read_text())["kind"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["kind"])
     except (ValueError, TypeError, LookupError) as error:
         raise DataError(f"{path} is corrupt ({error!r}): write it anew by going on with the run") from error
 

@@ -14,7 +14,7 @@ from apr.data.teach import demonstrations_of
 from apr.dialects import dialect_in
 from apr.errors import DataError
 from apr.evaluation.folder import Evaluation
-from apr.presets import load
+from apr.presets import load_recorded
 from apr.runs import CONFIG
 
 
@@ -51,7 +51,7 @@ class Teachers:
         if not (folder / CONFIG).is_file():
             self._miss(f"no data set is at {folder} from here: give its place with --data")
             return None
-        config = load(DataConfig, [folder / CONFIG])
+        config = load_recorded(DataConfig, folder / CONFIG)
         if solver not in config.solvers:
             if self.data is None:
                 return None

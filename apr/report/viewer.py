@@ -88,7 +88,7 @@ CLOSING = "</main>\n</body>\n</html>\n"
 
 
 def _opening(title: str, kind: str) -> str:
-    style = "".join((ASSETS / name).read_text() for name in ("palette.css", "report.css", "viewer.css"))
+    style = "".join((ASSETS / name).read_text(encoding="utf-8") for name in ("palette.css", "report.css", "viewer.css"))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -160,7 +160,7 @@ class _Packed:
 
     def pieces(self) -> Iterator[str]:
         """The view in the order of the page: the scripts come before the traces, so that the first is drawn at once."""
-        yield (ASSETS / "viewer.html").read_text()
+        yield (ASSETS / "viewer.html").read_text(encoding="utf-8")
         spellings = [{"space": "" if one.joined else " ", "pieces": one.pieces} for one in self._spellings]
         yield '<script type="application/json" id="apr-index">'
         yield f'{{"sources":{_json(self._labels)},"spellings":{_json(spellings)},"traces":['
@@ -173,7 +173,11 @@ class _Packed:
 
 def script() -> str:
     """All scripts of the view as one, with no name of theirs visible to the rest of the page."""
-    return '"use strict";\n(() => {\n' + "".join((ASSETS / name).read_text() for name in SCRIPTS) + "})();\n"
+    return (
+        '"use strict";\n(() => {\n'
+        + "".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
+        + "})();\n"
+    )
 
 
 def _json(data: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from apr.runs import automatic_threads, commit, refuse_other, run_directory, who
 from apr.seeds import derive_seed
 from apr.sft.base import adapters, check_base, let_head_train
 from apr.sft.examples import examples_of, lengths_of, token_batches
+from apr.signals import stop_at_signal
 from apr.tokens.vocabulary import Vocabulary
 
 CHECKPOINT = "checkpoint"
@@ -69,16 +69,26 @@ def train(config: SftConfig) -> Path:
             base=None if config.base is None else str(config.base),
         ).with_facts(protocol=facts["protocol"], condition=facts.get("condition"))  # fmt: skip
         trainer = _trainer(config, run, examples, vocabulary)
+        from apr.sft.callbacks import StopWhenAsked
+
         for share in config.snapshots:
             trainer.add_callback(_snapshot(run / SNAPSHOTS / f"{share:g}", share, vocabulary, card))
         try:
-            trainer.train(resume_from_checkpoint=str(start) if start else None)
+            with stop_at_signal() as stopping:
+                trainer.add_callback(StopWhenAsked(stopping))
+                trainer.train(resume_from_checkpoint=str(start) if start else None)
+            if trainer.state.global_step < trainer.state.max_steps:
+                raise KeyboardInterrupt(_stopped(trainer.state))
             with whole_folder(finished) as folder:
                 save_checkpoint(folder, merged_in_place(trainer.model), vocabulary, card)
-                (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+                (folder / "log.json").write_text(json.dumps(trainer.state.log_history), encoding="utf-8")
         except NotFiniteError as error:
             raise _diverged(config, trainer.state, error) from error
     return finished
+
+
+def _stopped(state: Any) -> str:
+    return f"saved after step {state.global_step} of {state.max_steps}; call the same command again to go on"
 
 
 def _diverged(config: SftConfig, state: Any, error: NotFiniteError) -> NotFiniteError:
@@ -101,8 +111,10 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocab
     from datasets import Dataset
     from datasets.table import InMemoryTable
     from torch.utils.data import DataLoader
+    from transformers import PrinterCallback
     from trl import SFTConfig
 
+    from apr.sft.callbacks import Lines
     from apr.sft.checked import CheckedTrainer
     from apr.sft.optimizer import MuonWithAdamW
 
@@ -140,12 +152,14 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocab
             logging_nan_inf_filter=False,  # `CheckedTrainer` stops there
             max_length=config.model.window, dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False, seed=derive_seed(config.seed, "sft") % 2**31, report_to="none",
-            disable_tqdm=not sys.stderr.isatty(),
+            disable_tqdm=True,
         ),
         train_dataset=Dataset(InMemoryTable(examples)),
         processing_class=_processing_class(run, vocabulary),
     )  # fmt: skip
     let_head_train(trainer.model)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Lines(f"sft {config.solver}"))
     return trainer
 
 
@@ -201,7 +215,7 @@ def _check_whole(folder: Path) -> None:
     archives = {folder / "optimizer.pt", folder / "scheduler.pt", *folder.glob("rng_state*.pth")}
     path = folder / STATE
     try:
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
         for path in trained_files(folder):
             with safe_open(path, "np"):  # compares its length with what its header says
                 pass

@@ -33,9 +33,9 @@ class Budgets(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    context: int | None = Field(default=None, ge=1)
+    context: int | None = Field(default=None, ge=1, description="tokens in any one strand's context")
     span_sampled: int | None = Field(default=None, ge=1, description="latency, in sampled tokens")
-    work: int | None = Field(default=None, ge=1)
+    work: int | None = Field(default=None, ge=1, description="tokens of the whole trace, injected ones included")
 
     def within(self, costs: Costs) -> bool:
         return all(

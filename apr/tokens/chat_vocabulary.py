@@ -45,7 +45,7 @@ class ChatVocabulary(PretrainedVocabulary):
         """That of a data set or a checkpoint, as `save` wrote it. Raises `CheckpointError`."""
         path = folder / TOKENIZER_FILE
         try:
-            names = json.loads(path.read_text())["control"]
+            names = json.loads(path.read_text(encoding="utf-8"))["control"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is missing or corrupt ({error!r}): make its folder again") from error
         return cls(load_tokenizer(folder), names)
@@ -68,7 +68,7 @@ class ChatVocabulary(PretrainedVocabulary):
     def save(self, folder: Path) -> None:
         self._save_tokenizer(folder)
         content = {"dialect": self.dialect, "hash": self.hash, "control": self.names, "today": str(TODAY.date())}
-        (folder / TOKENIZER_FILE).write_text(json.dumps(content))
+        (folder / TOKENIZER_FILE).write_text(json.dumps(content), encoding="utf-8")
 
 
 def _control(tokenizer: Any, names: Sequence[str]) -> ControlTokens:

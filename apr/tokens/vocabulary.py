@@ -56,7 +56,7 @@ class Vocabulary:
         """Write the vocabulary, and a tokenizer that `AutoTokenizer` opens, into a checkpoint folder."""
         self._save_tokenizer(folder)
         content = {"dialect": self.dialect, "hash": self.hash, "tokens": self.tokens}
-        (folder / TOKENIZER_FILE).write_text(json.dumps(content))
+        (folder / TOKENIZER_FILE).write_text(json.dumps(content), encoding="utf-8")
 
     def _save_tokenizer(self, folder: Path) -> None:
         """Write the Hugging Face tokenizer: here one of words separated by spaces."""
@@ -73,7 +73,7 @@ class Vocabulary:
         if not path.is_file():
             raise CheckpointError(f"{folder} is no checkpoint of this project: {TOKENIZER_FILE} is missing")
         try:
-            saved = json.loads(path.read_text())
+            saved = json.loads(path.read_text(encoding="utf-8"))
             found = (saved["dialect"], saved["hash"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is corrupt ({error!r}): export or train the checkpoint again") from error

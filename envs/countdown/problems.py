@@ -40,10 +40,10 @@ class CountdownSpec(Options):
     """Which problems there are. The paper: 4 numbers from 1-99, targets 10-100."""
 
     numbers: int = Field(default=4, ge=2, le=6, description="numbers in a problem")
-    low: int = Field(default=1, ge=0, le=MAX_NUMBER)
-    high: int = Field(default=99, ge=1, le=MAX_NUMBER)
-    target_low: int = Field(default=10, ge=0, le=MAX_NUMBER)
-    target_high: int = Field(default=100, ge=0, le=MAX_NUMBER)
+    low: int = Field(default=1, ge=0, le=MAX_NUMBER, description="smallest number")
+    high: int = Field(default=99, ge=1, le=MAX_NUMBER, description="largest number")
+    target_low: int = Field(default=10, ge=0, le=MAX_NUMBER, description="smallest target")
+    target_high: int = Field(default=100, ge=0, le=MAX_NUMBER, description="largest target")
     validation_share: float = Field(default=0.08, gt=0, lt=0.5, description="of number multisets, or of states")
     test_share: float = Field(default=0.17, gt=0, lt=0.5, description="of number multisets, or of states")
     split_by: Literal["multisets", "states"] = Field(

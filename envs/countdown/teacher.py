@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from apr.idle import Idle
 from envs.base import TeacherOptions
 from solvers.search import Heuristic, Order
 
@@ -16,8 +18,8 @@ class Rejection(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tries: int = Field(default=10, ge=1)
-    context: int = Field(default=4096, ge=1)
+    tries: int = Field(default=10, ge=1, description="draws per problem before it is left out")
+    context: int = Field(default=4096, ge=1, description="tokens that a demonstration may have")
 
 
 class SearchTeacher(TeacherOptions):
@@ -27,20 +29,32 @@ class SearchTeacher(TeacherOptions):
 
     beams: list[int] = Field(default=[5], min_length=1, description="root beams, one drawn for each demonstration")
     child_beam_max: int = Field(default=15, ge=1, description="child beams are drawn from root beam to this")
-    promising_share: float = Field(default=1.0, ge=0, le=1)
-    promising: Literal["per_child", "per_node"] = "per_child"
+    promising_share: float = Field(
+        default=1.0, ge=0, le=1, description="share of a node's children that are searched as child threads"
+    )
+    promising: Literal["per_child", "per_node"] = Field(
+        default="per_child", description="whether the share is drawn for each child, or once per node"
+    )
     child_promising_share: float | None = Field(default=None, ge=0, le=1, description="as promising_share if not given")
-    heuristic: Heuristic = "numbers_to_factors"
-    order: Order = "canonical"
+    heuristic: Heuristic = Field(default="numbers_to_factors", description="what orders a beam")
+    order: Order = Field(default="canonical", description="order of a node's children")
     prune: Literal["beam", "target"] = Field(default="beam", description="target: keep what is no farther than it")
     duplicates: bool = Field(
         default=False, description="keep children that differ only in their step, as the code does"
     )
-    spawn_depth: int = Field(default=0, ge=0)
+    spawn_depth: int = Field(default=0, ge=0, description="levels of spawns; 0 for a serial teacher")
     unfold: bool = Field(default=False, description="child threads' searches written serially: the equal teacher")
-    value_cap: int | None = Field(default=None, ge=1)
+    value_cap: int | None = Field(default=None, ge=1, description="largest intermediate result")
     context_bin: int = Field(default=512, ge=1, description="context conditions are multiples of it")
-    rejection: Rejection | None = None
+    rejection: Rejection | None = Field(
+        default=None, description="draw demonstrations again until they are solved (rejection sampling)"
+    )
+
+    def idle(self) -> Iterator[Idle]:
+        if self.condition != "context":
+            yield Idle("context_bin", "condition", "set condition=context as well, or leave them out")
+        if self.spawn_depth == 0:
+            yield Idle("child_promising_share", "spawn_depth", "set spawn_depth=1 as well, or leave them out")
 
     @model_validator(mode="after")
     def _spawns(self) -> SearchTeacher:

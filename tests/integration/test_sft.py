@@ -1,7 +1,10 @@
 """Supervised fine-tuning with TRL: on a handful of rows, interrupted and resumed, to a checkpoint that others open."""
 
 import json
+import os
+import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from apr.data.store import (
 from apr.errors import CheckpointError, DataError, RunDirectoryError
 from apr.presets import check, load
 from apr.sft import train as sft
+from apr.sft.callbacks import Lines
 from apr.sft.examples import examples_of, token_batches
 from apr.sft.rows import IGNORED, rows
 from apr.sft.train import train
@@ -151,6 +155,33 @@ def test_an_interrupted_training_goes_on_where_it_stopped(
     whole = losses(trained)
     assert losses(resumed).keys() == whole.keys()
     assert losses(resumed) == pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_asked_to_stop_saves_first(
+    number: signal.Signals, trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    asked = Lines.on_log
+
+    def on_log(self: Lines, args: Any, state: Any, *more: Any, **others: Any) -> None:
+        asked(self, args, state, *more, **others)
+        if state.global_step == 15:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lines, "on_log", on_log)
+        with pytest.raises(KeyboardInterrupt, match=r"saved after step 1[56] of \d+; call the same command again"):
+            train(sft_config(data, tmp_path / "run"))
+    out, err = capsys.readouterr()
+    assert f"{number.name}: finishing this step, then saving" in err
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    [saved] = (tmp_path / "run" / "trainer").glob("checkpoint-*")
+    assert saved.name in ("checkpoint-15", "checkpoint-16") and not (tmp_path / "run" / "checkpoint").exists()
+    assert losses(train(sft_config(data, tmp_path / "run"))) == pytest.approx(losses(trained), rel=1e-3)
+    lines = [line for line in (out + capsys.readouterr().out).splitlines() if " step " in line]
+    form = r"sft toy step \d+/\d+ \| loss \d+\.\d{4} \| lr \d\.\d\de-\d\d \| [\d,]+ tokens/s \| (\dm )?\d+s left"
+    assert len(lines) == len(losses(trained)) and all(re.fullmatch(form, line) for line in lines), lines
 
 
 def test_threads_chosen_at_the_start_are_recorded_and_kept(

@@ -146,10 +146,10 @@ def test_a_command_that_is_none_is_refused() -> None:
 
 
 def test_overrides_may_stand_between_options(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["rl", "steps=7", "--config", "tiny_cpu", "seed=1", "--print-config", "steps=8", "cluster.ranks=1"]
+    words = ["rl", "steps=7", "--config", "tiny_cpu", "seed=1", "--print-config", "cluster.ranks=1"]
     assert main(words) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert (printed["steps"], printed["seed"]) == (8, 1)
+    assert (printed["steps"], printed["seed"]) == (7, 1)
     for wrong in (["rl", "--print-config", "--steps=8"], ["doctor", "steps=8"]):
         with pytest.raises(SystemExit) as ended:
             main(wrong)

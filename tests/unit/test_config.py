@@ -64,16 +64,18 @@ def test_an_unknown_key_is_named_with_its_siblings() -> None:
 
 def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
     assert "known here: budget, weight" in refusal(RlConfig, "reward.soft_span.budgt=3")
-    assert "known here: protocol, beams" in refusal(DataConfig, TEACHER, "solvers.sos.beamz=1")
-    assert "unknown key solvers.sos.a.b" not in refusal(DataConfig, TEACHER, "solvers.sos.a.b=1")
+    assert "known here: protocol, condition, beams" in refusal(
+        DataConfig, "env=countdown", TEACHER, "solvers.sos.beamz=1"
+    )
+    assert "unknown key solvers.sos.a.b" not in refusal(DataConfig, "env=countdown", TEACHER, "solvers.sos.a.b=1")
 
 
 @pytest.mark.parametrize(
     ("kind", "overrides", "says"),
     [
         (RlConfig, ["steps=many"], ["steps: ", "valid integer"]),
-        (RlConfig, ["steps=yes"], ["steps: True", "YAML reads yes"]),
-        (RlConfig, ["learner.lr=on"], ["learner", "lr: True"]),
+        (RlConfig, ["steps=yes"], ["steps: 'yes' is not a valid integer"]),
+        (RlConfig, ["learner.lr=on"], ["learner.lr: 'on' is not a valid number"]),
         (RlConfig, ["learner.lr=fast"], ["learner.lr: ", "valid number"]),
         (RlConfig, ["learner.lr=.inf"], ["learner.lr: ", "finite"]),
         (RlConfig, ["limits=3"], ["limits: "]),
@@ -105,17 +107,17 @@ def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
         ),
         (EvalConfig, ["samples=4"], ["temperature"]),
         (SftConfig, ["model.heads=3"], ["hidden (128)", "heads (3)"]),
-        (DataConfig, [], ["solvers: "]),
-        (DataConfig, [TEACHER, "solvers.sos.spawn_depth=1"], ["solvers.sos: ", "spawn_depth"]),
-        (DataConfig, [TEACHER, "env.low=9", "env.high=3"], ["problems: ", "low must not exceed high"]),
-        (DataConfig, [TEACHER, "dialect=chat"], ["dialect chat needs `tokenizer`"]),
-        (DataConfig, [TEACHER, "tokenizer=a"], ["others have their own"]),
-        (DataConfig, [TEACHER, "control_tokens=[a, b, c, d, e]"], ["control_tokens", "`tokenizer`"]),
-        (DataConfig, [TEACHER, "dialect=chat", "tokenizer=a", "control_tokens=[a, b]"], ["control_tokens: ", "5"]),
+        (DataConfig, [], ["env: "]),
+        (DataConfig, ["env=countdown", TEACHER, "solvers.sos.spawn_depth=1"], ["solvers.sos: ", "spawn_depth"]),
+        (DataConfig, ["env=countdown", TEACHER, "env.low=9", "env.high=3"], ["env: ", "low must not exceed high"]),
+        (DataConfig, ["env=countdown", TEACHER, "dialect=chat"], ["dialect chat needs `tokenizer`"]),
+        (DataConfig, ["env=countdown", TEACHER, "tokenizer=a", "dialect=compact"], ["others have their own"]),
+        (DataConfig, ["env=countdown", TEACHER, "control_tokens=[a, b, c, d, e]"], ["control_tokens", "`tokenizer`"]),
+        (DataConfig, ["env=countdown", "dialect=chat", "tokenizer=a", "control_tokens=[a, b]"], ["control_tokens: ", "5"]),
         (RlConfig, ["weight_sync=nccl"], ["between processes", "cluster.address", "weight_sync=tensors or file"]),
         (RlConfig, [*TRANSFER, "weight_sync=nccl", "engine.kind=tiny"], ["engine.kind=vllm"]),
-        (RlConfig, [*TRANSFER, "weight_sync=nccl", "cluster.learner_gpus=0"], ["nccl: 1 or more each"]),
-        (RlConfig, [*TRANSFER, "weight_sync=nccl", "cluster.engine_gpus=0.5"], ["nccl: 1 or more each"]),
+        (RlConfig, [*TRANSFER[:2], "weight_sync=nccl"], ["nccl: 1 or more each"]),
+        (RlConfig, [TRANSFER[0], TRANSFER[2], "cluster.engine_gpus=0.5", "weight_sync=nccl"], ["nccl: 1 or more each"]),
         (RlConfig, [*TRANSFER, "weight_sync=ipc"], ["ipc: 0.5 each"]),
         (RlConfig, [*SHARED, "weight_sync=ipc", "cluster.ranks=2"], ["one engine and one rank"]),
         (RlConfig, [*SHARED, "weight_sync=ipc", "engine.tensor_parallel=2"], ["engine.tensor_parallel=1"]),

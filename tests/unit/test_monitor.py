@@ -11,6 +11,7 @@ import pytest
 
 from apr.config import RlConfig
 from apr.errors import ConfigError, ResourceError
+from rl.loop import record
 from rl.monitor import JsonlMonitor, Monitors, open_monitors
 from rl.parts import Monitor
 
@@ -108,3 +109,11 @@ def test_a_wandb_that_is_not_there_is_said_before_the_run_starts(
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
         open_monitors(config, tmp_path, 0)
+
+
+@pytest.mark.parametrize(("left", "said"), [(0.0, "0s left"), (754.0, "12m 34s left"), (7260.0, "2h 01m left")])
+def test_a_step_ends_with_the_time_left(
+    left: float, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(RlConfig(steps=9), tmp_path, 2, [], {"time/step": 1.25}, Monitors([]), left)
+    assert capsys.readouterr().out == f"step 3/9 | success 0.000 | s 1.2 | {said}\n"

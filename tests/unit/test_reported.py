@@ -266,7 +266,21 @@ def test_runs_are_compared_with_what_was_changed(place: Place) -> None:
 def test_folders_that_are_no_runs(place: Place) -> None:
     assert "is no folder" in place.refused(DataError, place.folder / "nosuch")
     assert "neither an evaluation" in place.refused(DataError, place.data)
-    assert "no evaluation among" in place.refused(DataError, rl_run(place))
+
+
+def test_rl_runs_alone_are_a_report(place: Place) -> None:
+    runs = [rl_run(place, "first"), rl_run(place, "second", learner={"lr": 1e-3})]
+    for given in ([runs[0]], runs):
+        page = place.report(*given)
+        assert lead(page) == "RL runs alone: no evaluation is among the folders."
+        assert "RL: success by step" in page and "How this report was made" in page
+        for missing in ("<h2>Results", "<h2>Traces", "<h2>Prices"):
+            assert missing not in page
+        summary = (place.out / "summary.md").read_text(encoding="utf-8")
+        assert "RL runs alone" in summary and "## Results" not in summary
+        assert (place.out / "data" / "rl_runs.csv").is_file()
+        shutil.rmtree(place.out)
+    assert main(["report", str(runs[0]), "--out", str(place.out)]) == 0
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"data": "long"}'])

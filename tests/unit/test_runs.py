@@ -2,9 +2,12 @@
 
 import errno
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,17 @@ import yaml
 from apr.config import EvalConfig, RlConfig, SftConfig
 from apr.errors import ResourceError, RunDirectoryError
 from apr.presets import load
-from apr.runs import check_kind, hardware, refuse_other, run_directory, whole_folder, write_bytes, write_text
+from apr.runs import (
+    check_kind,
+    commit,
+    hardware,
+    refuse_other,
+    remove_folder,
+    run_directory,
+    whole_folder,
+    write_bytes,
+    write_text,
+)
 
 CONFIG = RlConfig()
 ROOT = Path(__file__).parents[2]
@@ -179,3 +192,103 @@ def test_hardware_names_the_gpus_that_the_drivers_tool_lists(
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     assert hardware() == (f"{before}, NVIDIA A, NVIDIA B" if named else before)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.email=a@b", "-c", "user.name=n")
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, check=True, encoding="utf-8")
+    return done.stdout.strip()
+
+
+def commit_of(source: Path, **environment: str) -> str:
+    """What the copy of the project in `source` calls its commit."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import apr.runs; print(apr.runs.__file__, apr.runs.commit())"], capture_output=True, check=True,
+        cwd=source, encoding="utf-8", env={**os.environ, "PYTHONPATH": str(source), **environment},
+    )  # fmt: skip
+    path, said = done.stdout.split()
+    assert path.startswith(str(source))
+    return said
+
+
+def test_a_manifest_never_names_another_repositorys_commit(tmp_path: Path) -> None:
+    theirs, copy = tmp_path / "theirs", tmp_path / "theirs" / "lib"
+    shutil.copytree(ROOT / "apr", copy / "apr", ignore=shutil.ignore_patterns("__pycache__", "*.nb?"))
+    git(theirs, "init", "-q")
+    git(theirs, "commit", "-q", "--allow-empty", "-m", "theirs")
+    assert commit_of(copy) == "unknown"  # unpacked or installed below a repository
+    shutil.copytree(copy / "apr", theirs / "apr")
+    assert commit_of(theirs) == "unknown"  # beside its files, but not one of them
+    assert commit_of(copy, GIT_DIR=str(theirs / ".git")) == "unknown"  # as git sets it for its hooks
+    assert commit_of(copy, GIT_DIR=str(theirs / ".git"), GIT_WORK_TREE=str(copy)) == "unknown"
+    assert commit_of(theirs, PATH="/nowhere") == "unknown"
+    (copy / ".git").write_text("gitdir: nowhere", encoding="utf-8")
+    assert commit_of(copy) == "unknown"
+
+
+def test_a_checkout_names_its_own_commit_and_its_changes(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "apr", tmp_path / "apr", ignore=shutil.ignore_patterns("__pycache__", "*.nb?"))
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "apr")
+    git(tmp_path, "commit", "-q", "-m", "ours")
+    head = git(tmp_path, "rev-parse", "--short=12", "HEAD")
+    assert commit_of(tmp_path) == head
+    with (tmp_path / "apr" / "cli.py").open("a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    assert commit_of(tmp_path) == f"{head}+changes"
+    assert commit() == "unknown" or commit()[:7] == git(ROOT, "rev-parse", "HEAD")[:7]
+
+
+def test_links_are_followed_not_replaced(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    (disk / "old").mkdir(parents=True)
+    (disk / "old" / "file").write_text("old", encoding="utf-8")
+    for name in ("old", "new"):  # `new` is not there yet
+        (tmp_path / name).symlink_to(disk / name)
+        with whole_folder(tmp_path / name) as folder:
+            (folder / "file").write_text("whole", encoding="utf-8")
+        assert (disk / name / "file").read_text(encoding="utf-8") == "whole"
+    for name in ("there", "not"):
+        (tmp_path / name).symlink_to(Path("disk") / f"{name}.txt")
+    (disk / "there.txt").write_text("old", encoding="utf-8")
+    for name in ("there", "not"):
+        write_text(tmp_path / name, "whole")
+        assert (disk / f"{name}.txt").read_text(encoding="utf-8") == "whole"
+    (tmp_path / "run").symlink_to(disk / "run")
+    with run_directory(tmp_path / "run", CONFIG):
+        assert (disk / "run" / "config.yaml").is_file()
+    assert all((tmp_path / name).is_symlink() for name in ("old", "new", "there", "not", "run"))
+    assert not left_over(tmp_path)
+
+
+def test_a_failed_write_through_a_link_leaves_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "file").write_text("old", encoding="utf-8")
+    (tmp_path / "link").symlink_to("disk")
+    with pytest.raises(KeyError), whole_folder(tmp_path / "link"):
+        raise KeyError
+    assert (tmp_path / "disk" / "file").read_text(encoding="utf-8") == "old" and not left_over(tmp_path)
+    remove_folder(tmp_path / "link")
+    assert (tmp_path / "disk" / "file").is_file() and not (tmp_path / "link").is_symlink()
+    remove_folder(tmp_path / "disk")
+    assert not (tmp_path / "disk").exists()
+
+
+def test_warnings_of_libraries_go_to_the_log_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with run_directory(tmp_path, CONFIG):
+        assert not (tmp_path / "log.txt").exists()
+        warnings.warn("this will go", FutureWarning, stacklevel=1)
+        warnings.warn("so will this", UserWarning, stacklevel=1)
+        logging.getLogger("library").warning("no NUMA here")
+        logging.getLogger("library").info("chatter")
+    said = capsys.readouterr().err
+    assert said == f"3 warnings of libraries are in {tmp_path / 'log.txt'}\n"
+    lines = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    for text in ("FutureWarning: this will go", "UserWarning: so will this", "WARNING library: no NUMA here"):
+        assert text in lines
+    assert "chatter" not in lines
+    with run_directory(tmp_path, CONFIG), pytest.raises(KeyError):
+        logging.getLogger("library").warning("again")
+        raise KeyError
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").startswith(lines)
+    assert not logging.getLogger().handlers or "log.txt" not in str(logging.getLogger().handlers)
