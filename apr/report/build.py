@@ -40,8 +40,10 @@ SHOWN_TRACES = 12
 MAIN = 8  # evaluations that curves and traces are shown of, at most
 
 
-def build_report(folders: Sequence[Path], data: Path | None, out: Path, title: str) -> str:
+def build_report(folders: Sequence[Path], data: Path | None, out: Path, title: str, env: str | None = None) -> str:
     """Write the report into the folder `out`, whole or not at all; returns a line that names its page.
+
+    `env`: that of the teachers, where it is a file.
 
     What evaluations cannot be compared on (other problems, missing attempts) is said in the report, and no paired test
     is made of it. Raises `DataError` or `ConfigError` for folders that hold no run, `SchemaError` for traces of a newer
@@ -49,7 +51,7 @@ def build_report(folders: Sequence[Path], data: Path | None, out: Path, title: s
     """
     _check_out(out)
     entries, runs = read_runs(folders)
-    report = _report(entries, runs, Teachers(data), title, _seconds(out.parent / "stages.json"))
+    report = _report(entries, runs, Teachers(data, env), title, _seconds(out.parent / "stages.json"))
     for notice in report.notices:
         print(f"apr: {notice}", file=sys.stderr)
     try:
