@@ -16,7 +16,9 @@ from apr.contact import sources, told
 from apr.protocols import OwnProtocols, protocol_by_name
 from apr.provenance import MEANS, Result, Stage
 from apr.tokens.dialect import Dialect
+from apr.user_code import short
 from envs.base import Env
+from envs.registry import at_hand
 
 CARD = "README.md"
 PLACES = ("out", "data", "checkpoint", "wandb")  # keys of a configuration that name places on the trainer's machine
@@ -180,10 +182,19 @@ def _stage(number: int, stage: Stage, card: Card) -> str:
     lines.append(f"- seed: {_plain(stage.config.get('seed', UNKNOWN))}")
     lines.append(f"- libraries: {_plain(libraries or UNKNOWN)}")
     lines.append(f"- hardware: {_plain(stage.facts.get('hardware', UNKNOWN))}")
-    text = yaml.safe_dump({key: value for key, value in stage.config.items() if key not in PLACES}, sort_keys=False)
+    text = yaml.safe_dump(_without_places(stage.config), sort_keys=False)
     return "\n".join(
         [*lines, "", "<details><summary>configuration</summary>", "", _fenced(text, "yaml"), "", "</details>"]
     )
+
+
+def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the places of the trainer's machine."""
+    kept = {key: value for key, value in config.items() if key not in PLACES}
+    for part, key in (("env", "name"), ("reward", "function")):
+        if isinstance(named := kept.get(part), dict) and isinstance(name := named.get(key), str):
+            kept[part] = {**named, key: short(name)}
+    return kept
 
 
 def _spelling(dialect: Dialect, facts: dict[str, Any]) -> str:
@@ -297,6 +308,14 @@ def _evaluation(results: Sequence[Result], facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _drawn(problems: dict[str, Any]) -> str:
+    """How the problems of an evaluation were drawn: in the words of their environment, where that is at hand."""
+    env = at_hand(problems)
+    if env is not None:
+        return env.settings().rstrip(".")
+    return ", ".join(f"{name} {value}" for name, value in problems.items() if name != "name")
+
+
 def _task(result: Result) -> str:
     """The name of an evaluation's environment."""
     return str(result.facts.get("env", {}).get("name", UNKNOWN))
@@ -317,9 +336,7 @@ def _sampled(result: Result) -> str:
 def _measured(result: Result) -> str:
     """The problems of an evaluation, its limits and budgets, its pace and what it ran on."""
     config, problems = result.config, result.problems
-    drawn = "" if problems is None else (
-        f" ({', '.join(f'{name} {value}' for name, value in problems.items() if name != 'name')})"
-    )  # fmt: skip
+    drawn = "" if problems is None else f" ({_drawn(problems)})"
     limits, budgets = (
         ", ".join(f"{name} {value}" for name, value in given.model_dump(exclude_none=True).items())
         for given in (config.limits, config.budgets)
