@@ -140,7 +140,7 @@ def check_same(result: Result, weights: Collection[str], adapter: Adapter | None
     """Raise `DataError` unless the evaluation is of a model whose weights have one of these hashes, or of the `adapter`,
     which may have been merged on another machine, to other last bits."""
     found, card = result.facts["checkpoint_hash"], result.card
-    merged = adapter is not None and card.adapter == adapter and card.trained[-1:] == (ADAPTER_STAGE,)
+    merged = adapter is not None and adapter.same(card.adapter) and card.trained[-1:] == (ADAPTER_STAGE,)
     if found not in weights and not merged:
         raise DataError(
             f"evaluation {result.name} is of another checkpoint (its weights: {found}) than the one exported "

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel
 
 from apr.errors import ResourceError, RunDirectoryError
+from apr.keys import shown
 from apr.presets import dump, load_recorded
 from apr.processors import threads_now
 from apr.warned import warnings_logged
@@ -84,24 +85,60 @@ def check_kind(path: Path, kind: str) -> None:
         raise RunDirectoryError(f"{path} is the folder of an `apr {found}`, not of an `apr {kind}`: give another one")
 
 
-def refuse_other(path: Path, config: BaseModel, may_differ: Collection[str], **facts: Any) -> None:
-    """Raise `RunDirectoryError`, with the keys that differ, unless the run in `path` is one of `config` and `facts`.
+def refuse_other(path: Path, config: BaseModel, may_differ: Collection[str], **hashes: str | None) -> None:
+    """Raise `RunDirectoryError`, with the keys that differ and both values, unless the run in `path` is one of `config`.
 
-    `may_differ`: keys of the configuration that change no result, dotted ones or whole top-level ones.
+    `may_differ`: keys that may change between calls without changing the result, dotted ones or whole top-level ones.
+    `hashes`: content hashes of what keys name, called KEY_hash; KEY may name another place where the run recorded the same
+    hash. None, or a run that recorded no hash: only the place can be compared, and standard error says so for the latter.
     """
     check_kind(path, _kind(config))
     if not (path / CONFIG).is_file():
         raise RunDirectoryError(f"{path} does not say how it was made (no {CONFIG}): give another `out`")
     before, now = flat(load_recorded(type(config), path / CONFIG).model_dump()), flat(config.model_dump())
-    keys = [key for key in {**now, **before} if not {key, key.partition(".")[0]}.intersection(may_differ)]
-    changed = [key for key in keys if (key in before, before.get(key)) != (key in now, now.get(key))]
     then = recorded(path)
-    changed += [name for name, fact in facts.items() if then.get(name, fact) != fact]
-    if changed:
+    known = {name: fact for name, fact in hashes.items() if fact is not None}
+    covered = {name.removesuffix("_hash") for name in known if name in then}
+    keys = [key for key in {**now, **before} if not {key, key.partition(".")[0]}.intersection({*may_differ, *covered})]
+    changed = [key for key in keys if (key in before, before.get(key)) != (key in now, now.get(key))]
+    changed = [key for key in changed if not any(other.startswith(f"{key}.") for other in changed)]  # its parts tell
+    differs = [f"{key} ({_apart(before.get(key), now.get(key))})" for key in changed]
+    others = [name for name, fact in known.items() if then.get(name, fact) != fact]
+    differs += [f"{name} ({_apart(str(then[name])[:12], known[name][:12])})" for name in others]
+    if differs:
         raise RunDirectoryError(
-            f"{path} holds a run of another configuration ({path / CONFIG}); what differs: {', '.join(changed)}. "
-            "Give another `out`, or the configuration of that run"
+            f"{path} holds a run of another configuration ({path / CONFIG}); what differs: {', '.join(differs)}. "
+            f"Give another `out`, or the configuration of that run{_whereabouts(changed, others, hashes, then)}"
         )
+    for name in known.keys() - then.keys():
+        key = name.removesuffix("_hash")
+        print(
+            f"{path} was begun by an earlier version, which recorded no {name}: whether {before.get(key)} is still what it "
+            "began with was not compared",
+            file=sys.stderr,
+        )
+
+
+def _whereabouts(
+    changed: Collection[str], others: Sequence[str], hashes: Collection[str], then: Collection[str]
+) -> str:
+    """How to mend what differs in keys that hashes speak for."""
+    moved = [f"`{name.removesuffix('_hash')}`" for name in others]
+    said = f", with {' and '.join(moved)} set to where its own is now" if moved else ""
+    if silent := [name for name in hashes if name not in then and name.removesuffix("_hash") in changed]:
+        said += f". It recorded no {' and no '.join(silent)}, so put that back where it was, or a symbolic link to it"
+    return said
+
+
+def _apart(before: Any, now: Any, width: int = 32) -> str:
+    """Two values that differ, each shortened to `width` characters around their first difference."""
+    texts = [shown(before), shown(now)]
+    first = max(0, len(os.path.commonprefix(texts)) - width // 2) if max(map(len, texts)) > width else 0
+    was, is_now = (
+        ("..." if first else "") + text[first : first + width] + ("..." if len(text) > first + width else "")
+        for text in texts
+    )
+    return f"was {was}, is {is_now}"
 
 
 def _kind(config: BaseModel) -> str:

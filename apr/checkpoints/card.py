@@ -45,6 +45,10 @@ class Adapter(BaseModel):
     base: str
     base_hash: str
 
+    def same(self, other: Adapter | None) -> bool:
+        """Whether `other` has the same weights, wherever its folders lie."""
+        return other is not None and (self.hash, self.base_hash) == (other.hash, other.base_hash)
+
 
 class Reward(RewardConfig):
     """The reward of an RL run, as the run's own version had it."""

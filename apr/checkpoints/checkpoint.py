@@ -95,7 +95,8 @@ class Checkpoint:
         """
         if not self.is_adapter:
             return self
-        if out.exists() and Card.read(out).adapter != self.adapter:
+        assert self.adapter is not None, "it is no whole model"
+        if out.exists() and not self.adapter.same(Card.read(out).adapter):
             raise RunDirectoryError(f"{out} is of another adapter or base than {self.folder}: give another `out`")
         if not out.exists():
             try:

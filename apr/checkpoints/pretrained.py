@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from apr.checkpoints.finite import first_not_finite
-from apr.checkpoints.folder import load_model, model_folder
+from apr.checkpoints.folder import ModelFolder, load_model, model_folder
+from apr.checkpoints.weights import content_id, weight_files
 from apr.errors import CheckpointError
 from apr.tokens.chat_vocabulary import ChatVocabulary
 from apr.tokens.text import load_tokenizer
@@ -34,6 +35,21 @@ def located(source: Path) -> Path:
     if not source.exists():
         raise CheckpointError(f"{source} is not there: give a model's Hugging Face folder or its GGUF file")
     return source if source.is_file() else model_folder(source)
+
+
+def absent(source: Path) -> bool:
+    """Whether nothing is at `source`."""
+    try:
+        path = located(source)
+    except CheckpointError:
+        return True
+    return path.is_dir() and not weight_files(path)
+
+
+def source_hash(source: Path) -> str:
+    """Identifies the weights at `source`. Raises `CheckpointError` if there are none."""
+    path = located(source)
+    return content_id([path]) if path.is_file() else ModelFolder.open(path).hash
 
 
 def chat_vocabulary(source: Path, names: Sequence[str] | None) -> ChatVocabulary:

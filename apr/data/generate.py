@@ -43,7 +43,8 @@ from envs.base import SPLITS, Env, Teacher
 from envs.registry import built_dialect
 
 BATCH = 10_000  # problems that are Python objects at a time
-ANYTHING = ("out", "workers", "problems_from")  # in which configurations of the same data may differ
+# Keys that may change between calls without changing the result.
+MAY_DIFFER = ("out", "workers", "problems_from")
 
 
 class Lesson(NamedTuple):
@@ -91,7 +92,7 @@ def generate(config: DataConfig) -> None:
 def _refuse_other_data(config: DataConfig) -> None:
     check_kind(config.out, "data")
     if (config.out / CONFIG).is_file() and any(config.out.rglob("*.parquet")):
-        refuse_other(config.out, config, ANYTHING)
+        refuse_other(config.out, config, MAY_DIFFER)
 
 
 def _dialect(config: DataConfig, env: Env) -> Dialect:

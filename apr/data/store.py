@@ -49,7 +49,8 @@ def data_env(folder: Path, given: EnvConfig | str | None = None) -> Env:
     """
     if not (folder / CONFIG).is_file():
         raise DataError(
-            f"{folder} holds no data set ({CONFIG} is missing): make one with `apr data generate` or `import`"
+            f"{folder} holds no data set ({CONFIG} is missing): make one with `apr data generate` or `import`, or set `data` "
+            "to where it is"
         )
     own = load_recorded(DataConfig, folder / CONFIG).env
     given = EnvConfig.model_validate(given) if isinstance(given, str) else given

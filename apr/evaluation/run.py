@@ -34,9 +34,9 @@ from envs.base import Env
 
 FLUSH_EVERY = 50  # traces; a kill loses no more
 HASHES: dict[str, type] = {"data_hash": str, "checkpoint_hash": str}
-# In which configurations of the same evaluation may differ; the hashes speak for `data` and `checkpoint`. Not `engine` nor
-# `in_flight`: they change seconds, and the precision of what is sampled.
-ANYTHING = ("out", "data", "env", "checkpoint", "base", "dialect", "problems", "budgets", "cluster")
+# Keys that may change between calls without changing the result (`data` and `checkpoint` are covered by their hashes). Not
+# `engine` nor `in_flight`: they change seconds, and the precision of what is sampled.
+MAY_DIFFER = ("out", "env", "base", "dialect", "problems", "budgets", "cluster")
 
 
 def evaluate(config: EvalConfig) -> Summary:
@@ -142,7 +142,7 @@ def _check_before(config: EvalConfig, facts: dict[str, Any]) -> None:
     if config.engine.threads is None and (config.out / CONFIG).is_file():  # earlier versions wrote a number
         threads = load_recorded(EvalConfig, config.out / CONFIG).engine.threads
         config = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": threads})})
-    refuse_other(config.out, config, ANYTHING, **{name: facts[name] for name in HASHES})
+    refuse_other(config.out, config, MAY_DIFFER, **{name: facts[name] for name in HASHES})
     if (asked := manifest.get("traces", 0)) > facts["traces"]:
         raise RunDirectoryError(
             f"{config.out} holds an evaluation of {asked} traces, more than the {facts['traces']} asked for: "

@@ -14,7 +14,7 @@ import pyarrow as pa
 from apr.checkpoints.adapters import merged_in_place, trained_files
 from apr.checkpoints.card import Card
 from apr.checkpoints.checkpoint import save_checkpoint
-from apr.checkpoints.pretrained import pretrained_model
+from apr.checkpoints.pretrained import absent, pretrained_model, source_hash
 from apr.checkpoints.weights import check_finite_files
 from apr.config import ModelConfig, SftConfig
 from apr.contact import trained_on
@@ -22,7 +22,7 @@ from apr.data.store import data_env, demonstrations_facts, demonstrations_folder
 from apr.dialects import dialect_in
 from apr.errors import CheckpointError, NotFiniteError
 from apr.memory import keep_freed_memory
-from apr.runs import automatic_threads, commit, refuse_other, run_directory, whole_folder
+from apr.runs import automatic_threads, commit, recorded, refuse_other, run_directory, whole_folder
 from apr.seeds import derive_seed
 from apr.sft.base import adapters, check_base, let_head_train
 from apr.sft.examples import examples_of, lengths_of, token_batches
@@ -32,8 +32,8 @@ from apr.tokens.vocabulary import Vocabulary
 CHECKPOINT = "checkpoint"
 SNAPSHOTS = "snapshots"
 STATE = "trainer_state.json"  # what the trainer writes last
-# In which configurations of the same training may differ; the data's hash speaks for `data`.
-ANYTHING = ("out", "data", "threads", "log_every", "checkpoint_every", "snapshots")
+# Keys that may change between calls without changing the result (`data` and `base` are covered by their hashes).
+MAY_DIFFER = ("out", "env", "threads", "log_every", "checkpoint_every", "snapshots")
 
 
 def train(config: SftConfig) -> Path:
@@ -44,13 +44,18 @@ def train(config: SftConfig) -> Path:
     weight that is not finite; the newest checkpoint is then one from before.
     """
     finished = config.out / CHECKPOINT
-    data_hash = demonstrations_hash(config.data, config.solver)
-    if finished.is_dir() or _last_checkpoint(config.out):
-        refuse_other(config.out, config, ANYTHING, data_hash=data_hash)
+    hashes = {"data_hash": demonstrations_hash(config.data, config.solver)}
+    if config.base is not None and not (finished.is_dir() and absent(config.base)):  # a finished training reads no base
+        hashes["base_hash"] = source_hash(config.base)
+    begun = _last_checkpoint(config.out) is not None
+    if finished.is_dir() or begun:
+        refuse_other(config.out, config, MAY_DIFFER, **hashes)
     if finished.is_dir():
         return finished
-    threads = config.threads or automatic_threads(config.out if _last_checkpoint(config.out) else None)
-    with run_directory(config.out, config, data_hash=data_hash, threads=threads) as run:
+    if begun and "base_hash" not in recorded(config.out):  # of an earlier version: nobody knows what it began with
+        hashes.pop("base_hash", None)
+    threads = config.threads or automatic_threads(config.out if begun else None)
+    with run_directory(config.out, config, **hashes, threads=threads) as run:
         config = config.model_copy(update={"threads": threads})
         start = _last_checkpoint(run)
         if start:
@@ -65,7 +70,7 @@ def train(config: SftConfig) -> Path:
         check_base(config.base, vocabulary)
         trained = trained_on(config.data, "sft", data_env(config.data, config.env))
         card = Card(
-            solver=config.solver, trained=("sft",), data_hash=data_hash, commit=commit(), trained_on=trained,
+            solver=config.solver, trained=("sft",), data_hash=hashes["data_hash"], commit=commit(), trained_on=trained,
             base=None if config.base is None else str(config.base),
         ).with_facts(protocol=facts["protocol"], condition=facts.get("condition"))  # fmt: skip
         trainer = _trainer(config, run, examples, vocabulary)

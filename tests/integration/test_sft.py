@@ -108,13 +108,13 @@ def test_a_finished_training_is_not_repeated(trained: Path, data: Path, monkeypa
 
 def test_the_checkpoint_of_another_training_is_not_returned(trained: Path, data: Path, tmp_path: Path) -> None:
     before = (trained.parent / "config.yaml").read_bytes()
-    with pytest.raises(RunDirectoryError, match=r"differs: seed, model\.layers\. Give another `out`"):
+    with pytest.raises(RunDirectoryError, match=r"differs: seed \(was 0, is 1\), model\.layers \(was 1, is 2\)\. Give"):
         train(sft_config(data, trained.parent, seed=1, model={**MODEL, "layers": 2}))
     shutil.copytree(data, tmp_path / "data")
     assert train(sft_config(tmp_path / "data", trained.parent)) == trained  # the same data elsewhere
     shutil.rmtree(tmp_path / "data")
     generate(check(DataConfig, {**SPAWNING, "seed": 1, "out": tmp_path / "data"}, "toy"))
-    with pytest.raises(RunDirectoryError, match=r"differs: data_hash\."):
+    with pytest.raises(RunDirectoryError, match=r"differs: data_hash \(was "):
         train(sft_config(tmp_path / "data", trained.parent))
     assert (trained.parent / "config.yaml").read_bytes() == before
 
@@ -208,7 +208,10 @@ def test_threads_chosen_at_the_start_are_recorded_and_kept(
 
 def test_an_interrupted_training_does_not_go_on_as_another(data: Path, interrupted: Path) -> None:
     before = (interrupted / "config.yaml").read_bytes()
-    for more, said in (({"model": {**MODEL, "layers": 2}}, r"model\.layers"), ({"lr": 0.5}, "lr")):
+    for more, said in (
+        ({"model": {**MODEL, "layers": 2}}, r"model\.layers \(was 1, is 2\)"),
+        ({"lr": 0.5}, r"lr \(was 0.002, is 0.5\)"),
+    ):
         with pytest.raises(RunDirectoryError, match=f"differs: {said}\\. Give another `out`"):
             train(sft_config(data, interrupted, **more))
     assert (interrupted / "config.yaml").read_bytes() == before

@@ -265,6 +265,24 @@ def test_an_adapter_is_opened_with_its_base(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("moved", ["adapter", "base", "both"])
+def test_a_merged_model_is_kept_where_adapter_or_base_have_moved(moved: str, tmp_path: Path) -> None:
+    base, folder = words(tmp_path / "base"), adapter(tmp_path / "adapter", "someone/model")
+    before = Checkpoint.open(folder, adapters=True, base=base).adapter
+    assert before is not None
+    merged = words(tmp_path / "merged", adapter=before.model_dump())
+    if moved != "base":
+        folder = folder.rename(tmp_path / "adapter_elsewhere")
+    if moved != "adapter":
+        base = base.rename(tmp_path / "base_elsewhere")
+    opened = Checkpoint.open(folder, adapters=True, base=base)
+    assert opened.adapter != before  # they name their folders
+    assert opened.whole(merged).folder == merged
+    (folder / "adapter_model.safetensors").write_text("other products")
+    with pytest.raises(RunDirectoryError, match="of another adapter or base"):
+        Checkpoint.open(folder, adapters=True, base=base).whole(merged)
+
+
 @pytest.mark.parametrize("named", [None, "", 3, ["a"], "someone/model"])
 def test_a_base_that_is_not_to_be_found(named: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(words(tmp_path / "here"))

@@ -48,6 +48,22 @@ def test_a_finished_evaluation_keeps_its_pace_and_engine(place: Place) -> None:
             evaluate(place.config(**changes))
 
 
+@pytest.mark.parametrize("moved", ["data", "model", "both"])
+def test_an_evaluation_goes_on_where_data_or_checkpoint_have_moved(place: Place, moved: str) -> None:
+    place.evaluation(problems=2)
+    places = {
+        key: (place.folder / name).rename(place.folder / f"{name}_elsewhere")
+        for key, name in (("data", "data"), ("checkpoint", "model"))
+        if moved in (name, "both")
+    }
+    assert evaluate(place.config(**places)).n == PROBLEMS
+    other = place.checkpoint("other")
+    with pytest.raises(
+        RunDirectoryError, match=r"differs: checkpoint_hash \(was .*`checkpoint` set to where its own is"
+    ):
+        evaluate(place.config(**{**places, "checkpoint": other}))
+
+
 def test_more_problems_are_added_and_an_old_summary_goes_first(place: Place) -> None:
     folder = place.evaluation(problems=2)
     place.dies_at = 1

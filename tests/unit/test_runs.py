@@ -112,11 +112,61 @@ def test_a_run_of_another_configuration_is_refused_by_its_keys(tmp_path: Path) -
         pass
     refuse_other(tmp_path, made, (), data_hash="one")
     other = load(SftConfig, [tmp_path / "config.yaml"], ["threads=7", "model.layers=2", "solver=sos_plus"])
-    with pytest.raises(RunDirectoryError, match=r"differs: solver, model\.layers, data_hash\. Give another"):
+    said = r"differs: solver \(was spawn_join, is sos_plus\), model\.layers \(was 4, is 2\), data_hash \(was one, is two\)\."
+    with pytest.raises(RunDirectoryError, match=said):
         refuse_other(tmp_path, other, ("threads",), data_hash="two")
     refuse_other(tmp_path, other, ("threads", "model", "solver"), data_hash="one")
     with pytest.raises(RunDirectoryError, match="an `apr sft`, not of an `apr rl`"):
         refuse_other(tmp_path, CONFIG, ())
+
+
+@pytest.mark.parametrize(
+    ("key", "now", "said"),
+    [
+        (
+            "data",
+            "/elsewhere/" + "long/" * 20 + "data",
+            r"data \(was runs/data, is /elsewhere/long/long/long/long/l\.\.\.\)",
+        ),
+        ("solver", "a" * 90 + "b", r"solver \(was \.\.\.a{16}x, is \.\.\.a{16}b\)"),
+        ("snapshots", "[0.5]", r"snapshots \(was \[\], is \[0\.5\]\)"),
+        ("lora.rank", "8", r"differs: lora\.rank \(was null, is 8\)"),
+        ("only_solved", "true", r"only_solved \(was false, is true\)"),
+    ],
+)
+def test_values_that_differ_are_shown_short(key: str, now: str, said: str, tmp_path: Path) -> None:
+    begun = SftConfig(out=tmp_path, solver="a" * 90 + "x", base=Path("base"), lr=1e-4)
+    with run_directory(tmp_path, begun):
+        pass
+    other = load(SftConfig, [tmp_path / "config.yaml"], [f"{key}={now}"])
+    with pytest.raises(RunDirectoryError, match=said):
+        refuse_other(tmp_path, other, ())
+
+
+@pytest.mark.parametrize("key", ["data", "base"])
+def test_a_place_may_change_only_where_the_run_recorded_its_hash(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = SftConfig(out=tmp_path, base=Path("base"), lr=1e-4)
+    moved = begun.model_copy(update={key: Path("elsewhere")})
+    name = f"{key}_hash"
+    with run_directory(tmp_path, begun, **{name: "a" * 64}):
+        pass
+    refuse_other(tmp_path, moved, (), **{name: "a" * 64})
+    said = rf"differs: {name} \(was a{{12}}, is b{{12}}\)\. Give .*`{key}` set to where its own is now"
+    for config in (begun, moved):
+        with pytest.raises(RunDirectoryError, match=said):
+            refuse_other(tmp_path, config, (), **{name: "b" * 64})
+    refuse_other(tmp_path, begun, (), **{name: None})  # gone, and nothing reads it
+    with pytest.raises(RunDirectoryError, match=rf"differs: {key} \(was {begun.model_dump()[key]}, is elsewhere\)"):
+        refuse_other(tmp_path, moved, (), **{name: None})
+    assert not capsys.readouterr().err
+    with run_directory(tmp_path, begun):  # as earlier versions did
+        pass
+    refuse_other(tmp_path, begun, (), **{name: "b" * 64})
+    assert f"recorded no {name}" in capsys.readouterr().err
+    with pytest.raises(RunDirectoryError, match=f"recorded no {name}, so put that back"):
+        refuse_other(tmp_path, moved, (), **{name: "b" * 64})
 
 
 def full(*_: Any, **__: Any) -> None:
