@@ -20,23 +20,17 @@ from apr.errors import EngineLostError, LearnerLostError, RunDirectoryError
 from apr.presets import check, load_recorded
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
-from apr.runs import automatic_threads, refuse_other, run_directory, whole_folder
+from apr.runs import automatic_threads, run_directory, whole_folder
 from apr.signals import stop_at_signal
 from apr.threads.engine import Engine
 from rl import checkpoint, loop
 from rl.checkpoint import WHILE_RUNNING
 from rl.monitor import Monitors, open_monitors
 from rl.parts import LearnerApi, Parts, WeightSync
+from rl.resume import ALGORITHM, check_resumed
 from rl.rewards import reward_function
 from rl.weight_sync import TRANSFERS, FileSync, TensorSync
 
-# What may change when a run goes on: where and how it runs, how long, what is watched and kept; and the learning rate.
-MAY_DIFFER = (
-    "out", "env", "steps", "checkpoint_every", "keep_checkpoints", "validate_every", "validate_problems", "cluster", "engine",
-    "weight_sync", "in_flight", "traces_per_step", "tensorboard", "wandb", "max_silent_steps", "max_lost_share", "parity_mean",
-    "parity_max", "learner.lr", "learner.lr_schedule", "learner.lr_steps", "learner.threads", "learner.row_tokens",
-    "learner.tokens_per_pass", "learner.activation_checkpointing",
-)  # fmt: skip
 # Engine and learner after a loss: from a checkpoint, with the optimiser's state or without.
 Replace = Callable[[Path, bool], Awaitable[tuple[Engine, LearnerApi]]]
 
@@ -45,14 +39,12 @@ def launch(config: RlConfig, resume: bool) -> Path:
     """Run to `config.steps`, or to a signal; returns the newest checkpoint. `resume`: go on from the newest one.
 
     Raises `RunDirectoryError` if there is a run in `config.out` that is not to be resumed, or is of another
-    configuration or of other data, and `ConfigError` for a `condition` that the checkpoint was not trained on.
+    configuration, of other data or from another checkpoint, and `ConfigError` for a `condition` that the checkpoint was not
+    trained on.
     """
     env = data_env(config.data, config.env)
     if config.reward.function is not None:
         reward_function(config.reward.function)
-    train, validation = (
-        with_condition(read_problems(config.data, split, env), config.condition) for split in ("train", "validation")
-    )
     # Looked up before the run directory is entered, which replaces the configuration of the run that is there.
     found = checkpoint.latest(config.out)
     if found and not resume:
@@ -62,21 +54,30 @@ def launch(config: RlConfig, resume: bool) -> Path:
     data_hash = problems_hash(config.data, "train")
     config = config.model_copy(update={"checkpoint": model_folder(config.checkpoint)})
     if resume:
-        refuse_other(config.out, config, MAY_DIFFER, data_hash=data_hash)
+        checkpoint_hash = check_resumed(config, data_hash, found[1] if found else None)
     else:
         refuse_idle(config)
     config = _with_horizon(config, resume)
     start_from, start = found or (config.checkpoint, 0)
     opened = Checkpoint.open(start_from, config.dialect)
     opened.check_fits(config.protocol, config.condition, config.limits.context)
+    train, validation = (
+        with_condition(read_problems(config.data, split, env), config.condition) for split in ("train", "validation")
+    )
     opened.model.check_finite()
+    if not resume:
+        checkpoint_hash = opened.model.hash
     dialect = opened.dialect
-    spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash, "env": env.config()}
-    source = {"trained_on": [one.model_dump() for one in trained_on(config.data, "rl", env)]}
+    facts = {
+        "data_hash": data_hash, "algorithm": ALGORITHM,
+        "dialect": dialect.name, "vocabulary": dialect.vocabulary.hash, "env": env.config(),
+        "trained_on": [one.model_dump() for one in trained_on(config.data, "rl", env)],
+        **({} if checkpoint_hash is None else {"checkpoint_hash": checkpoint_hash}),
+    }  # fmt: skip
     threads = None
     if config.engine.threads is None or config.learner.threads is None:
         threads = automatic_threads(config.out if found else None)
-    with run_directory(config.out, config, data_hash=data_hash, threads=threads, **spelt, **source) as run:
+    with run_directory(config.out, config, **facts, threads=threads) as run:
         config = _with_threads(config, threads)
         if resume and not found:
             print(f"{run} has no checkpoint yet: starting at step 0", file=sys.stderr)

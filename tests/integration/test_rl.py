@@ -177,11 +177,11 @@ def test_a_run_goes_on_only_as_it_began(whole: Path, spawning: Path, tmp_path: P
         launch(rl_config(spawning, tmp_path / "run", **more), resume=True)
 
     for more, named in (
-        ({"seed": 1}, "seed"), ({"temperature": 0.9, "group_size": 2}, "group_size, temperature"),
+        ({"seed": 1}, "seed"), ({"temperature": 0.9, "group_size": 2}, r"group_size \(was 4, is 2\), temperature"),
         ({"reward": {"budgets": {"work": 9}}}, "reward.budgets.work"),
         ({"learner": {"lr": 3e-4, "threads": 1, "inner_steps": 2}}, "learner.inner_steps"),
     ):  # fmt: skip
-        with pytest.raises(RunDirectoryError, match=f"differs: {named}\\."):
+        with pytest.raises(RunDirectoryError, match=f"differs: {named} \\(was "):
             resume(**more)
     manifest = tmp_path / "run" / "manifest.json"
     facts = json.loads(manifest.read_text())
@@ -193,6 +193,28 @@ def test_a_run_goes_on_only_as_it_began(whole: Path, spawning: Path, tmp_path: P
     resume(in_flight=3, validate_problems=0, checkpoint_every=1, learner={"lr": 1e-4, "threads": 1}, steps=5)
     (line,) = metrics(tmp_path / "run")[STEPS:]
     assert line["loss/lr"] == 1e-4
+
+
+@pytest.mark.parametrize("learner", [{}, {"kl_weight": 0.1}, {"lora": {"rank": 2}}], ids=str)
+def test_a_run_goes_on_where_its_data_and_checkpoint_have_moved(
+    learner: dict[str, Any], spawning: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learner = {"lr": 3e-4, "threads": 1, **learner}
+    task, stayed, moved = tmp_path / "task", tmp_path / "stayed", tmp_path / "moved"
+    shutil.copytree(spawning, task)
+    launch(rl_config(task, stayed, steps=1, validate_problems=0, learner=learner), resume=False)
+    shutil.copytree(stayed, moved)
+    launch(rl_config(task, stayed, steps=2, validate_problems=0, learner=learner), resume=True)
+    elsewhere = task.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main(["rl", "--resume", str(moved), "steps=2"]) == 2
+    assert f"{task / 'data'} holds no data set" in (said := capsys.readouterr().err) and "set `data`" in said
+    places = [f"data={elsewhere / 'data'}", f"checkpoint={elsewhere / 'start'}"]
+    assert main(["rl", "--resume", str(moved), "steps=2", *places]) == 0
+    assert same_run(stayed, moved)
+    shutil.copytree(stayed / "final", elsewhere / "other")
+    assert main(["rl", "--resume", str(moved), "steps=3", places[0], f"checkpoint={elsewhere / 'other'}"]) == 2
+    assert "differs: checkpoint_hash" in capsys.readouterr().err
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_options_that_never_acted(
