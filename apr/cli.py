@@ -137,9 +137,9 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
     if resume is not None:
         if arguments.config:
             raise ConfigError("--resume takes the run's own configuration: leave --config out")
-        from apr.runs import check_kind
+        from apr.runs import check_run
 
-        check_kind(resume, stage)
+        check_run(resume, stage)
         if any(override.partition("=")[0].strip() == "out" for override in arguments.overrides):
             raise ConfigError(f"--resume {resume} goes on in its own folder: leave out=... out, or start a new run")
         for override in arguments.overrides:  # a file that the run names itself is not run for that

@@ -85,6 +85,24 @@ def check_kind(path: Path, kind: str) -> None:
         raise RunDirectoryError(f"{path} is the folder of an `apr {found}`, not of an `apr {kind}`: give another one")
 
 
+def check_run(path: Path, kind: str) -> None:
+    """Raise `RunDirectoryError` unless `path` is the folder of a run of `kind` that can go on."""
+    check_kind(path, kind)
+    if (path / CONFIG).is_file():
+        return
+    if path.exists():
+        what = f"{path} holds no run (no {CONFIG})" if path.is_dir() else f"{path} is a file, not the folder of a run"
+    else:
+        what = f"there is no folder {path}"
+    near = [above for above in list(path.absolute().parents)[:3] if recorded(above).get("kind") == kind]
+    if not near and path.is_dir():
+        near = sorted(run for run in path.iterdir() if run.is_dir() and recorded(run).get("kind") == kind)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise RunDirectoryError(
+        f"{what}: give the `out` of a run that `apr {kind}` began, or begin one with `apr {kind} ... out={path}`{hint}"
+    )
+
+
 def refuse_other(path: Path, config: BaseModel, may_differ: Collection[str], **hashes: str | None) -> None:
     """Raise `RunDirectoryError`, with the keys that differ and both values, unless the run in `path` is one of `config`.
 

@@ -77,9 +77,20 @@ def problems_hash(folder: Path, split: str) -> str:
     return content_hash(shard_paths(problems_folder(folder), split), PROBLEMS)
 
 
+def demonstrations_paths(folder: Path, solver: str) -> list[Path]:
+    """The shards of a teacher's demonstrations. Raises `DataError`, which names the teachers that there are."""
+    teachers = sorted(path.name for path in demonstrations_folder(folder, "").glob("*") if path.is_dir())
+    if teachers and solver not in teachers:
+        raise DataError(
+            f"no data file in {demonstrations_folder(folder, solver)}: {folder} has demonstrations of {', '.join(teachers)}. "
+            f"Set `solver` to one of them, or make those of {solver} with `apr data generate`"
+        )
+    return shard_paths(demonstrations_folder(folder, solver), "train")
+
+
 def demonstrations_hash(folder: Path, solver: str) -> str:
     """The content hash of a teacher's demonstrations. Raises `DataError` if a shard is missing."""
-    return content_hash(shard_paths(demonstrations_folder(folder, solver), "train"), DEMONSTRATIONS)
+    return content_hash(demonstrations_paths(folder, solver), DEMONSTRATIONS)
 
 
 # Problems
@@ -160,7 +171,7 @@ def read_demonstrations(folder: Path, solver: str, env: Env | None = None) -> It
     """A teacher's traces in the data set in `folder`, in order; no more than a shard is held at a time. Raises
     `DataError` for a missing, corrupt or newer file, and for one whose dialect has another vocabulary now."""
     env = env or data_env(folder)
-    for path in shard_paths(demonstrations_folder(folder, solver), "train"):
+    for path in demonstrations_paths(folder, solver):
         yield from traces_in(path, env)
 
 
@@ -172,7 +183,7 @@ def traces_in(path: Path, env: Env) -> Iterator[Trace]:
 
 def demonstrations_facts(folder: Path, solver: str) -> dict[str, str]:
     """What a teacher's demonstrations say of themselves: dialect, protocol, condition, ... Raises `DataError`."""
-    return shard_facts(shard_paths(demonstrations_folder(folder, solver), "train")[0], DEMONSTRATIONS)
+    return shard_facts(demonstrations_paths(folder, solver)[0], DEMONSTRATIONS)
 
 
 def facts_in(table: pa.Table) -> dict[str, str]:

@@ -48,9 +48,11 @@ def evaluate(config: EvalConfig) -> Summary:
     `UserError` for what does not fit together, before an engine is started.
     """
     env = data_env(config.data, config.env)
+    checkpoint = Checkpoint.open(config.checkpoint, config.dialect, adapters=True, base=config.base)
+    checkpoint.check_fits(config.protocol, config.condition, config.limits.context)
     problems = with_condition(read_problems(config.data, config.split, env)[: config.problems], config.condition)
     jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
-    checkpoint = _opened(config)
+    checkpoint = _whole(checkpoint, config)
     config = config.model_copy(update={"checkpoint": checkpoint.folder, "base": None})
     dialect = checkpoint.dialect
     shared = contact(checkpoint.card, config.data, problems, env)
@@ -83,10 +85,8 @@ def evaluate(config: EvalConfig) -> Summary:
     return summary
 
 
-def _opened(config: EvalConfig) -> Checkpoint:
-    """The checkpoint, found fit; merged, if it is an adapter."""
-    checkpoint = Checkpoint.open(config.checkpoint, config.dialect, adapters=True, base=config.base)
-    checkpoint.check_fits(config.protocol, config.condition, config.limits.context)
+def _whole(checkpoint: Checkpoint, config: EvalConfig) -> Checkpoint:
+    """The checkpoint, merged if it is an adapter, its weights found finite."""
     if checkpoint.is_adapter:
         check_kind(config.out, "eval")
         checkpoint = checkpoint.whole(config.out / MERGED)

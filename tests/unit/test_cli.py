@@ -171,7 +171,7 @@ def test_a_dry_run_checks_what_is_needed_and_writes_nothing(good_data: Path, sta
     assert main(["rl", f"checkpoint={start}", *rest]) == 0
     assert main(["eval", f"checkpoint={start}", *rest]) == 0
     assert main(["data", "generate", "--config", "tiny_cpu", *rest[1:]]) == 0
-    assert "no data file" in cli.refused("sft", "solver=other", *rest)
+    assert "no data file" in (said := cli.refused("sft", "solver=other", *rest)) and "of sos_plus. Set `solver`" in said
     assert "no model" in cli.refused("eval", f"checkpoint={cli.folder}", *rest)
     assert "exceeds the" in cli.refused("rl", f"checkpoint={start}", "limits.context=9999", *rest)
     assert not cli.out.exists()
@@ -179,9 +179,54 @@ def test_a_dry_run_checks_what_is_needed_and_writes_nothing(good_data: Path, sta
 
 def test_unknown_configurations_are_named(cli: Cli) -> None:
     assert "no configuration file" in cli.refused("sft", "--config", "huge_cpu")
-    said = cli.refused("rl", "--resume", str(cli.out))
-    assert f"{cli.out / 'config.yaml'}" in said
     assert "leave --config out" in cli.refused("rl", "--resume", str(cli.out), "--config", "tiny_cpu")
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoints/step_000005", "final", "empty", "file", "runs"])
+def test_a_run_to_resume_that_is_not_there_is_named(inside: str, cli: Cli) -> None:
+    """Also where a folder within the run, or one around it, was given."""
+    run = cli.folder / "runs" / "mine"
+    with run_directory(run, RlConfig()):
+        (run / "checkpoints" / "step_000005").mkdir(parents=True)
+        (run / "final").mkdir()
+    (cli.folder / "empty").mkdir()
+    (cli.folder / "file").touch()
+    given = {"": cli.out, "empty": cli.folder / "empty", "file": cli.folder / "file", "runs": run.parent}
+    said = cli.refused("rl", "--resume", str(path := given.get(inside, run / inside)))
+    assert {"": "there is no folder", "file": "is a file"}.get(inside, "holds no run") in said and str(path) in said
+    assert "`apr rl ... out=" in said
+    assert (f"did you mean {run}?" in said) == (inside not in ("", "empty", "file"))
+
+
+NOTHING = [
+    (["rl", "--resume", "nowhere"], "no folder nowhere"),
+    (["sft", "data=nowhere"], "nowhere holds no data set"),
+    (["sft", "data=DATA", "solver=none"], "has demonstrations of sos_plus"),
+    (["sft", "data=DATA", "solver=sos_plus", "base=nowhere", "lr=1e-4"], "nowhere is not there"),
+    (["eval", "data=nowhere"], "nowhere holds no data set"),
+    (["eval", "data=DATA", "checkpoint=nowhere"], "no model in nowhere"),
+    (["rl", "data=nowhere"], "nowhere holds no data set"),
+    (["rl", "data=DATA", "checkpoint=nowhere"], "no model in nowhere"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), NOTHING)
+def test_what_is_missing_is_named_before_a_heavy_library_is_loaded(
+    arguments: list[str], said: str, good_data: Path, tmp_path: Path
+) -> None:
+    given = [argument.replace("DATA", str(good_data)) for argument in arguments]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = f"import sys\nfrom apr.cli import main\nstatus = main({given!r})\nprint(status, *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    status, *loaded = done.stdout.split()
+    assert status == "2" and said in done.stderr and done.stderr.count("\n") == 1
+    assert not {"torch", "ray", "vllm", "trl", "transformers", "aiohttp"} & {one.partition(".")[0] for one in loaded}
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_another_kind_is_named_and_left_alone(data: Path, start: Path, cli: Cli) -> None:
