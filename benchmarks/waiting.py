@@ -73,7 +73,7 @@ def sft(windows: Windows, data: Path, threads: int) -> None:
 
     from apr.config import SftConfig
     from apr.presets import load, preset
-    from apr.sft.examples import examples_of
+    from apr.sft.examples import examples_of, lengths_of, token_batches
     from apr.sft.train import _trainer
     from envs.countdown.compact import CompactDialect
 
@@ -85,7 +85,8 @@ def sft(windows: Windows, data: Path, threads: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         examples, _ = examples_of(config.model_copy(update={"threads": 1}))
-        trainer = _trainer(config, Path(folder), examples, CompactDialect().vocabulary)
+        batches = token_batches(lengths_of(examples), config.batch_tokens, config.tokens, config.seed)
+        trainer = _trainer(config, Path(folder), examples, batches, CompactDialect().vocabulary)
         trainer.args.save_strategy = "no"
         trainer.add_callback(Ticks())
         trainer.train()

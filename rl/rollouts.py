@@ -67,7 +67,7 @@ async def _timed(config: RlConfig, parts: Parts, roller: Roller, step: int) -> t
 async def roll_out(config: RlConfig, parts: Parts, roller: Roller, step: int) -> list[list[Trace]]:
     """The groups of a step. With `redraws`, further problems are drawn in place of those whose groups have no signal,
     round after round, until `problems_per_step` groups have one or the rounds are used up."""
-    problems = iter(problems_of(config, parts.train, step))
+    problems = problems_of(config, parts.train, step)
     # A problem may come twice in a step, at an epoch's edge: its samples are then numbered on, as keys must differ.
     numbers: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
     groups: list[list[Trace]] = []
@@ -93,18 +93,17 @@ def lost_traces(traces: Sequence[Trace], most: float, where: str) -> list[bool]:
     return lost
 
 
-def problems_of(config: RlConfig, train: Problems, step: int) -> list[dict[str, Any]]:
+def problems_of(config: RlConfig, train: Problems, step: int) -> Iterator[dict[str, Any]]:
     """The problems of a step and of all its redraws, of which not all need be used: epoch after epoch, each in its own
     seeded order; an epoch's edge may fall inside a step. They depend on nothing but the step's number."""
-    size, chosen = config.problems_per_step * (1 + config.redraws), []
-    orders: dict[int, list[int]] = {}
+    size = config.problems_per_step * (1 + config.redraws)
+    order: list[int] = []
     for place in range(step * size, (step + 1) * size):
         epoch, index = divmod(place, len(train))
-        if epoch not in orders:
-            orders[epoch] = list(range(len(train)))
-            derive_rng(config.seed, "epoch", epoch).shuffle(orders[epoch])
-        chosen.append(train[orders[epoch][index]])
-    return chosen
+        if not order or index == 0:
+            order = list(range(len(train)))
+            derive_rng(config.seed, "epoch", epoch).shuffle(order)
+        yield train[order[index]]
 
 
 def make_roller(config: RlConfig, parts: Parts, temperature: float | None = None) -> Roller:

@@ -156,8 +156,8 @@ class RlConfig(Strict):
     limits: Limits = Limits()
     reward: RewardConfig = RewardConfig()
     redraws: int = Field(
-        default=0, ge=0, description="rounds per step that draw problems in place of groups without a signal (DAPO); 0: such "
-        "groups count with advantage 0 (GRPO)"
+        default=0, ge=0, le=100, description="rounds per step that draw problems in place of groups without a signal (DAPO); "
+        "0: such groups count with advantage 0 (GRPO)"
     )  # fmt: skip
     weighting: Literal["token", "strand", "trace", "constant"] = Field(
         default="token",

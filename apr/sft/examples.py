@@ -17,11 +17,12 @@ from apr.config import SftConfig
 from apr.data.shards import shard_paths
 from apr.data.store import data_env, demonstrations_folder, traces_in
 from apr.data.workers import in_processes
-from apr.errors import DataError
+from apr.errors import ConfigError, DataError
 from apr.seeds import derive_rng, derive_seed
 from apr.sft.rows import rows
 from envs.base import Env
 
+MOST_BATCHES = 10_000_000  # of a training; a mistyped `tokens` would fill the memory with them
 COLUMN = pa.large_list(pa.int32())
 COLUMNS = pa.schema([("input_ids", COLUMN), ("labels", COLUMN)])
 
@@ -90,7 +91,17 @@ def token_batches(lengths: Sequence[int], budget: int, total: int, seed: int) ->
     """Row indices in batches of at most `budget` padded tokens, rows of similar length together, until `total` tokens.
 
     Each pass over the rows has an order of its own; the last one is cut short where `total` is reached.
+
+    Raises `DataError` if the rows have no tokens, and `ConfigError` for a `total` of more than `MOST_BATCHES` batches.
     """
+    if not (whole := sum(lengths)):
+        raise DataError("there are no tokens to train on: loosen only_solved or overlong, or make more data")
+    passes = total / whole
+    if passes * (steps := whole / max(budget, max(lengths))) > MOST_BATCHES:
+        raise ConfigError(
+            f"tokens={total:,} is {passes:,.0f} passes over the {whole:,} tokens there are, in at least {passes * steps:,.0f} "
+            f"steps, more than the {MOST_BATCHES:,} that a training may have: lower tokens, or raise batch_tokens"
+        )
     batches: list[list[int]] = []
     tokens, epoch = 0, 0
     while tokens < total:
@@ -104,6 +115,16 @@ def token_batches(lengths: Sequence[int], budget: int, total: int, seed: int) ->
                 break
         epoch += 1
     return batches
+
+
+def check_warmup(config: SftConfig, steps: int) -> None:
+    """Raise `ConfigError` if the learning rate would still rise when the training ends, or never rise from 0."""
+    if config.warmup_steps >= steps:
+        raise ConfigError(
+            f"the learning rate rises for warmup_steps={config.warmup_steps} steps, and tokens={config.tokens:,} in batches of "
+            f"batch_tokens={config.batch_tokens:,} make {steps}: it would never reach lr={config.lr:g}. Lower warmup_steps "
+            "below the number of steps, raise tokens, or lower batch_tokens"
+        )
 
 
 def _cut(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:

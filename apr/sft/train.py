@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from apr.memory import keep_freed_memory
 from apr.runs import automatic_threads, commit, recorded, refuse_other, run_directory, whole_folder
 from apr.seeds import derive_seed
 from apr.sft.base import adapters, check_base, let_head_train
-from apr.sft.examples import examples_of, lengths_of, token_batches
+from apr.sft.examples import check_warmup, examples_of, lengths_of, token_batches
 from apr.signals import stop_at_signal
 from apr.tokens.vocabulary import Vocabulary
 
@@ -44,6 +45,7 @@ def train(config: SftConfig) -> Path:
     weight that is not finite; the newest checkpoint is then one from before.
     """
     finished = config.out / CHECKPOINT
+    env = data_env(config.data, config.env)
     hashes = {"data_hash": demonstrations_hash(config.data, config.solver)}
     if config.base is not None and not (finished.is_dir() and absent(config.base)):  # a finished training reads no base
         hashes["base_hash"] = source_hash(config.base)
@@ -68,16 +70,25 @@ def train(config: SftConfig) -> Path:
         facts = demonstrations_facts(config.data, config.solver)
         vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
         check_base(config.base, vocabulary)
-        trained = trained_on(config.data, "sft", data_env(config.data, config.env))
+        trained = trained_on(config.data, "sft", env)
         card = Card(
             solver=config.solver, trained=("sft",), data_hash=hashes["data_hash"], commit=commit(), trained_on=trained,
             base=None if config.base is None else str(config.base),
         ).with_facts(protocol=facts["protocol"], condition=facts.get("condition"))  # fmt: skip
-        trainer = _trainer(config, run, examples, vocabulary)
+        batches = token_batches(lengths_of(examples), config.batch_tokens, config.tokens, config.seed)
+        if not start:
+            check_warmup(config, len(batches))
+        trainer = _trainer(config, run, examples, batches, vocabulary)
         from apr.sft.callbacks import StopWhenAsked
 
         for share in config.snapshots:
-            trainer.add_callback(_snapshot(run / SNAPSHOTS / f"{share:g}", share, vocabulary, card))
+            folder = run / SNAPSHOTS / f"{share:g}"
+            if start and not folder.is_dir() and _step_of_share(share, len(batches)) <= _step_of(start):
+                print(
+                    f"snapshots: {share:g} of the training was passed before it was asked for, so {folder} is not written",
+                    file=sys.stderr,
+                )
+            trainer.add_callback(_snapshot(folder, share, vocabulary, card))
         try:
             with stop_at_signal() as stopping:
                 trainer.add_callback(StopWhenAsked(stopping))
@@ -107,8 +118,8 @@ def _diverged(config: SftConfig, state: Any, error: NotFiniteError) -> NotFinite
     )
 
 
-def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocabulary) -> Any:
-    """TRL's trainer over batches of similar length and bounded size."""
+def _trainer(config: SftConfig, run: Path, examples: pa.Table, batches: list[list[int]], vocabulary: Vocabulary) -> Any:
+    """TRL's trainer over the batches, one a step."""
     import torch
 
     if not torch.cuda.is_available():
@@ -126,7 +137,6 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocab
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    batches = token_batches(lengths_of(examples), config.batch_tokens, config.tokens, config.seed)
     cuda = torch.cuda.is_available()
     loaders = 2 if cuda else 0  # processes that lay out the next batches while a GPU computes
 
@@ -168,13 +178,17 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, vocabulary: Vocab
     return trainer
 
 
+def _step_of_share(share: float, steps: int) -> int:
+    return max(1, round(share * steps))
+
+
 def _snapshot(folder: Path, share: float, vocabulary: Vocabulary, card: Card) -> Any:
     """A trainer's callback that saves `folder` once `share` of all steps are made."""
     from transformers import TrainerCallback
 
     class Snapshot(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
-            if state.global_step == max(1, round(share * state.max_steps)):
+            if state.global_step == _step_of_share(share, state.max_steps):
                 with whole_folder(folder) as beside:
                     save_checkpoint(beside, model, vocabulary, card.with_facts(share=share))
 
@@ -210,7 +224,11 @@ def _processing_class(run: Path, vocabulary: Vocabulary) -> Any:
 def _last_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint that the trainer wrote to its end."""
     written = [state.parent for state in (run / "trainer").glob(f"checkpoint-*/{STATE}")]
-    return max(written, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
+    return max(written, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _check_whole(folder: Path) -> None:

@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(data: Path) -> Path:
     out = data.parent / "sft"
-    assert main(["sft", f"data={data}", "solver=spawn_join", MODEL, "tokens=3000", f"out={out}"]) == 0
+    assert main(["sft", f"data={data}", "solver=spawn_join", MODEL, "tokens=3000", "warmup_steps=0", f"out={out}"]) == 0
     return out / "checkpoint"
 
 

@@ -18,7 +18,7 @@ SMALL = {
     "samples": 2,
     "stages": {
         "data": ["train=24", "validation=4", "test=8", "demonstrations_per_problem=2"],
-        "sft": ["tokens=40000", "batch_tokens=1024", "model={layers: 1, heads: 2, hidden: 64}"],
+        "sft": ["tokens=40000", "batch_tokens=1024", "warmup_steps=5", "model={layers: 1, heads: 2, hidden: 64}"],
         "rl": ["steps=2", "problems_per_step=4", "group_size=4", "validate_problems=4", "checkpoint_every=1", *ENGINE],
         "eval": ENGINE,
     },

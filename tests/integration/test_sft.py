@@ -196,7 +196,7 @@ def test_threads_chosen_at_the_start_are_recorded_and_kept(
 
     monkeypatch.setattr(sft, "_trainer", seen)
     monkeypatch.setattr(runs, "threads_now", lambda: 2)
-    made = sft_config(data, tmp_path / "new", tokens=300, threads=None)
+    made = sft_config(data, tmp_path / "new", tokens=300, warmup_steps=0, threads=None)
     train(made)
     assert runs.recorded(made.out)["threads"] == 2
     assert load(SftConfig, [made.out / "config.yaml"]).threads is None
