@@ -43,8 +43,8 @@ from envs.base import SPLITS, Env, Teacher
 from envs.registry import built_dialect
 
 BATCH = 10_000  # problems that are Python objects at a time
-# Keys that may change between calls without changing the result.
-MAY_DIFFER = ("out", "workers", "problems_from")
+# Keys that may change between calls without changing the result (`tokenizer` is covered by the copy that the data set keeps).
+MAY_DIFFER = ("out", "workers", "problems_from", "tokenizer")
 
 
 class Lesson(NamedTuple):
@@ -69,6 +69,8 @@ def generate(config: DataConfig) -> None:
     problems = {split: _problem_shards(config, split) for split in SPLITS}
     env = config.env.build()
     dialect = _dialect(config, env)
+    if isinstance(dialect, ChatDialect | WordsDialect) and (config.out / TOKENIZER).is_dir():
+        dialect.vocabulary.check(config.out / TOKENIZER)
     lessons = [lesson for name in config.solvers for lesson in _lessons(config, name, env, dialect, problems["train"])]
     written = [*(path for paths in problems.values() for path in paths), *(one.demonstrations for one in lessons)]
     if all(path.is_file() for path in (config.out / CARD, *written)):
@@ -92,7 +94,8 @@ def generate(config: DataConfig) -> None:
 def _refuse_other_data(config: DataConfig) -> None:
     check_kind(config.out, "data")
     if (config.out / CONFIG).is_file() and any(config.out.rglob("*.parquet")):
-        refuse_other(config.out, config, MAY_DIFFER)
+        kept = (config.out / TOKENIZER).is_dir()
+        refuse_other(config.out, config, MAY_DIFFER if kept else set(MAY_DIFFER) - {"tokenizer"})
 
 
 def _dialect(config: DataConfig, env: Env) -> Dialect:

@@ -1,6 +1,7 @@
 """A pretrained chat model through the stages: demonstrations in its own tokens, SFT from it, evaluation, RL."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,25 @@ def test_a_data_set_does_not_go_on_with_another_tokenizer(base: Path, tmp_path: 
     (data / "config.yaml").write_text((data / "config.yaml").read_text().replace(str(base), str(base.parent / "other")))
     with pytest.raises(CheckpointError, match="vocabulary chat/"):
         generate(check(DataConfig, {**config, "out": data}, "toy"))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("more", [[], ["more"], ["one", "two"]], ids=str)
+def test_a_tokenizer_may_move_but_not_change(
+    more: list[str], whole: bool, base: Path, data: Path, tmp_path: Path
+) -> None:
+    begun = Path(shutil.copytree(data, tmp_path / "data"))
+    if not whole:
+        next(demonstrations_folder(begun, "toy").glob("*.parquet")).unlink()
+    tokenizer = smol_like()
+    tokenizer.add_tokens(more)
+    tokenizer.save_pretrained(tmp_path / "elsewhere")
+    if more:
+        with pytest.raises(CheckpointError, match="vocabulary chat/"):
+            make_data(tmp_path / "elsewhere", begun)
+    else:
+        make_data(tmp_path / "elsewhere", begun)
+        assert "10 demonstrations" in check_folder(begun)
 
 
 def test_large_vocabularies_have_wider_tokens(
