@@ -103,6 +103,7 @@ def parser() -> Parser:
     _configured("data", actions.add_parser("generate", help="problems by split, and demonstrations from each teacher"))
     verify = actions.add_parser("verify", help="check a data folder: every problem, every solution, every trace")
     verify.add_argument("folder", type=typed_path)
+    _own_env(verify)
     published = actions.add_parser(
         "import", help="problems of a table as a data set (--env), or APR's published JSON with what its bugs damaged"
     )
@@ -113,7 +114,7 @@ def parser() -> Parser:
     published.add_argument(
         "--env",
         metavar="NAME",
-        help="read problems of this environment (`apr envs` lists them), or of a class in a file: PATH.py:CLASS",
+        help="whose problems they are: a name that `apr envs` lists, or PATH.py:CLASS",
     )
     published.add_argument(
         "--column", action="append", default=[], metavar="NAME=COLUMN",
@@ -140,6 +141,7 @@ def parser() -> Parser:
     report.add_argument(
         "--data", type=typed_path, help="the data folder, for the teachers' own success (default: the evaluations')"
     )
+    _own_env(report)
     report.add_argument("--out", type=typed_path, default=Path("report"), help="folder to write (default: report)")
     report.add_argument("--title", default="Spawn and join: evaluation report")
     view = commands.add_parser("view", help="one HTML file in which traces are looked at, one by one or side by side")
@@ -150,6 +152,7 @@ def parser() -> Parser:
         metavar="PATH",
         help="folder of an evaluation or of an RL run, or a file of traces",
     )
+    _own_env(view)
     view.add_argument("--out", type=typed_path, default=Path("view.html"))
     view.add_argument("--title", help="of the page (default: the names of the runs)")
     view.add_argument("--limit", type=int, metavar="N", help="only the first N traces of each path")
@@ -168,6 +171,7 @@ def parser() -> Parser:
         metavar="FOLDER",
         help="its evaluation, for the card; repeatable",
     )
+    _own_env(export)
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     export.add_argument(
         "--base", type=typed_path, help="of an adapter: the model that it adapts, if it names none here"
@@ -177,8 +181,15 @@ def parser() -> Parser:
     )
     start = commands.add_parser("quickstart", help="the whole path on two cores: data, SFT, RL, evaluation, report")
     _configured("quickstart", start)
+    commands.add_parser("envs", help="the environments that `env=NAME` finds, with their options")
     commands.add_parser("doctor", help="what is installed, what does not fit together, and what to do about it")
     return top
+
+
+def _own_env(command: Parser) -> None:
+    command.add_argument(
+        "--env", metavar="PATH.py:CLASS", help="the task, where it is a file of yours: it is run only if you name it"
+    )
 
 
 def _configured(stage: str, command: Parser) -> None:

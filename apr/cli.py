@@ -49,7 +49,16 @@ def _reported(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if (named := getattr(arguments, "env", None)) is not None:
+        from apr.user_code import allow
+
+        allow(named)
     match arguments.command:
+        case "envs":
+            from envs.registry import listing
+
+            print(listing())
+            return 0
         case "doctor":
             from apr.doctor import doctor
 
@@ -57,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case "report":
             from apr.report.build import build_report
 
-            print(build_report(arguments.runs, arguments.data, arguments.out, arguments.title))
+            print(build_report(arguments.runs, arguments.data, arguments.out, arguments.title, arguments.env))
             return 0
         case "view":
             from apr.report.view import view
@@ -74,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case "data" if arguments.action == "verify":
             from apr.data.check import check_folder
 
-            print(check_folder(arguments.folder))
+            print(check_folder(arguments.folder, arguments.env))
             return 0
         case "data" if arguments.action in ("import", "export"):
             return _exchange(arguments)
@@ -106,10 +115,8 @@ def _exchange(arguments: argparse.Namespace) -> int:
 def _import_problems(arguments: argparse.Namespace, out: Path) -> int:
     """`apr data import FILE --env NAME`."""
     from apr.data.imported import columns_of, import_problems
-    from apr.user_code import allow
     from envs.registry import environment
 
-    allow(arguments.env)
     env = environment(arguments.env)
     columns, dry = columns_of(arguments.column), arguments.dry_run
     print(import_problems(arguments.file, None if dry else out, env, columns, arguments.split))
@@ -121,7 +128,7 @@ def _import_problems(arguments: argparse.Namespace, out: Path) -> int:
 def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
     from apr import config as c
     from apr.presets import dump, load, load_recorded
-    from apr.user_code import NAMED
+    from apr.user_code import NAMED, allow
 
     if arguments.keys is not None:
         print(keys_text(stage, arguments.keys), end="")
@@ -135,7 +142,9 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
         check_kind(resume, stage)
         if any(override.partition("=")[0].strip() == "out" for override in arguments.overrides):
             raise ConfigError(f"--resume {resume} goes on in its own folder: leave out=... out, or start a new run")
-        config = load_recorded(c.KINDS[stage], resume / "config.yaml", arguments.overrides, NAMED)
+        for override in arguments.overrides:  # a file that the run names itself is not run for that
+            allow(override.partition("=")[2])
+        config = load_recorded(c.KINDS[stage], resume / "config.yaml", arguments.overrides)
         config = config.model_copy(update={"out": resume})
     else:
         files = [_config_file(stage, name) for name in arguments.config]

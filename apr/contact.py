@@ -21,7 +21,6 @@ from apr.config import EnvConfig
 from apr.data.store import problems_folder, problems_hash, read_problems
 from apr.errors import CheckpointError
 from envs.base import Env, splits_of
-from envs.registry import environment
 
 TRAIN = "train"
 
@@ -56,7 +55,7 @@ class Source(BaseModel):
 
     def _own(self, env: Env) -> Env:
         """The environment as it was when the problems were drawn."""
-        return environment(env.config()["name"], self.env.given)
+        return env.having(self.env.given)
 
 
 class Contact(BaseModel):

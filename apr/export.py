@@ -16,14 +16,15 @@ from apr.checkpoints.folder import load_model
 from apr.checkpoints.weights import content_id, weight_files
 from apr.errors import ConfigError, RunDirectoryError
 from apr.model_card import CARD, model_card
-from apr.protocols import PROTOCOLS, protocol_by_name
+from apr.protocols import PROTOCOLS, OwnProtocols, protocol_by_name
 from apr.provenance import Result, check_same, read_results, stages
 from apr.runs import whole_folder
+from apr.threads.serial import Serial
 from apr.tokens.dialect import Dialect
+from envs.registry import at_hand
 
 LICENSE = r"[A-Za-z0-9.+-]+"
 Dtype = Literal["float32", "bfloat16"]
-EXAMPLE: dict[str, Any] = {"numbers": [3, 5, 8], "target": 23}
 
 
 def export(
@@ -102,12 +103,15 @@ def _write_model(source: Checkpoint, dtype: Dtype, folder: Path) -> dict[str, An
 
 def stop_ids(dialect: Dialect, protocol: str | None) -> tuple[int, ...]:
     """What ends a strand. Of an unknown protocol: what ends one in any that the dialect has."""
-    names = PROTOCOLS if protocol is None else (protocol,)
-    prompt = dialect.prompt(**EXAMPLE)
+    spawns = dialect.vocabulary.control.spawn >= 0 or isinstance(dialect, OwnProtocols)
+    names = (protocol,) if protocol is not None else PROTOCOLS if spawns else (Serial.name,)
+    prompt = (dialect.vocabulary.control.bos,)  # whatever it says, strands of the protocol end alike
     found = [stop for name in names for stop in protocol_by_name(name, dialect).start(prompt).stop_ids]
     return tuple(dict.fromkeys(found))
 
 
 def _text(name: str, source: Checkpoint, results: Sequence[Result], facts: dict[str, Any], license: str) -> str:
     made = stages(source.model.path, facts["card"])
-    return model_card(name, source.dialect, EXAMPLE, made, results, facts, license)
+    trained_on = source.card.trained_on
+    env = at_hand(trained_on[-1].env) if trained_on else None
+    return model_card(name, source.dialect, env, made, results, facts, license)

@@ -13,11 +13,12 @@ import yaml
 
 from apr.checkpoints.card import ADAPTER_STAGE, Card
 from apr.contact import sources, told
-from apr.protocols import protocol_by_name
+from apr.protocols import OwnProtocols, protocol_by_name
 from apr.provenance import MEANS, Result, Stage
-from apr.tokens.chat import ChatDialect
 from apr.tokens.dialect import Dialect
-from envs.countdown.compact import CompactDialect
+from apr.user_code import short
+from envs.base import Env
+from envs.registry import at_hand
 
 CARD = "README.md"
 PLACES = ("out", "data", "checkpoint", "wandb")  # keys of a configuration that name places on the trainer's machine
@@ -31,24 +32,26 @@ PAPER = "[arXiv 2504.15466](https://arxiv.org/abs/2504.15466)"
 def model_card(
     name: str,
     dialect: Dialect,
-    example: dict[str, Any],
+    env: Env | None,
     stages: Sequence[Stage],
     results: Sequence[Result],
     facts: dict[str, Any],
     license: str,
 ) -> str:
-    """`example`: numbers and target of a problem. `facts`: card, stop ids, dtype, parameters, config and hash of the model."""
+    """`env`: the task that the model was trained on, None if unknown.
+
+    `facts`: card, stop ids, dtype, parameters, config and hash of the model."""
     name = _line(name)
     sections = [
         f"# {_plain(name)}",
-        _what(dialect, facts),
+        _what(dialect, env, facts),
         _training(stages, facts["card"]),
         _spelling(dialect, facts),
-        _prompting(name, dialect, example, facts),
+        _prompting(name, dialect, env, facts),
         _evaluation(results, facts),
-        _limits(dialect, facts, license),
+        _limits(env, facts, license),
     ]
-    return f"---\n{_header(name, dialect, results, facts, license)}---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_header(name, dialect, env, results, facts, license)}---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _line(value: object) -> str:
@@ -83,8 +86,10 @@ def _longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
 
 
-def _header(name: str, dialect: Dialect, results: Sequence[Result], facts: dict[str, Any], license: str) -> str:
-    tags = ["apr", "countdown", f"dialect-{dialect.name}", *filter(None, [facts["card"].protocol])]
+def _header(
+    name: str, dialect: Dialect, env: Env | None, results: Sequence[Result], facts: dict[str, Any], license: str
+) -> str:
+    tags = ["apr", *([env.name] if env else []), f"dialect-{dialect.name}", *filter(None, [facts["card"].protocol])]
     header: dict[str, Any] = {
         "license": license,
         "library_name": "transformers",
@@ -107,16 +112,16 @@ def _indexed(result: Result) -> dict[str, Any]:
         {"type": cost, "name": f"{cost}, mean", "value": round(summary["costs"][cost]["mean"], 2)} for cost in MEANS
     ]
     return {
-        "task": {"type": "text-generation", "name": f"Countdown, {_sampled(result)}"},
+        "task": {"type": "text-generation", "name": f"{_task(result)}, {_sampled(result)}"},
         "dataset": {
-            "name": f"Countdown, {result.config.split}", "type": "countdown", "split": result.config.split,
+            "name": f"{_task(result)}, {result.config.split}", "type": _task(result), "split": result.config.split,
             "revision": result.facts["data_hash"],
         },
         "metrics": metrics,
     }  # fmt: skip
 
 
-def _what(dialect: Dialect, facts: dict[str, Any]) -> str:
+def _what(dialect: Dialect, env: Env | None, facts: dict[str, Any]) -> str:
     card, config = facts["card"], facts["config"]
     if card.base is not None:
         start = f"It was trained on from a pretrained model, {_code(card.base)}."
@@ -129,8 +134,8 @@ def _what(dialect: Dialect, facts: dict[str, Any]) -> str:
             f" A low-rank adapter, {_code(adapter.name)} ({adapter.hash}), was merged into {_code(adapter.base)} "
             f"({adapter.base_hash})."
         )
-    return f"""A language model that searches for solutions of Countdown problems (reach a target from given numbers with
-+ - * /). {_purpose(card.protocol)} {start}
+    task = "Its task is unknown: its card names none." if env is None else f"Its task, {env.title}: {env.about}"
+    return f"""A language model. {task} {_purpose(card.protocol)} {start}
 
 | | |
 | --- | --- |
@@ -177,28 +182,31 @@ def _stage(number: int, stage: Stage, card: Card) -> str:
     lines.append(f"- seed: {_plain(stage.config.get('seed', UNKNOWN))}")
     lines.append(f"- libraries: {_plain(libraries or UNKNOWN)}")
     lines.append(f"- hardware: {_plain(stage.facts.get('hardware', UNKNOWN))}")
-    text = yaml.safe_dump({key: value for key, value in stage.config.items() if key not in PLACES}, sort_keys=False)
+    text = yaml.safe_dump(_without_places(stage.config), sort_keys=False)
     return "\n".join(
         [*lines, "", "<details><summary>configuration</summary>", "", _fenced(text, "yaml"), "", "</details>"]
     )
 
 
+def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the places of the trainer's machine."""
+    kept = {key: value for key, value in config.items() if key not in PLACES}
+    for part, key in (("env", "name"), ("reward", "function")):
+        if isinstance(named := kept.get(part), dict) and isinstance(name := named.get(key), str):
+            kept[part] = {**named, key: short(name)}
+    return kept
+
+
 def _spelling(dialect: Dialect, facts: dict[str, Any]) -> str:
     head = f"## How it is spelt\n\nDialect `{dialect.name}`."
     grammar = _grammar(facts["card"].protocol)
-    if not isinstance(dialect, CompactDialect | ChatDialect):
-        return (
-            f"{head} Search, calls and results are written in the words of APR's published data; `apr/threads/paper.py` and\n"
-            f"`apr/tokens/paper.py` of this project describe them. {_stops(facts)}"
-        )
+    if dialect.vocabulary.control.spawn < 0 or isinstance(dialect, OwnProtocols):
+        return f"{head} {dialect.about} {_stops(facts)}"
     vocabulary, control = dialect.vocabulary, dialect.vocabulary.control
     names = ("pad", "bos", "eos", "spawn", "msg", "spawn_end", "join", "ret")
     rows = [f"| {name} | {_cell(vocabulary.tokens[i])} | {i} |" for name in names if (i := getattr(control, name)) >= 0]
     table = "\n".join(["| control token | text | id |", "| --- | --- | --- |", *rows])
-    words = "A token per number below 100, and a few words." if isinstance(dialect, CompactDialect) else (
-        "The tokens of the pretrained model; prompts in its own chat template."
-    )  # fmt: skip
-    return f"{head} {words}\n\n{table}\n\n{grammar}\n\n{_stops(facts)}"
+    return f"{head} {dialect.about}\n\n{table}\n\n{grammar}\n\n{_stops(facts)}"
 
 
 def _stops(facts: dict[str, Any]) -> str:
@@ -226,13 +234,17 @@ up to `spawn`, then for each child, in order, `ret` and the message that it retu
 root's own join message is the answer."""
 
 
-def _prompting(name: str, dialect: Dialect, example: dict[str, Any], facts: dict[str, Any]) -> str:
+def _prompting(name: str, dialect: Dialect, env: Env | None, facts: dict[str, Any]) -> str:
     protocol = facts["card"].protocol
-    start = protocol_by_name(protocol or "spawn_join", dialect).start(dialect.prompt(**example))
+    if env is None:
+        return (
+            "## How to prompt it\n\nToken ids in, token ids out. How problems are told is unknown, since its task is."
+        )
+    example = env.example()
+    start = protocol_by_name(protocol or "spawn_join", dialect).start(dialect.prompt(env, example))
     ids = [token for run in start.inject for token in run.ids]
     stops = ", ".join(map(str, facts["stops"]))
     children = "" if protocol == "serial" else "\n" + _children(dialect)
-    numbers = ", ".join(map(str, example["numbers"]))
     prompt = f"{dialect.vocabulary.text(ids)}\n{ids}"
     body = f"""{{"model": {json.dumps(name)},
   "prompt": {ids},
@@ -241,7 +253,7 @@ def _prompting(name: str, dialect: Dialect, example: dict[str, Any], facts: dict
     ask = f"curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     return f"""## How to prompt it
 
-Token ids in, token ids out; text is a view. The problem "reach {example["target"]} with {numbers}" is
+Token ids in, token ids out; text is a view. The problem "{env.describe(example)}" is
 
 {_fenced(prompt)}
 
@@ -261,7 +273,7 @@ def _children(dialect: Dialect) -> str:
         "Whoever samples has to run the children, too: each is a request of its own, and the parent's next request has\n"
         "their messages in it."
     )
-    if not isinstance(dialect, CompactDialect | ChatDialect):
+    if dialect.vocabulary.control.spawn < 0 or isinstance(dialect, OwnProtocols):
         return said
     c = dialect.vocabulary.control
     return (
@@ -296,6 +308,19 @@ def _evaluation(results: Sequence[Result], facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _drawn(problems: dict[str, Any]) -> str:
+    """How the problems of an evaluation were drawn: in the words of their environment, where that is at hand."""
+    env = at_hand(problems)
+    if env is not None:
+        return env.settings().rstrip(".")
+    return ", ".join(f"{name} {value}" for name, value in problems.items() if name != "name")
+
+
+def _task(result: Result) -> str:
+    """The name of an evaluation's environment."""
+    return str(result.facts.get("env", {}).get("name", UNKNOWN))
+
+
 def _sampled(result: Result) -> str:
     """How an evaluation's answers were asked for."""
     config, asked = result.config, result.config.condition
@@ -311,10 +336,7 @@ def _sampled(result: Result) -> str:
 def _measured(result: Result) -> str:
     """The problems of an evaluation, its limits and budgets, its pace and what it ran on."""
     config, problems = result.config, result.problems
-    drawn = "" if problems is None else (
-        f" ({problems['numbers']} numbers from {problems['low']}-{problems['high']}, targets "
-        f"{problems['target_low']}-{problems['target_high']})"
-    )  # fmt: skip
+    drawn = "" if problems is None else f" ({_drawn(problems)})"
     limits, budgets = (
         ", ".join(f"{name} {value}" for name, value in given.model_dump(exclude_none=True).items())
         for given in (config.limits, config.budgets)
@@ -323,7 +345,7 @@ def _measured(result: Result) -> str:
     if config.engine.kind == "endpoint":
         versions = ["a server, whose versions are unknown"]
     parts = [
-        f"Countdown problems{drawn}, split {config.split}, data hash {result.facts['data_hash']}",
+        f"{_task(result)} problems{drawn}, split {config.split}, data hash {result.facts['data_hash']}",
         f"contact with training: {told(result.contact)}",
         f"protocol {config.protocol}",
         f"limits: {limits}",
@@ -336,9 +358,9 @@ def _measured(result: Result) -> str:
     return "; ".join(parts)
 
 
-def _limits(dialect: Dialect, facts: dict[str, Any], license: str) -> str:
+def _limits(env: Env | None, facts: dict[str, Any], license: str) -> str:
     scratch = facts["card"].base is None and "sft" in facts["card"].trained
-    knows = "It knows Countdown and nothing else, and no text but its dialect." if scratch else (
+    knows = f"It knows {env.title if env else 'its task'} and nothing else, and no text but its dialect." if scratch else (
         "What it kept of its base's abilities, and of its faults, has not been measured."
     )  # fmt: skip
     window = facts["config"].get("max_position_embeddings", UNKNOWN)
@@ -349,5 +371,5 @@ For research on search, spawning and joining in language models. {knows}
 
 - Problems of other sizes than those that it was trained and measured on are untested.
 - No context may exceed {window} tokens, prompt and sampled together.
-- It gives wrong answers and, at times, malformed ones: verify each, which for Countdown is cheap.
+- It gives wrong answers and, at times, malformed ones: verify each.
 - {said}"""

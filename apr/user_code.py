@@ -40,6 +40,18 @@ def may_import(name: str) -> bool:
     return path is None or path.resolve() in _allowed
 
 
+def short(name: str) -> str:
+    """`name` without the folders of its file, which are nobody else's business: for records that travel."""
+    path = file_of(name)
+    return name if path is None else f"{path.name}:{name.rpartition(':')[2]}"
+
+
+def named_like(record: str) -> str | None:
+    """What the user named, if its `short` form is `record`."""
+    file, _, attribute = record.rpartition(":")
+    return next((f"{path}:{attribute}" for path in sorted(_allowed) if path.name == file), None)
+
+
 def load(name: str, key: str) -> Any:
     """What `PATH.py:NAME` names. Raises `ConfigError`, with the configuration's `key`, if the user did not name the file, if it
     fails when it is imported, or if it has no such name."""

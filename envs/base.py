@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,7 @@ from apr.threads.protocol import ThreadProtocol
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect, Message
 from apr.tokens.encode import demonstration
+from apr.user_code import short
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,7 +129,11 @@ class Env(typing.Protocol):
     options: Options
 
     def config(self) -> dict[str, Any]:
-        """Its name and all its options, as configurations and records have them."""
+        """Its name and all its options, as records have them."""
+        ...
+
+    def having(self, options: Mapping[str, Any]) -> Env:
+        """The same environment with other options."""
         ...
 
     def problems(self, split: str, count: int, seed: int) -> Iterator[Problem]:
@@ -189,6 +194,10 @@ class Env(typing.Protocol):
         """The problem for people, in a few words."""
         ...
 
+    def example(self) -> Problem:
+        """A problem to show."""
+        ...
+
     def settings(self) -> str:
         """What the options say, in a sentence for cards."""
         ...
@@ -238,8 +247,14 @@ class Environment(Generic[Own]):
         self.options: Own = options if options is not None else typing.cast(Own, self.Options())
 
     def config(self) -> dict[str, Any]:
-        """Its name and all its options, as configurations and records have them."""
-        return {"name": self.source or self.name, **self.options.model_dump(mode="json")}
+        """Its name and all its options, as records have them; of a file the name alone, without its folder."""
+        return {"name": short(self.source or self.name), **self.options.model_dump(mode="json")}
+
+    def having(self, options: Mapping[str, Any]) -> Self:
+        """The same environment with other options."""
+        env = type(self)(typing.cast(Own, self.Options.model_validate(dict(options))))
+        env.source = self.source
+        return env
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process by name: a class in a user's file cannot be pickled otherwise."""
@@ -296,6 +311,9 @@ class Environment(Generic[Own]):
 
     def describe(self, problem: Problem) -> str:
         return ", ".join(f"{name} {value}" for name, value in problem.items() if name not in ("id", "condition"))
+
+    def example(self) -> Problem:
+        return self.problem(self.sample(Random(0)))
 
     def settings(self) -> str:
         said = ", ".join(f"{name} {value}" for name, value in self.options.model_dump(mode="json").items())

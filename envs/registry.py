@@ -57,6 +57,40 @@ def environment(name: str, options: Mapping[str, Any] | None = None) -> Env:
     return env
 
 
+def listing() -> str:
+    """Every known environment: its name, where it comes from, what it asks, its options with their defaults."""
+    lines = []
+    for one in known():
+        try:
+            cls = env_class(one.name)
+        except ConfigError as error:
+            lines.append(f"{one.name} ({one.source}): {error}")
+            continue
+        lines.append(f"{one.name} ({one.source}): {cls.about}")
+        for name, field in cls.Options.model_fields.items():
+            about = f"   {field.description}" if field.description else ""
+            lines.append(f"    {name}={field.default}{about}")
+    return "\n".join(lines) + "\nor a class of your own: env=PATH.py:CLASS (examples/sorting.py is one)"
+
+
+def at_hand(config: Mapping[str, Any]) -> Env | None:
+    """The environment that a record names (`Env.config`); None if it is not installed, is a file that the user did not name, or
+    no longer takes such options. For what only shows problems: what judges them must not do without."""
+    name = config.get("name")
+    if not isinstance(name, str):
+        return None
+    if user_code.file_of(name) is not None:
+        found = user_code.named_like(name)
+    else:
+        found = name if name in {one.name for one in known()} else None
+    if found is None:
+        return None
+    try:
+        return environment(found, {key: value for key, value in config.items() if key != "name"})
+    except ConfigError:
+        return None
+
+
 def env_class(name: str) -> type[Environment[Any]]:
     """The class of an environment. Raises `ConfigError`."""
     if user_code.file_of(name) is not None:

@@ -98,7 +98,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
     config, env, opened, start, found = ready.config, ready.env, ready.opened, ready.start, ready.resumed
     train, validation, data_hash, start_from = ready.train, ready.validation, ready.data_hash, opened.folder
     dialect = opened.dialect
-    spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash}
+    spelt = {"dialect": dialect.name, "vocabulary": dialect.vocabulary.hash, "env": env.config()}
     source = {"trained_on": [one.model_dump() for one in trained_on(config.data, "rl", env)]}
     threads = None
     if config.engine.threads is None or config.learner.threads is None:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from apr.errors import ConfigError
-from apr.user_code import NAMED, allow, file_of, may_import
+from apr.user_code import NAMED, allow, may_import, short
 from apr.values import typed
 from envs.base import Env
 from envs.registry import BUILT_IN, env_class, environment
@@ -60,9 +60,4 @@ class EnvConfig(BaseModel):
 
     def like(self, other: EnvConfig) -> bool:
         """Whether both name the same environment, wherever its file lies."""
-
-        def key(config: EnvConfig) -> str:
-            path = file_of(config.name)
-            return config.name if path is None else f"{path.name}:{config.name.rpartition(':')[2]}"
-
-        return key(self) == key(other)
+        return short(self.name) == short(other.name)

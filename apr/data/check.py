@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from apr.config import DataConfig, EnvConfig
+from apr.config import DataConfig
 from apr.data.card import CARD, content_hashes
 from apr.data.shards import AGAIN, read_shard, rows_hash, shard_facts, shard_paths
 from apr.data.store import (
@@ -52,7 +52,7 @@ class Shard(NamedTuple):
     held_out: Owners
 
 
-def check_folder(folder: Path, given: EnvConfig | None = None) -> str:
+def check_folder(folder: Path, given: str | None = None) -> str:
     """A few lines of counts. `given`: the environment, where it is a file. Raises `DataError` that names the file, the row and
     the fault."""
     config = load_recorded(DataConfig, folder / CONFIG)

@@ -132,7 +132,7 @@ def _lessons(config: DataConfig, name: str, env: Env, dialect: Dialect, problems
 
 def teacher_of(config: DataConfig, name: str, env: Env, dialect: Dialect, copies: int = 1) -> Teacher:
     """The teacher called `name` in `config`."""
-    options = config.solvers[name]
+    options = env.teacher_options.model_validate(config.solvers[name].model_dump())
     return Teacher(env, options, dialect, protocol_by_name(options.protocol, dialect), config.seed, copies)
 
 
@@ -146,7 +146,7 @@ def _taken(config: DataConfig, folder: Path) -> tuple[DataConfig, dict[str, pa.T
         if count < (asked := getattr(config, split)):
             print(f"{folder} has {count:,} {split} problems, fewer than the {asked:,} asked for", file=sys.stderr)
     tables = {split: problems_table(rows[split][:count]) for split, count in counts.items() if count}
-    own = EnvConfig.model_validate(env.config())
+    own = EnvConfig.model_validate({**env.config(), "name": config.env.name})
     return config.model_copy(update={**counts, "env": own}), tables
 
 

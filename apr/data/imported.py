@@ -30,7 +30,6 @@ from apr.errors import ConfigError, DataError, RunDirectoryError
 from apr.progress import Progress
 from apr.runs import whole_folder
 from envs.base import SPLITS, Env, Problem, splits_of
-from envs.registry import environment
 
 SPLIT_COLUMN = "split"
 OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}  # of splits, in files
@@ -114,7 +113,7 @@ def import_problems(
             report, problems = _read(path, env, columns or {}, split, left_out)
         _write(folder, problems)
         counts = {name: count for name, count in report.problems.items() if count}
-        fitted = environment(env.config()["name"], env.fitted(list(chain.from_iterable(problems.values()))))
+        fitted = env.having(env.fitted(list(chain.from_iterable(problems.values()))))
         settings = {"env": fitted.config(), **counts, "solvers": {}}
         (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         (folder / REPORT).write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")

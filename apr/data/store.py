@@ -41,7 +41,7 @@ KEYS = pa.schema([("problem", pa.string())])  # the problem's id; its own column
 RESERVED = {*KEYS.names, *ENCODED.names}
 
 
-def data_env(folder: Path, given: EnvConfig | None = None) -> Env:
+def data_env(folder: Path, given: EnvConfig | str | None = None) -> Env:
     """The environment of the data set in `folder`, with the options that its problems were made with.
 
     `given`: as the user names it, where it is a file. Raises `ConfigError` if it is another environment, or is a file and
@@ -52,6 +52,7 @@ def data_env(folder: Path, given: EnvConfig | None = None) -> Env:
             f"{folder} holds no data set ({CONFIG} is missing): make one with `apr data generate` or `import`"
         )
     own = load_recorded(DataConfig, folder / CONFIG).env
+    given = EnvConfig.model_validate(given) if isinstance(given, str) else given
     if given is not None and not given.like(own):
         raise ConfigError(f"{folder} holds problems of environment {own.name}, not of {given.name}: leave `env` out")
     return environment((given or own).name, own.given)

@@ -28,7 +28,7 @@ from apr.report.entries import Entry, RlRun, Row, placed, read_runs, rows_of
 from apr.report.html import html
 from apr.report.markdown import markdown
 from apr.report.paper import in_the_papers_setting, paper_figures
-from apr.report.spelling import spelling
+from apr.report.spelling import describing, spelling
 from apr.report.teachers import Teachers
 from apr.report.viewer import Source, trace_view
 from apr.runs import CONFIG, flat, manifest, whole_folder
@@ -40,8 +40,10 @@ SHOWN_TRACES = 12
 MAIN = 8  # evaluations that curves and traces are shown of, at most
 
 
-def build_report(folders: Sequence[Path], data: Path | None, out: Path, title: str) -> str:
+def build_report(folders: Sequence[Path], data: Path | None, out: Path, title: str, env: str | None = None) -> str:
     """Write the report into the folder `out`, whole or not at all; returns a line that names its page.
+
+    `env`: that of the teachers, where it is a file.
 
     What evaluations cannot be compared on (other problems, missing attempts) is said in the report, and no paired test
     is made of it. Raises `DataError` or `ConfigError` for folders that hold no run, `SchemaError` for traces of a newer
@@ -49,7 +51,7 @@ def build_report(folders: Sequence[Path], data: Path | None, out: Path, title: s
     """
     _check_out(out)
     entries, runs = read_runs(folders)
-    report = _report(entries, runs, Teachers(data), title, _seconds(out.parent / "stages.json"))
+    report = _report(entries, runs, Teachers(data, env), title, _seconds(out.parent / "stages.json"))
     for notice in report.notices:
         print(f"apr: {notice}", file=sys.stderr)
     try:
@@ -245,7 +247,10 @@ def _sources(main: Sequence[Entry]) -> list[Source]:
     spawning = [tried.problem for one in main for tried in one.first if tried.costs["branches"] > 0]
     if spawning and not set(spawning) & set(chosen):
         chosen[0] = spawning[0]
-    return [Source(one.label, _picked(one, set(chosen)), spelling(one.evaluation.folder)) for one in main]
+    return [
+        Source(one.label, _picked(one, set(chosen)), spelling(one.evaluation.folder), describing(one.evaluation.folder))
+        for one in main
+    ]
 
 
 def _picked(one: Entry, chosen: set[str]) -> Iterator[Trace]:

@@ -12,11 +12,12 @@ from apr.dialects import dialect_of
 from apr.errors import DataError
 from apr.evaluation.folder import read_facts
 from apr.presets import load_recorded
+from apr.report.timeline import Describe
 from apr.report.viewer import Text
 from apr.runs import CONFIG, MANIFEST, models_in
 from apr.tokens.vocabulary import TOKENIZER_FILE
 from envs.registry import DIALECTS as BUILT
-from envs.registry import built_dialect
+from envs.registry import at_hand, built_dialect
 
 SPELT: dict[str, type] = {"dialect": str, "vocabulary": str}
 
@@ -43,6 +44,12 @@ def spelling(folder: Path) -> Text:
         f"{folder} is the folder of an `apr {kind}`, which has no traces of a model: name that of an evaluation or of an "
         "RL run"
     )
+
+
+def describing(folder: Path) -> Describe | None:
+    """What describes the problems of the run in `folder`: its environment, where that is at hand."""
+    env = at_hand(read_facts(folder, {}, "the run must be made again").get("env") or {})
+    return None if env is None else env.describe
 
 
 def run_kind(folder: Path) -> str:

@@ -16,6 +16,8 @@ from apr.errors import DataError
 from apr.evaluation.folder import Evaluation
 from apr.presets import load_recorded
 from apr.runs import CONFIG
+from apr.user_code import may_import
+from envs.base import Env
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Teachers:
     out, unless `data` was asked for: `DataError` then.
     """
 
-    def __init__(self, data: Path | None) -> None:
+    def __init__(self, data: Path | None, env: str | None = None) -> None:
         self.data = data
+        self.env = env
         self._known: dict[tuple[Any, ...], Teacher] = {}
         self._hashes: dict[tuple[Path, str], str] = {}
         self.missing: list[str] = []  # sentences that say whose success is left out, and why
@@ -62,13 +65,16 @@ class Teachers:
         if self.data is None and self._hash(folder, one.config.split) != one.facts["data_hash"]:
             self._miss(f"{folder} holds other problems by now")
             return None
+        if not may_import(self.env or config.env.name):
+            self._miss(f"{config.env.name} is a file, which is run only if you name it with --env")
+            return None
         problems = [
             {name: value for name, value in problem.items() if name != "condition"} for problem in one.problems.values()
         ]
         window = one.config.limits.context
         key = (folder, solver, window, tuple(problem["id"] for problem in problems))
         if key not in self._known:
-            self._known[key] = _run(config, folder, solver, problems, window)
+            self._known[key] = _run(data_env(folder, self.env), config, folder, solver, problems, window)
         return self._known[key]
 
     def _miss(self, why: str) -> None:
@@ -82,8 +88,10 @@ class Teachers:
         return self._hashes[folder, split]
 
 
-def _run(config: DataConfig, folder: Path, solver: str, problems: Sequence[dict[str, Any]], window: int) -> Teacher:
-    teacher = teacher_of(config, solver, data_env(folder), dialect_in(folder, str(config.dialect)))
+def _run(
+    env: Env, config: DataConfig, folder: Path, solver: str, problems: Sequence[dict[str, Any]], window: int
+) -> Teacher:
+    teacher = teacher_of(config, solver, env, dialect_in(folder, str(config.dialect)))
     table = demonstrations_of(problems, teacher)
     rows = zip(table["solved"].to_pylist(), table["context"].to_pylist())
     solved = sum(right and context <= window for right, context in rows)

@@ -6,18 +6,21 @@ Times are in sampled tokens, from `after` as `apr.threads.costs` counts `span_sa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from apr.threads.costs import critical_path, spans
 from apr.threads.trace import Strand, StrandId, Thread, Trace
 
+Describe = Callable[[dict[str, Any]], str]  # a problem for people
 
-def summary(trace: Trace) -> dict[str, Any]:
+
+def summary(trace: Trace, describe: Describe | None = None) -> dict[str, Any]:
     """One line of the index: what a trace is found, filtered and compared by."""
     outcome = trace.outcome
     return {
-        "title": title(trace),
+        "title": described(trace.problem, describe),
         "problem": str(trace.problem.get("id", "")),
         "step": trace.step,
         "sample": trace.sample,
@@ -31,14 +34,20 @@ def summary(trace: Trace) -> dict[str, Any]:
     }
 
 
-def title(trace: Trace) -> str:
-    """The problem on one line: the environment's own fields, its id left to the last."""
-    fields = {name: value for name, value in trace.problem.items() if name != "id"}
-    if fields.keys() >= {"numbers", "target"} and isinstance(fields["numbers"], list | tuple):
-        return f"{', '.join(map(str, fields['numbers']))} to make {fields['target']}"
+def described(problem: dict[str, Any], describe: Describe | None) -> str:
+    """The problem on one line: as its environment describes it, or else its own fields, its id left to the last.
+
+    A trace may come from anywhere: where the environment cannot describe its problem, the fields are shown.
+    """
+    if describe is not None:
+        try:
+            return describe(problem)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            pass
+    fields = {name: value for name, value in problem.items() if name != "id"}
     if len(fields) == 1:
         return str(*fields.values())
-    return ", ".join(f"{name} {value}" for name, value in fields.items()) or str(trace.problem.get("id", ""))
+    return ", ".join(f"{name} {value}" for name, value in fields.items()) or str(problem.get("id", ""))
 
 
 def trace_data(trace: Trace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from apr.errors import ConfigError, DataError, RunDirectoryError
 from apr.evaluation.folder import TRACES, read_facts
 from apr.progress import Progress
-from apr.report.spelling import run_kind, spelling
+from apr.report.spelling import describing, run_kind, spelling
 from apr.report.viewer import Source, write_view
 from apr.runs import MANIFEST
 from apr.threads.codec import read_traces
@@ -99,7 +99,7 @@ def view(
         raise ConfigError(f"--step {step} is of RL runs, and none is given: leave it out")
     files = [File(path, label) for (path, _), label in zip(found, labels(paths, found))]
     sources = [
-        Source(one.label, _whole(one, wanted, _total(run, wanted)), spelling(run))
+        Source(one.label, _whole(one, wanted, _total(run, wanted)), spelling(run), describing(run))
         for one, (_, run) in zip(files, found)
     ]
     try:

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from apr.errors import DataError
-from apr.report.timeline import summary, token_ids, trace_data
+from apr.report.timeline import Describe, summary, token_ids, trace_data
 from apr.runs import whole_file
 from apr.threads.trace import Trace
 
@@ -39,12 +39,13 @@ class Source:
     """Traces under one name, as one evaluation or one step of RL has them, and what spells their tokens.
 
     `traces` may be an iterator: it is gone through once. `text` is asked for one token at a time; if the texts of a
-    strand's tokens do not make up the strand's text, they are shown with spaces between them.
+    strand's tokens do not make up the strand's text, they are shown with spaces between them. `describe`: problems on one line.
     """
 
     label: str
     traces: Iterable[Trace]
     text: Text
+    describe: Describe | None = None
 
 
 def trace_view(sources: Sequence[Source]) -> str:
@@ -151,7 +152,7 @@ class _Packed:
         self._labels.append({"label": source.label, "spelling": self._spellings.index(spelling)})
         for trace in source.traces:
             spelling.add(trace)
-            line = _json({"source": number, **summary(trace)})
+            line = _json({"source": number, **summary(trace, source.describe)})
             self._index.write(f"{',' if self.count else ''}\n{line}")
             blob = base64.b64encode(zlib.compress(_json(trace_data(trace)).encode(), LEVEL)).decode()
             self._blobs.write(f'<script type="text/plain" id="apr-trace-{self.count}">{blob}</script>\n')

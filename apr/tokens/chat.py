@@ -22,6 +22,7 @@ class ChatDialect:
     """Token ids for prompts, pieces of scripts and answers. Exact, and total on their inputs."""
 
     name = "chat"
+    about = "The tokens of the pretrained model; prompts in its own chat template."
 
     def __init__(self, vocabulary: ChatVocabulary) -> None:
         self.words = vocabulary

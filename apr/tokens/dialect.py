@@ -45,6 +45,7 @@ class Dialect(typing.Protocol):
     """Token ids for prompts and demonstrations, text for answers. Exact, and total on what models sample."""
 
     name: str
+    about: str  # how it spells, in a sentence for model cards
     vocabulary: Vocabulary
 
     def prompt(self, env: Told, problem: dict[str, Any]) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ class WordsDialect:
     """Token ids for words separated by spaces. `words`: all that there are, in the order of their ids."""
 
     name = "words"
+    about = "A token per word of the task."
 
     def __init__(self, words: Sequence[str]) -> None:
         self.vocabulary = Vocabulary(self.name, words)

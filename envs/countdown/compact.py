@@ -32,6 +32,7 @@ class CompactDialect:
     """Token ids for problems, search events, messages and answers. All methods are exact and total on their inputs."""
 
     name = "compact"
+    about = "A token per number below 100, and a few words."
 
     def __init__(self) -> None:
         self.vocabulary = Vocabulary(self.name, [*_HEADS, *_TAILS, *OPERATORS, *_WORDS])

@@ -11,7 +11,7 @@ from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect, Message
 from envs.base import Environment, Part, Problem, Teacher, Verdict
 from envs.countdown.demonstrate import demonstrate
-from envs.countdown.problems import SHARED, CountdownSpec, draw, solvable_rows
+from envs.countdown.problems import SHARED, CountdownSpec, draw, problem_of, solvable_rows
 from envs.countdown.rows import problem_from
 from envs.countdown.teacher import SearchTeacher
 from envs.countdown.verify import canonical, verify
@@ -94,6 +94,9 @@ class Countdown(Environment[CountdownSpec]):
 
     def describe(self, problem: Problem) -> str:
         return f"{', '.join(map(str, problem['numbers']))} to make {problem['target']}"
+
+    def example(self) -> Problem:
+        return problem_of([3, 5, 8], 23)
 
     def settings(self) -> str:
         spec = self.options

@@ -102,6 +102,10 @@ class PaperDialect:
     """
 
     name = "paper"
+    about = (
+        "Search, calls and results are written in the words of APR's published data; `envs/countdown/paper.py` and\n"
+        "`envs/countdown/paper_protocols.py` of this project describe them."
+    )
 
     def __init__(self, vocabulary: TextVocabulary | None = None) -> None:
         self.words = vocabulary or PhraseVocabulary(self.name, PHRASES, "0123456789+-*/=#")

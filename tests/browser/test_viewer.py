@@ -24,6 +24,7 @@ from apr.threads.trace import (
     VersionSpan,
 )
 from envs.countdown.compact import CompactDialect
+from envs.countdown.env import Countdown
 
 pytestmark = pytest.mark.browser
 
@@ -34,6 +35,7 @@ ROOT, FIRST, SECOND, AFTER = StrandId("r", 0), StrandId("r.0", 0), StrandId("r.1
 MESSAGE = [(Origin.FORCED, "<msg>")]
 RETURNED = [(Origin.FORCED, "<ret>"), (Origin.MESSAGE, "7"), (Origin.FORCED, "<ret>")]
 Open = Callable[..., Any]
+DESCRIBE = Countdown().describe
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -92,8 +94,13 @@ def sources() -> list[Source]:
     """A serial and a spawned one with problems 7, 8 and 9 in common; 10 is of the spawned one alone."""
     both = [(7, True, False), (8, True, True), (9, False, False)]
     return [
-        Source("spawning", [*(spawned(t, right) for t, right, _ in both), spawned(10, False)], VOCABULARY.text),
-        Source("serial", [serial(t, right) for t, _, right in both], VOCABULARY.text),
+        Source(
+            "spawning",
+            [*(spawned(t, right) for t, right, _ in both), spawned(10, False)],
+            VOCABULARY.text,
+            DESCRIBE,
+        ),
+        Source("serial", [serial(t, right) for t, _, right in both], VOCABULARY.text, DESCRIBE),
     ]
 
 
@@ -183,7 +190,7 @@ def test_a_grandchild_that_outlasts_its_parent_is_waited_for_and_not_heard(tmp_p
         Thread("r.1", "r", 1, (SECOND,), StopReason.ANSWERED, ids("7")),
     )
     trace = finished(7, True, "spawn_join", threads, strands)
-    write_view(tmp_path / "view.html", "View", [Source("nested", [trace], VOCABULARY.text)])
+    write_view(tmp_path / "view.html", "View", [Source("nested", [trace], VOCABULARY.text, DESCRIBE)])
     view = View(open_page(tmp_path / "view.html").page)
     assert view.count(".arrows .spawn.head") == 3
     assert view.count(".arrows .found.head") == 1 and view.count(".arrows .empty.head") == 2
@@ -207,7 +214,7 @@ def test_bars_stand_where_their_strands_run(view: View) -> None:
 
 def test_a_limit_far_beyond_is_named_at_the_edge(tmp_path: Path, open_page: Open) -> None:
     far = replace(spawned(7, True), limits={"span": 4096}, budgets={"span_sampled": 20})
-    write_view(tmp_path / "view.html", "View", [Source("a", [far], VOCABULARY.text)])
+    write_view(tmp_path / "view.html", "View", [Source("a", [far], VOCABULARY.text, DESCRIBE)])
     view = View(open_page(tmp_path / "view.html").page)
     named = view.page.locator(".axis text.line").all_text_contents()
     assert (
@@ -230,7 +237,11 @@ def test_over_seconds_another_path_is_critical(view: View) -> None:
 
 
 def test_without_times_there_is_no_axis_of_seconds(tmp_path: Path, open_page: Open) -> None:
-    write_view(tmp_path / "view.html", "View", [Source("a", [spawned(7, True, timed=False)], VOCABULARY.text)])
+    write_view(
+        tmp_path / "view.html",
+        "View",
+        [Source("a", [spawned(7, True, timed=False)], VOCABULARY.text, DESCRIBE)],
+    )
     view = View(open_page(tmp_path / "view.html").page)
     assert view.page.is_disabled("#v-seconds") and view.page.is_disabled("#v-pair")
     view.press("t", "s")
@@ -371,7 +382,7 @@ def test_panels_are_stacked_where_it_is_narrow(tmp_path: Path, open_page: Open, 
 
 def test_samples_of_one_problem_lie_side_by_side_too(tmp_path: Path, open_page: Open) -> None:
     samples = [replace(spawned(7, i == 1), sample=i) for i in range(3)]
-    write_view(tmp_path / "view.html", "View", [Source("a", samples, VOCABULARY.text)])
+    write_view(tmp_path / "view.html", "View", [Source("a", samples, VOCABULARY.text, DESCRIBE)])
     view = View(open_page(tmp_path / "view.html").page)
     view.press("s", "ArrowRight")
     assert view.place == "2 of 2" and [one.split(" \u00b7 ")[2].strip() for one in view.texts(".place")] == [
@@ -405,7 +416,11 @@ def test_hostile_text_stays_text(tmp_path: Path, open_page: Open) -> None:
 
 
 def test_many_traces_of_many_threads(tmp_path: Path, open_page: Open) -> None:
-    write_view(tmp_path / "view.html", "View", [Source("many", BENCHMARK["random_traces"](200, 20), VOCABULARY.text)])
+    write_view(
+        tmp_path / "view.html",
+        "View",
+        [Source("many", BENCHMARK["random_traces"](200, 20), VOCABULARY.text, DESCRIBE)],
+    )
     view = View(open_page(tmp_path / "view.html").page)
     assert view.place == "1 of 200" and view.count(".lane") == 20
     view.press("End")
@@ -425,7 +440,7 @@ def test_threads_without_strands_and_long_names_are_drawn(tmp_path: Path, open_p
     deep = Thread("r.0" + ".12" * 14, "r.0", 15, (), StopReason.DEPTH)
     silent = finished(8, False, "serial", (Thread("r", None, 0, (), StopReason.CONTEXT),), (), StopReason.CONTEXT)
     traces = [replace(whole, threads=(*whole.threads, deep)), silent]
-    write_view(tmp_path / "view.html", "View", [Source("a", traces, VOCABULARY.text)])
+    write_view(tmp_path / "view.html", "View", [Source("a", traces, VOCABULARY.text, DESCRIBE)])
     view = View(open_page(tmp_path / "view.html", viewport={"width": 420, "height": 800}).page)
     lane = view.page.locator('.lane[data-lane="3"]')
     assert "had no room to start" in lane.text_content() and lane.locator(".name").text_content().startswith("\u2026")

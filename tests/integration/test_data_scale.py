@@ -28,7 +28,7 @@ from envs.countdown.problems import Problems
 ROOT = Path(__file__).parents[2]
 # 25 shards of problems, and as many of each teacher's demonstrations.
 MANY = {
-    "problems": {"numbers": 4, "low": 1, "high": 50, "target_low": 10, "target_high": 60, "test_share": 0.2},
+    "env": {"name": "countdown", "numbers": 4, "low": 1, "high": 50, "target_low": 10, "target_high": 60, "test_share": 0.2},
     "train": 1000, "validation": 10, "test": 20, "demonstrations_per_problem": 2, "shard_rows": 40,
     "solvers": {
         "sos_plus": {

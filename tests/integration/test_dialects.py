@@ -16,7 +16,7 @@ from apr.threads.trace import ROOT, StrandId
 
 DATA = {
     "dialect": "paper", "train": 40, "validation": 4, "test": 6, "workers": 1,
-    "problems": {"numbers": 3, "low": 1, "high": 9, "target_low": 5, "target_high": 30, "test_share": 0.3},
+    "env": {"name": "countdown", "numbers": 3, "low": 1, "high": 9, "target_low": 5, "target_high": 30, "test_share": 0.3},
     "solvers": {
         "sos_plus": {"protocol": "serial", "beams": [2], "condition": "context", "context_bin": 64},
         "spawn_join": {"protocol": "spawn_join", "spawn_depth": 1, "beams": [2, 3], "condition": "children"},

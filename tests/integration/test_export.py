@@ -19,7 +19,7 @@ from apr.checkpoints.checkpoint import save_checkpoint
 from apr.checkpoints.weights import content_id
 from apr.cli import main
 from apr.config import RlConfig, SftConfig
-from apr.dialects import dialect_by_name, dialect_of
+from apr.dialects import dialect_of
 from apr.presets import dump
 from apr.protocols import protocol_by_name
 from apr.runs import run_directory
@@ -27,6 +27,7 @@ from apr.threads.codec import read_traces
 from apr.tokens.chat import ChatDialect
 from apr.tokens.chat_vocabulary import ChatVocabulary
 from envs.countdown.wording import root_prompt
+from envs.registry import built_dialect
 
 CARD = {"solver": "sos_plus", "protocol": "serial", "trained": ["sft"], "data_hash": "5f7da7a", "commit": "c0ffee"}
 IDS = torch.tensor([[1, 20, 21, 22, 23]])
@@ -81,8 +82,8 @@ def logits(folder: Path, dtype: Any = torch.float32) -> Any:
 def test_it_opens_in_transformers_and_computes_the_same(checkpoint: Path, tmp_path: Path) -> None:
     out = export(checkpoint, tmp_path / "out")
     assert torch.equal(logits(out), logits(checkpoint))
-    vocabulary = dialect_by_name("compact").vocabulary
-    prompt = root_prompt(dialect_by_name("compact"), [3, 5, 8], 23)  # type: ignore[arg-type]
+    vocabulary = built_dialect("compact").vocabulary
+    prompt = root_prompt(built_dialect("compact"), [3, 5, 8], 23)  # type: ignore[arg-type]
     assert AutoTokenizer.from_pretrained(out)(vocabulary.text(prompt))["input_ids"] == list(prompt)
     assert content_id([out / "model.safetensors"]) == content_id([checkpoint / "model.safetensors"])
     model = AutoModelForCausalLM.from_pretrained(out)
@@ -148,7 +149,7 @@ def test_the_card_of_an_rl_run_tells_all_stages(rl: Path, checkpoint: Path, data
     low, high = summary["interval"]
     for fact in (
         "It was trained from scratch", "seed: 11", "seed: 22", "tokens: 1234", "steps: 7", "data hash: 5f7da7a",
-        "data hash: da7a0f71", "solver `sos_plus`", "2 numbers from 1-9, targets 2-20", "limits: context 60",
+        "data hash: da7a0f71", "solver `sos_plus`", "2 numbers drawn uniformly from 1-9 and the target from 2-20", "limits: context 60",
         "contact with training: unknown for sft and rl: the checkpoint's card does not say",
         f"{summary['accuracy']:.1%} ({low:.1%}-{high:.1%})", "The licence is apache-2.0", "| eos | `<eos>` | 2 |",
         json.loads((evaluation / "manifest.json").read_text())["data_hash"],
@@ -183,10 +184,13 @@ def test_what_is_unknown_is_said_to_be(make_checkpoint: Callable[..., Path], tmp
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [2, 5]
 
 
+ON = {"stage": "sft", "split": "train", "hash": "0", "env": {"name": "countdown"}}
+
+
 @pytest.mark.parametrize("name", ["compact", "paper", "chat"])
 @pytest.mark.parametrize("protocol", ["serial", "spawn_join"])
 def test_every_dialect_and_protocol(name: str, protocol: str, tmp_path: Path) -> None:
-    dialect = ChatDialect(ChatVocabulary(smol_like())) if name == "chat" else dialect_by_name(name)
+    dialect = ChatDialect(ChatVocabulary(smol_like())) if name == "chat" else built_dialect(name)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(dialect.vocabulary), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
@@ -199,7 +203,7 @@ def test_every_dialect_and_protocol(name: str, protocol: str, tmp_path: Path) ->
         folder,
         model,
         dialect.vocabulary,
-        Card.parse({"protocol": protocol, "trained": ["sft"], "base": "someone/model"}, "test"),
+        Card.parse({"protocol": protocol, "trained": ["sft"], "base": "someone/model", "trained_on": [ON]}, "test"),
     )
     out = export(folder, tmp_path / "out")
     start = protocol_by_name(protocol, dialect).start(root_prompt(dialect, [3, 5, 8], 23))

@@ -26,13 +26,13 @@ MODEL = {"layers": 1, "hidden": 64, "heads": 2, "intermediate": 128, "window": W
 # Two numbers, to be multiplied: half of the demonstrations test the right operation at once, half try + and -
 # before, which is too long for a span budget of 20.
 SERIAL = {
-    "problems": {"numbers": 2, "low": 2, "high": 12, "target_low": 25, "target_high": 99, "test_share": 0.2},
+    "env": {"name": "countdown", "numbers": 2, "low": 2, "high": 12, "target_low": 25, "target_high": 99, "test_share": 0.2},
     "train": 16, "validation": 2, "test": 2, "demonstrations_per_problem": 4,
     "solvers": {"toy": {"protocol": "serial", "beams": [1, 4], "child_beam_max": 4}},
 }  # fmt: skip
 # Three numbers up to 4: two children for each problem, which search the two numbers that are left.
 SPAWNING = {
-    "problems": {"numbers": 3, "low": 1, "high": 4, "target_low": 3, "target_high": 12, "test_share": 0.2},
+    "env": {"name": "countdown", "numbers": 3, "low": 1, "high": 4, "target_low": 3, "target_high": 12, "test_share": 0.2},
     "train": 10, "validation": 2, "test": 2,
     "solvers": {"toy": {"protocol": "spawn_join", "spawn_depth": 1, "beams": [2], "child_beam_max": 2}},
 }  # fmt: skip

@@ -12,6 +12,7 @@ from apr.errors import CheckpointError
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.tokens.chat_vocabulary import ChatVocabulary
 from apr.tokens.vocabulary import TOKENIZER_FILE
+from apr.tokens.words import WordsDialect
 from envs.countdown.paper import PaperDialect
 from envs.countdown.wording import root_prompt
 
@@ -20,16 +21,17 @@ TEXT = "Moving to Node #0\nCurrent State: 24:[3, 5, 8], Operations: []"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tokenizer that a data set of dialect chat keeps."""
+    """A folder for each dialect, with the tokenizer that such a data set keeps."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / TOKENIZER).mkdir()
-    ChatVocabulary(smol_like()).save(folder / TOKENIZER)
+    for name, vocabulary in (("chat", ChatVocabulary(smol_like())), ("words", WordsDialect(["a", "b"]).vocabulary)):
+        (folder / name / TOKENIZER).mkdir(parents=True)
+        vocabulary.save(folder / name / TOKENIZER)
     return folder
 
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_a_checkpoint_of_ours_names_its_dialect(name: str, data: Path, tmp_path: Path) -> None:
-    dialect_in(data, name).vocabulary.save(tmp_path)
+    dialect_in(data / name, name).vocabulary.save(tmp_path)
     assert dialect_of(tmp_path).name == dialect_of(tmp_path, name).name == name
     other = next(one for one in DIALECTS if one != name)
     with pytest.raises(CheckpointError, match=f"was trained in dialect '{name}', not in {other}"):
@@ -67,7 +69,7 @@ def test_another_vocabulary_of_the_same_dialect_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_each_dialect_has_each_protocol(name: str, dialect: str, data: Path) -> None:
-    assert protocol_by_name(name, dialect_in(data, dialect)).name == name
+    assert protocol_by_name(name, dialect_in(data / dialect, dialect)).name == name
 
 
 def test_a_data_set_without_its_tokenizer_is_refused(tmp_path: Path) -> None:

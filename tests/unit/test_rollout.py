@@ -17,7 +17,7 @@ PROTOCOL = SpawnJoin(CONTROL)
 class Bare:
     """A dialect that shows token ids."""
 
-    name = "bare"
+    name = about = "bare"
     vocabulary: Any = None
 
     def prompt(self, env: Any, problem: dict[str, Any]) -> tuple[int, ...]:

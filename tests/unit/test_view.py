@@ -31,6 +31,7 @@ from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import Outcome, StopReason, StrandId, Thread, Trace
 from apr.tokens.vocabulary import TOKENIZER_FILE
 from envs.countdown.compact import CompactDialect
+from envs.countdown.env import Countdown
 from envs.countdown.log import Node
 from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
@@ -108,7 +109,7 @@ def test_logprobs_are_rounded_and_plain_json() -> None:
 
 def test_the_index_says_what_a_trace_is_found_by() -> None:
     trace = replace(attempts(1)[0], answer="3*8=24", outcome=Outcome(StopReason.ANSWERED, True, "reaches"), step=3)
-    line = summary(trace)
+    line = summary(trace, Countdown().describe)
     assert line["title"] == "3, 5, 8 to make 24" and line["problem"] == trace.problem["id"]
     assert (line["answer"], line["correct"], line["verdict"], line["stop"]) == ("3*8=24", True, "reaches", "answered")
     assert (line["step"], line["sample"], line["threads"], line["timed"]) == (3, 0, len(trace.threads), False)
@@ -116,6 +117,7 @@ def test_the_index_says_what_a_trace_is_found_by() -> None:
     assert not summary(replace(trace, threads=trace.threads[:1]))["spawns"]
     assert summary(replace(trace, problem={"id": "x", "question": "why?"}))["title"] == "why?"
     assert summary(replace(trace, problem={"id": "x", "numbers": 3, "target": 4}))["title"] == "numbers 3, target 4"
+    assert summary(replace(trace, problem={"id": "x"}), Countdown().describe)["title"] == "x"  # of another task
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -374,7 +376,7 @@ def test_runs_without_traces_are_refused(runs: Runs) -> None:
     (unfinished / TRACES).unlink()
     assert f"run `apr eval ... out={unfinished}` to its end" in runs.refused(unfinished)
     data = runs.folder / "data"
-    with run_directory(data, check(DataConfig, {"out": data, "solvers": {}}, "test")):
+    with run_directory(data, check(DataConfig, {"env": "countdown", "out": data, "solvers": {}}, "test")):
         pass
     assert "the folder of an `apr data`" in (said := runs.refused(data)) and "name an evaluation" in said
     wrong = [replace(one, outcome=Outcome(StopReason.NO_ANSWER, False, "no")) for one in attempts(1)]
