@@ -54,12 +54,12 @@ def check_out(path: Path, config: BaseModel) -> None:
     """Raise `RunDirectoryError` if `run_directory` would for the same arguments, as far as can be told without writing."""
     path = followed(path)
     if path.is_dir():
-        check_kind(path, _kind(config))
         if not os.access(path, os.W_OK | os.X_OK):
             raise RunDirectoryError(f"cannot use {path} as a run directory: it is not writable. Give another `out`")
         if (path / ".lock").is_file():
             with (path / ".lock").open(encoding="utf-8") as lock:
                 _hold(path, lock, fcntl.LOCK_SH)
+        check_kind(path, _kind(config))
         return
     above = next(parent for parent in (path, *path.parents) if parent.exists())
     if not above.is_dir():
