@@ -22,6 +22,7 @@ from apr.data.generate import generate
 from apr.data.shards import shard_facts, shard_paths
 from apr.data.store import (
     DEMONSTRATIONS,
+    data_env,
     demonstrations_folder,
     demonstrations_table,
     read_demonstrations,
@@ -87,7 +88,7 @@ def test_the_checkpoint_says_what_it_is(trained: Path, data: Path) -> None:
     card = Card.read(trained)
     assert card.solver == "toy" and card.trained == ("sft",)
     assert card.data_hash and card.commit and card.condition == "none"
-    assert card.trained_on == trained_on(data, "sft") != ()
+    assert card.trained_on == trained_on(data, "sft", data_env(data)) != ()
     assert Checkpoint.open(trained).model.window == 64
 
 
@@ -269,6 +270,8 @@ def test_nothing_to_train_on_is_an_error_that_leaves_nothing(data: Path, tmp_pat
     table = demonstrations_table(path)
     unsolved = table.filter(pc.invert(table["solved"]))
     facts = shard_facts(path, DEMONSTRATIONS)
+    (tmp_path / "data").mkdir()
+    shutil.copy(data / "config.yaml", tmp_path / "data")
     write_demonstrations(demonstrations_folder(tmp_path / "data", "toy") / path.name, unsolved, len(unsolved), facts)
     made = sft_config(tmp_path / "data", tmp_path / "run", only_solved=True)
     with pytest.raises(DataError, match="holds no row to train on"):
