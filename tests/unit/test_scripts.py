@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -47,11 +48,10 @@ SCRIPTS = st.builds(lambda body, answer: (*body, answer), children(CHILD), st.bu
 def test_a_script_is_read_as_it_was_written(script: Script) -> None:
     assert list(faults(script)) == []
     line = json.dumps(to_json({"id": "x"}, script))
-    path = (
-        Path("/dev/shm") / "apr_script_test.jsonl" if Path("/dev/shm").is_dir() else Path("/tmp/apr_script_test.jsonl")
-    )
-    path.write_text(f"\ufeff{line}\n\n{line}\n", encoding="utf-8")
-    first, second = read_scripts(path)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "scripts.jsonl"
+        path.write_text(f"\ufeff{line}\n\n{line}\n", encoding="utf-8")
+        first, second = read_scripts(path)
     assert (first.line, second.line) == (1, 3)
     assert first.script == second.script == script and first.problem == {"id": "x"}
 
