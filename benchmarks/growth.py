@@ -289,6 +289,8 @@ def cpu_seconds(work: Callable[[], Any], runs: int) -> float:
     """Median CPU seconds of one call; calls shorter than 20 ms are repeated within a run."""
     times = []
     repeat = 1
+    gc.collect()
+    gc.freeze()  # what is there already is no part of the work
     while len(times) < runs:
         gc.collect()
         started = time.process_time()
@@ -301,6 +303,7 @@ def cpu_seconds(work: Callable[[], Any], runs: int) -> float:
         times.append(spent / repeat)
         if spent > 4.0:  # long enough to be steady
             break
+    gc.unfreeze()
     return statistics.median(times)
 
 

@@ -33,7 +33,7 @@ class Views:
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self._sees: list[tuple[View, ...]] = []
+        self._sees: list[Sequence[View]] = []
         self._base: list[View | None] = []
         self._doors: list[int] = []  # references to the base from the strand and its fan
         self._sealed: list[bool] = []  # no strand outside refers into the fan
@@ -45,19 +45,22 @@ class Views:
 
         "Last" is as in `closure_lengths`: of the references that no other one contains, the last. Its length may be 0.
         """
+        last: View | None = None
+        views: Sequence[View] = ()
         if len(sees) > 1:
             longest: dict[int, int] = {}
             for number, length in sees:
                 longest[number] = max(length, longest.get(number, 0))
-            views = tuple(View(*item) for item in longest.items())
-        else:
-            views = tuple(View(*item) for item in sees)
+            views = [View(*item) for item in longest.items()]
+        elif sees:
+            views = [View(*sees[0])]
         for view in views:
             self._refer(view.number)
         if len(views) > 1:
             last = self._join(views)
         else:
-            last = views[0] if views else None
+            if views:
+                (last,) = views
             self.tokens.append(self.tokens[last.number] + last.length if last else 0)
             self._base.append(last)
             self._doors.append(1)

@@ -39,9 +39,9 @@ def nested_strands(rng: Random) -> list[Strand]:
     def thread(name: str, sees: tuple[Reference, ...], depth: int) -> Strand:
         last = strand(name, 0, sees, rng.randint(0, 2), rng.randint(0, 3))
         made.append(last)
-        number = spawned = 0
+        spawned = 0
         open_children: list[Strand] = []
-        for _ in range(rng.randint(0, 4)):
+        for number in range(1, rng.randint(1, 5)):
             if depth and rng.random() < 0.5:
                 for _ in range(rng.randint(1, 3)):
                     open_children.append(thread(f"{name}.{spawned}", (part(last),), depth - 1))
@@ -49,7 +49,6 @@ def nested_strands(rng: Random) -> list[Strand]:
             joined = [child for child in open_children if rng.random() < 0.7]
             open_children = [child for child in open_children if child not in joined]
             over = [last, *joined] if rng.random() < 0.5 or not joined else joined
-            number += 1
             last = strand(name, number, tuple(map(part, over)), rng.randint(0, 2), rng.randint(0, 3))
             made.append(last)
         return last
