@@ -43,24 +43,33 @@ def critical_path(strands: tuple[Strand, ...]) -> list[StrandId]:
 
 
 def costs(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Costs:
-    """All costs of one trace; `strands` in topological order (as `Trace.strands` is)."""
-    weights = list(map(weight, strands))
-    sampled = [len(strand.sampled) for strand in strands]
-    seen = closure_tokens(strands)
-    sent = [before + sum(len(run.ids) for run in strand.injected) for before, strand in zip(seen, strands, strict=True)]
-    until = spans(strands, sampled_only=True)
+    """All costs of one trace, in one pass over its strands; `strands` in topological order (as `Trace.strands` is)."""
+    until: dict[StrandId, tuple[int, int]] = {}  # the longest chains that end with a strand: tokens, sampled tokens
+    work = work_sampled = span = span_sampled = context = prefilled = 0
+    seconds = 0.0
+    for strand, seen in zip(strands, closure_tokens(strands), strict=True):
+        sampled, weighs = len(strand.sampled), weight(strand)
+        sent = seen + sum(len(run.ids) for run in strand.injected)
+        chain, chain_sampled = weighs, sampled
+        if strand.after:
+            waited = [until[before] for before in strand.after]
+            chain += max(tokens for tokens, _ in waited)
+            chain_sampled += max(tokens for _, tokens in waited)
+        until[strand.id] = chain, chain_sampled
+        work += weighs
+        work_sampled += sampled
+        span, span_sampled = max(span, chain), max(span_sampled, chain_sampled)
+        context = max(context, sent + sampled)
+        prefilled += sent - strand.cached
+        seconds = max(seconds, strand.ended)
     return Costs(
-        work=sum(weights),
-        work_sampled=sum(sampled),
-        span=max(spans(strands).values(), default=0),
-        span_sampled=max(until.values(), default=0),
-        context=max(map(int.__add__, sent, sampled), default=0),
+        work, work_sampled, span, span_sampled, context,
         threads=len(threads),
-        width=_width(threads, strands, until),
+        width=_width(threads, strands, {id: chain for id, (_, chain) in until.items()}),
         depth=max((thread.depth for thread in threads), default=0),
-        prefilled=sum(sent) - sum(strand.cached for strand in strands),
-        seconds=max((s.ended for s in strands), default=0.0),
-    )
+        prefilled=prefilled,
+        seconds=seconds,
+    )  # fmt: skip
 
 
 def closure_tokens(strands: tuple[Strand, ...]) -> list[int]:

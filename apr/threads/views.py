@@ -14,7 +14,7 @@ joins that nest, or follow one another, cost time linear in their strands; other
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -33,8 +33,9 @@ class Views:
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self._sees: list[Sequence[View]] = []
-        self._base: list[View | None] = []
+        self._sees: list[tuple[tuple[int, int], ...]] = []
+        self._base: list[int] = []  # -1 where nothing is seen
+        self._length: list[int] = []  # of the base, as it is seen
         self._doors: list[int] = []  # references to the base from the strand and its fan
         self._sealed: list[bool] = []  # no strand outside refers into the fan
         self._joined: list[int] = []  # the strand that has it in a sealed fan, or -1
@@ -45,30 +46,32 @@ class Views:
 
         "Last" is as in `closure_lengths`: of the references that no other one contains, the last. Its length may be 0.
         """
-        last: View | None = None
-        views: Sequence[View] = ()
-        if len(sees) > 1:
-            longest: dict[int, int] = {}
-            for number, length in sees:
-                longest[number] = max(length, longest.get(number, 0))
-            views = [View(*item) for item in longest.items()]
-        elif sees:
-            views = [View(*sees[0])]
-        for view in views:
-            self._refer(view.number)
-        if len(views) > 1:
-            last = self._join(views)
+        longest: dict[int, int] = {}
+        for number, length in sees:
+            longest[number] = max(length, longest.get(number, 0))
+        for number in longest:
+            self._refer(number)
+        last = None
+        if len(longest) > 1:
+            last = self._join(longest)
+        elif longest:
+            ((number, length),) = longest.items()
+            self._close(number, length, tokens=0, doors=1, sealed=True)
+            last = View(number, length)
         else:
-            if views:
-                (last,) = views
-            self.tokens.append(self.tokens[last.number] + last.length if last else 0)
-            self._base.append(last)
-            self._doors.append(1)
-            self._sealed.append(True)
-        self._sees.append(views)
+            self._close(-1, 0, tokens=0, doors=0, sealed=True)
+        self._sees.append(tuple(longest.items()) if len(longest) > 1 else ())
         self._joined.append(-1)
         self._referrers.append(0)
         return last
+
+    def _close(self, base: int, length: int, tokens: int, doors: int, sealed: bool) -> None:
+        """Note the base of the strand that is being added; `tokens`: in its fan."""
+        self.tokens.append(tokens + (self.tokens[base] + length if base >= 0 else 0))
+        self._base.append(base)
+        self._length.append(length)
+        self._doors.append(doors)
+        self._sealed.append(sealed)
 
     def _refer(self, number: int) -> None:
         """Count a reference from outside, which opens all fans that the strand is in."""
@@ -78,7 +81,7 @@ class Views:
             self._sealed[joined] = False
             joined = self._joined[joined]
 
-    def _join(self, views: Sequence[View]) -> View:
+    def _join(self, views: Mapping[int, int]) -> View:
         """Walk `views` back to their base, the latest strand first: by then its longest view is known."""
         pending = dict(views)
         heap = [-number for number in pending]
@@ -91,27 +94,24 @@ class Views:
             lengths[number] = pending.pop(number)
             if not heap:
                 break
-            base = self._base[number]
+            base, doors = self._base[number], 1
             tokens += lengths[number]
-            if self._sealed[number] and base is not None:  # step over its fan
-                tokens += self.tokens[number] - self.tokens[base.number] - base.length
-                steps: Sequence[View] = (base,)
-                doors = self._doors[number]
-            else:
-                steps, doors = self._sees[number], 1
+            steps: Sequence[tuple[int, int]] = ()
+            if not self._sealed[number]:
+                steps = self._sees[number]
+            elif base >= 0:  # step over its fan
+                tokens += self.tokens[number] - self.tokens[base] - self._length[number]
+                steps, doors = ((base, self._length[number]),), self._doors[number]
             for older, length in steps:
                 met[older] = met.get(older, 0) + doors
                 if older not in pending:
                     heapq.heappush(heap, -older)
                 pending[older] = max(length, pending.get(older, 0))
-        *fan, base_number = lengths
-        joiner = len(self.tokens)
-        self.tokens.append(tokens + self.tokens[base_number] + lengths[base_number])
-        self._base.append(View(base_number, lengths[base_number]))
-        self._doors.append(met[base_number])
-        self._sealed.append(all(met[inside] == self._referrers[inside] for inside in fan))
-        if self._sealed[joiner]:
+        *fan, base = lengths
+        sealed = all(met[inside] == self._referrers[inside] for inside in fan)
+        if sealed:
             for inside in fan:
-                self._joined[inside] = joiner
-        last = next(view.number for view in reversed(views) if met[view.number] == 1)
+                self._joined[inside] = len(self.tokens)
+        self._close(base, lengths[base], tokens, met[base], sealed)
+        last = next(number for number in reversed(views) if met[number] == 1)
         return View(last, lengths[last])
