@@ -9,9 +9,12 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from apr.threads.layout import Block
 from rl.samples import Sample
 
 Row = list[Sample]
@@ -61,16 +64,14 @@ def _length(row: Row) -> int:
 
 
 class Pass:
-    """Rows as tensors: `ids` and `positions` [rows, length], `mask` [rows, 1, length, length], true where a token attends;
-    the others [trained tokens]: `rows` and `before` place the token that predicts, `strands` number the strands."""
+    """Rows as tensors: `ids` and `positions` [rows, length]; the others [trained tokens]: `rows` and `before` place the token
+    that predicts, `strands` number the strands. `masked` is false where each row is one causal sequence."""
 
-    def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Row], device: torch.device, masked: bool = True) -> None:
         length = max([1, *map(_length, rows)])
         shape = (max(1, len(rows)), length)
+        self._blocks = [[sample.block for sample in row] for row in rows] if masked else None
         ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-        mask = torch.zeros((shape[0], 1, length, length), dtype=torch.bool)
-        triangle = torch.ones((length, length), dtype=torch.bool).tril_()
-        mask.diagonal(dim1=-2, dim2=-1).fill_(True)  # padding attends to itself: an empty row of a softmax is no number
         places: list[tuple[int, int, int]] = []  # row, index that predicts, index
         strands: list[int] = []
         for number, row in enumerate(rows):
@@ -80,19 +81,13 @@ class Pass:
                 stop = start + len(block.ids)
                 ids[number, start:stop] = torch.tensor(block.ids)
                 positions[number, start:stop] = torch.tensor(block.positions)
-                for segment in block.segments:
-                    own = slice(start + segment.start, start + segment.stop)
-                    size = segment.stop - segment.start
-                    mask[number, 0, own, own] = triangle[:size, :size]
-                    for first, last in segment.seen:
-                        mask[number, 0, own, start + first : start + last] = True
                 places += [(number, start + b, start + t) for b, t in zip(sample.before, sample.trained)]
                 offset = strands[-1] + 1 if strands else 0
                 strands += [offset + strand for strand in sample.strands]
                 start = stop
         flat = [sample for row in rows for sample in row]
         self.forwarded = ids.numel() if rows else 0
-        self.ids, self.positions, self.mask = ids.to(device), positions.to(device), mask.to(device)
+        self.ids, self.positions = ids.to(device), positions.to(device)
         rows_, before, after = torch.tensor(places, dtype=torch.long).reshape(-1, 3).T
         self.targets = ids[rows_, after].to(device)
         self.rows, self.before = rows_.to(device), before.to(device)
@@ -105,3 +100,43 @@ class Pass:
         self.sampler, self.advantages = per_token("logprobs"), per_token("advantages")
         self.weights, self.kl_weights = per_token("weights"), per_token("kl_weights")
         self.lags = per_token("lags")
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Whether a token attends to another, [rows, 1, length, length]. It is made anew each time, from pointers, so that the
+        device holds the mask of one pass at a time."""
+        if self._blocks is None:
+            return None
+        rows, length = self.ids.shape
+        mask = np.zeros((rows, 1, length, length), np.bool_)
+        for row, blocks in zip(mask[:, 0], self._blocks):
+            start = 0
+            for block in blocks:
+                stop = start + len(block.ids)
+                mark_attended(row[start:stop, start:stop], block)
+                start = stop
+        padding = np.arange(length)
+        mask[:, 0, padding, padding] = True  # it attends to itself: an empty row of a softmax is no number
+        return torch.from_numpy(mask).to(self.ids.device)
+
+
+def mark_attended(mask: npt.NDArray[np.bool_], block: Block) -> None:
+    """Set `mask` [tokens, tokens] of `block`, all false, where a token attends to another.
+
+    A segment sees what the last token of each of its references sees: rows are copied, and no closure is walked.
+    """
+    longest = max((segment.stop - segment.start for segment in block.segments), default=0)
+    triangle = np.tri(longest, dtype=np.bool_)
+    seen: list[npt.NDArray[np.bool_]] = []  # by each segment, before its own tokens
+    for segment in block.segments:
+        views = [
+            mask[block.segments[older].start + length - 1] if length else seen[older] for older, length in segment.sees
+        ]
+        start, stop = segment.start, segment.stop
+        if len(views) == 1:
+            seen.append(views[0])
+        else:
+            seen.append(np.logical_or.reduce(views) if views else np.zeros(len(mask), np.bool_))
+        if views:
+            mask[start:stop, :start] = seen[-1][:start]
+        mask[start:stop, start:stop] = triangle[: stop - start, : stop - start]
