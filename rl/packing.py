@@ -7,6 +7,7 @@ of a pass lie in many of them.
 from __future__ import annotations
 
 import bisect
+import heapq
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,48 +15,68 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from apr.config import LearnerConfig
 from apr.threads.layout import Block
 from rl.samples import Sample
 
 Row = list[Sample]
+Share = list[list[Row]]  # the passes of one rank
 
 
-def plan(batch: Sequence[Sample], row_tokens: int, tokens_per_pass: int, ranks: int = 1) -> list[list[list[Row]]]:
+def shares(minibatches: Sequence[Sequence[Sample]], config: LearnerConfig, ranks: int = 1) -> list[list[Share]]:
+    """The passes of each of `ranks`, by minibatch."""
+    plans = [plan(batch, config.row_tokens, config.tokens_per_pass, ranks) for batch in minibatches]
+    return [[by_rank[rank] for by_rank in plans] for rank in range(ranks)]
+
+
+def plan(batch: Sequence[Sample], row_tokens: int, tokens_per_pass: int, ranks: int = 1) -> list[Share]:
     """The passes of each rank, as many for each: ranks that share a model must call it equally often. A rank without
-    samples left gets passes of no rows.
+    samples left gets passes of no rows. Takes n log n time for n samples.
 
     Rows of like length share a pass of at most `tokens_per_pass` padded tokens (a longer row is a pass alone).
     """
-    rows = sorted(pack(batch, row_tokens), key=_length, reverse=True)
+    rows = sorted(((_length(row), row) for row in pack(batch, row_tokens)), key=lambda one: one[0], reverse=True)
     passes: list[list[Row]] = []
-    for row in rows:
-        if passes and (len(passes[-1]) + 1) * _length(passes[-1][0]) <= tokens_per_pass:
+    longest: list[int] = []  # row of each pass, its first
+    for length, row in rows:
+        if passes and (len(passes[-1]) + 1) * longest[-1] <= tokens_per_pass:
             passes[-1].append(row)
         else:
             passes.append([row])
-    shares: list[list[list[Row]]] = [[] for _ in range(ranks)]
-    # Each pass to the rank with the fewest tokens so far.
-    for rows_ in passes:
-        min(shares, key=lambda share: sum(len(one) * _length(one[0]) for one in share)).append(rows_)
-    most = max(map(len, shares))
-    return [[*share, *([[]] * (most - len(share)))] for share in shares]
+            longest.append(length)
+    made: list[Share] = [[] for _ in range(ranks)]
+    loads = [(0, rank) for rank in range(ranks)]  # a heap: padded tokens so far
+    for rows_, length in zip(passes, longest):  # each pass to the rank with the fewest tokens so far
+        load, rank = loads[0]
+        made[rank].append(rows_)
+        heapq.heapreplace(loads, (load + len(rows_) * length, rank))
+    most = max(map(len, made))
+    return [[*share, *([[]] * (most - len(share)))] for share in made]
 
 
 def pack(batch: Sequence[Sample], row_tokens: int) -> list[Row]:
     """Best fit, longest first: each sample into the fullest row with room for it; longer ones are rows alone."""
     rows: list[Row] = []
-    room: list[tuple[int, int]] = []  # (tokens free, row), ascending
-    for number in sorted(range(len(batch)), key=lambda number: (-len(batch[number].block.ids), number)):
-        sample = batch[number]
-        length = len(sample.block.ids)
-        place = bisect.bisect_left(room, (length, -1))
-        if place < len(room):
-            free, row = room.pop(place)
+    free: list[int] = []  # tokens that rows have free, ascending, each number once
+    rows_by_free: dict[int, list[int]] = {}  # heaps of rows
+    lengths = [len(sample.block.ids) for sample in batch]
+    for number in sorted(range(len(batch)), key=lambda number: (-lengths[number], number)):
+        sample, length = batch[number], lengths[number]
+        place = bisect.bisect_left(free, length)
+        if place < len(free):
+            left = free[place]
+            row = heapq.heappop(rows_by_free[left])
+            if not rows_by_free[left]:
+                del rows_by_free[left], free[place]
             rows[row].append(sample)
         else:
-            free, row = max(row_tokens, length), len(rows)
+            left, row = max(row_tokens, length), len(rows)
             rows.append([sample])
-        bisect.insort(room, (free - length, row))
+        left -= length
+        if left not in rows_by_free:
+            bisect.insort(free, left)
+            rows_by_free[left] = []
+        heapq.heappush(rows_by_free[left], row)
     return rows
 
 
