@@ -83,6 +83,13 @@ def _run(arguments: argparse.Namespace) -> int:
         case "data" if arguments.action == "verify":
             from apr.data.check import check_folder
 
+            if arguments.folder.is_file():
+                from apr.data.check_scripts import check_scripts
+
+                print(check_scripts(arguments.folder, arguments.env, arguments.protocol))
+                return 0
+            if arguments.protocol is not None:
+                raise ConfigError("--protocol is of a file of scripts: leave it out")
             print(check_folder(arguments.folder, arguments.env))
             return 0
         case "data" if arguments.action in ("import", "export"):

@@ -163,6 +163,8 @@ def recorded(path: Path) -> dict[str, Any]:
     manifest = path / MANIFEST
     try:
         recorded: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+        if not isinstance(recorded, dict):
+            raise ValueError("it holds no facts by name")
     except ValueError as error:
         raise RunDirectoryError(f"{manifest} is corrupt ({error}): give another folder, or delete it") from error
     return recorded

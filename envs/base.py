@@ -11,13 +11,14 @@ import json
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from apr.errors import ConfigError, DataError
-from apr.scripts.script import Script
+from apr.scripts.script import Fork, Script
 from apr.scripts.write import spell
 from apr.seeds import derive_rng, derive_seed
 from apr.threads.protocol import ThreadProtocol
@@ -83,6 +84,9 @@ class TeacherOptions(BaseModel):
     condition: typing.Literal["none", "context", "children"] = Field(
         default="none", description="what prompts of its demonstrations ask for"
     )
+    scripts: Path | None = Field(
+        default=None, description="a file of scripts (JSON lines) to write, in place of the environment's own teacher"
+    )
 
     @classmethod
     def variants(cls) -> list[type[TeacherOptions]]:
@@ -127,6 +131,8 @@ class Env(typing.Protocol):
     dialects: ClassVar[tuple[str, ...]]  # built vocabularies for it; the first is the default
     teacher_options: ClassVar[type[TeacherOptions]]
     options: Options
+
+    def __hash__(self) -> int: ...
 
     def config(self) -> dict[str, Any]:
         """Its name and all its options, as records have them."""
@@ -384,15 +390,25 @@ class Environment(Generic[Own]):
         script = self.script(problem, teacher.options, derive_rng(teacher.seed, "solver", problem["id"], copy))
         if script is None:
             return None
-        env = typing.cast(Env, self)
-        prompt, strands = teacher.dialect.prompt(env, problem), spell(script, teacher.dialect)
-        read = reader(env, teacher.dialect)
-        trace = demonstration(prompt, strands, teacher.protocol, problem, True, read)
-        verdict = self.verify(problem, trace.answer)
-        return trace if verdict.ok else demonstration(prompt, strands, teacher.protocol, problem, False, read)
+        return written(script, problem, teacher)
 
     def demonstrations(self, problems: Sequence[Problem], teacher: Teacher) -> pa.Table | None:
         return None
+
+
+def written(script: Script, problem: Problem, teacher: Teacher) -> Trace:
+    """The demonstration of a script, judged by the environment.
+
+    Raises `ValueError` if the teacher's protocol cannot express it, `DataError` if its dialect cannot spell it.
+    """
+    if teacher.protocol.name == "serial" and any(isinstance(piece, Fork) for piece in script):
+        raise ValueError("the script forks, and the protocol serial opens no threads")
+    prompt, strands = teacher.dialect.prompt(teacher.env, problem), spell(script, teacher.dialect)
+    read = reader(teacher.env, teacher.dialect)
+    trace = demonstration(prompt, strands, teacher.protocol, problem, True, read)
+    if teacher.env.verify(problem, trace.answer).ok:
+        return trace
+    return demonstration(prompt, strands, teacher.protocol, problem, False, read)
 
 
 def reader(env: Env, dialect: Dialect) -> Callable[[Iterable[int]], str]:
