@@ -7,10 +7,10 @@ fits in a few dozen lines (`examples/sorting.py`).
 
 from __future__ import annotations
 
-import json
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
@@ -26,6 +26,7 @@ from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect, Message
 from apr.tokens.encode import demonstration
 from apr.user_code import short
+from envs.fields import like
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -299,15 +300,36 @@ class Environment(Generic[Own]):
         return ":".join("-".join(map(str, v)) if isinstance(v, list) else str(v) for v in fields.values())
 
     def check(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """A problem's own fields, normalised. Raises `DataError` for what is none of its problems."""
-        known = self.sample(Random(0))
+        """A problem's own fields, each of the type that `sample` gives it. Raises `DataError` for what is no problem of it."""
+        known = self._drawn
         if missing := [name for name in known if fields.get(name) is None]:
-            raise DataError(f"{', '.join(missing)} missing")
-        checked = {name: fields[name] for name in known}
-        for name, value in checked.items():
-            if type(value) is not type(known[name]):
-                raise DataError(f"{name} is {value!r}, not of type {type(known[name]).__name__}")
-        return checked
+            there = ", ".join(map(str, list(fields)[:12])) or "none"
+            raise DataError(f"it has no {' and no '.join(missing)} (its columns: {there})")
+        return {name: like(fields[name], value, name) for name, value in known.items()}
+
+    @cached_property
+    def _drawn(self) -> dict[str, Any]:
+        """The fields of a problem that was drawn. Raises `ConfigError` where there are none, or they cannot be a problem's."""
+        if type(self).sample is Environment.sample:
+            raise ConfigError(
+                f"environment {self.name} does not say which fields its problems have: write its `sample`, or its `check`"
+            )
+        drawn = self.sample(Random(0))
+        if not isinstance(drawn, dict) or not drawn or not all(isinstance(name, str) for name in drawn):
+            raise ConfigError(
+                f"`sample` of environment {self.name} gave {drawn!r}: return a dictionary of fields by name"
+            )
+        if taken := sorted({"id", "split"}.intersection(drawn)):
+            raise ConfigError(
+                f"environment {self.name} cannot have fields called {', '.join(taken)}: rename them in `sample`"
+            )
+        for name, value in drawn.items():
+            if not isinstance(value, str | int | float | list | dict):
+                raise ConfigError(
+                    f"the field {name} of environment {self.name} is of type {type(value).__name__}: let `sample` give plain "
+                    "texts, numbers and lists"
+                )
+        return drawn
 
     def read(self, text: str) -> str:
         return text.strip()
@@ -360,7 +382,7 @@ class Environment(Generic[Own]):
             except DataError as error:
                 found[i] = str(error)
                 continue
-            if json.dumps(right) != json.dumps(problem):  # 3.0 is not 3
+            if repr(right) != repr(problem):  # 3.0 is not 3
                 found[i] = f"{problem!r} is not written as {right!r}"
         return found
 
@@ -371,7 +393,14 @@ class Environment(Generic[Own]):
         seen: set[str] = set()
         vain = 0
         while len(seen) < count:
-            problem = self.problem(self.sample(rng))
+            fields = self.sample(rng)
+            try:
+                problem = self.problem(fields)
+            except DataError as error:
+                raise DataError(
+                    f"environment {self.name} drew {fields!r}, which is none of its problems: {error}. Let `sample` give the "
+                    "same fields each time, each of one type"
+                ) from error
             [parts] = self.parts([problem])
             vain += 1
             if problem["id"] not in seen and {self.split_of(part) for part in parts} == {split}:

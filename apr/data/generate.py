@@ -139,7 +139,7 @@ def teacher_of(config: DataConfig, name: str, env: Env, dialect: Dialect, copies
 def _taken(config: DataConfig, folder: Path) -> tuple[DataConfig, dict[str, pa.Table]]:
     """The problems of the data set in `folder`, no more of each split than asked for, and the configuration with their counts
     and their environment's options. Says where there are fewer."""
-    env = data_env(folder, config.env)
+    env = data_env(folder, config.env.name)
     rows = problems_from(folder, env)
     counts = {split: min(getattr(config, split), len(rows.get(split, []))) for split in SPLITS}
     for split, count in counts.items():
