@@ -101,8 +101,11 @@ def parser() -> Parser:
     data = commands.add_parser("data", help="make or check problems and demonstrations")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     _configured("data", actions.add_parser("generate", help="problems by split, and demonstrations from each teacher"))
-    verify = actions.add_parser("verify", help="check a data folder: every problem, every solution, every trace")
-    verify.add_argument("folder", type=typed_path)
+    verify = actions.add_parser(
+        "verify", help="check a data folder: every problem, every solution, every trace; or a file of scripts"
+    )
+    verify.add_argument("folder", type=typed_path, metavar="PATH", help="a data folder, or JSON lines of scripts")
+    verify.add_argument("--protocol", help="of scripts: the protocol that must be able to express all of them")
     _own_env(verify)
     published = actions.add_parser(
         "import", help="problems of a table as a data set (--env), or APR's published JSON with what its bugs damaged"

@@ -83,6 +83,13 @@ def _run(arguments: argparse.Namespace) -> int:
         case "data" if arguments.action == "verify":
             from apr.data.check import check_folder
 
+            if arguments.folder.is_file():
+                from apr.data.check_scripts import check_scripts
+
+                print(check_scripts(arguments.folder, arguments.env, arguments.protocol))
+                return 0
+            if arguments.protocol is not None:
+                raise ConfigError("--protocol is of a file of scripts: leave it out")
             print(check_folder(arguments.folder, arguments.env))
             return 0
         case "data" if arguments.action in ("import", "export"):
@@ -183,32 +190,33 @@ def _configured_run(stage: str, arguments: argparse.Namespace) -> int:
 
 
 def _check_needs(config: BaseModel, resume: bool) -> None:
-    """Raise `UserError` if data or a checkpoint that `config` names is missing or unfit, or an option of a new run cannot
-    act."""
+    """Raise the `UserError` that the command itself would end with, as far as it can be known without starting an engine or
+    writing anything. The rules are the command's own."""
     from apr import config as c
-    from apr.checkpoints.checkpoint import Checkpoint
-    from apr.checkpoints.pretrained import chat_vocabulary, located
-    from apr.data.store import read_demonstrations, read_problems
 
     match config:
         case c.DataConfig():
-            if config.tokenizer is not None:
-                chat_vocabulary(config.tokenizer, config.control_tokens)
+            from apr.data.generate import generate
+
+            generate(config, dry_run=True)
         case c.SftConfig():
-            next(read_demonstrations(config.data, config.solver), None)
-            if config.base is not None:
-                located(config.base)
+            from apr.sft.examples import examples_of
+            from apr.sft.train import prepare as prepare_sft
+
+            if not prepare_sft(config).finished:
+                examples_of(config)
         case c.EvalConfig():
-            read_problems(config.data, config.split)
-            checkpoint = Checkpoint.open(config.checkpoint, config.dialect, adapters=True, base=config.base)
-            checkpoint.check_fits(config.protocol, config.condition, config.limits.context)
+            from apr.evaluation.run import prepare as prepare_evaluation
+
+            prepare_evaluation(config)
         case c.RlConfig():
-            if not resume:
-                c.refuse_idle(config)
-            for split in ("train", "validation"):
-                read_problems(config.data, split)
-            checkpoint = Checkpoint.open(config.checkpoint, config.dialect)
-            checkpoint.check_fits(config.protocol, config.condition, config.limits.context)
+            from rl.launch import prepare as prepare_rl
+
+            prepare_rl(config, resume)
+        case c.QuickstartConfig():
+            from apr.quickstart import check_stages
+
+            check_stages(config)
 
 
 def _config_file(stage: str, name: str) -> Path:

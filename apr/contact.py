@@ -51,7 +51,7 @@ class Source(BaseModel):
         return [self.split in found and own.possible(one) for found, one in zip(splits_of(own, problems), problems)]
 
     def _same(self, env: Env) -> bool:
-        return EnvConfig.model_validate(env.config()).like(self.env)
+        return self.env.like(env.config()["name"])
 
     def _own(self, env: Env) -> Env:
         """The environment as it was when the problems were drawn."""

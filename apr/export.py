@@ -112,6 +112,7 @@ def stop_ids(dialect: Dialect, protocol: str | None) -> tuple[int, ...]:
 
 def _text(name: str, source: Checkpoint, results: Sequence[Result], facts: dict[str, Any], license: str) -> str:
     made = stages(source.model.path, facts["card"])
-    trained_on = source.card.trained_on
-    env = at_hand(trained_on[-1].env) if trained_on else None
+    named = [problems.env for problems in source.card.trained_on[::-1]]
+    named += [result.facts["env"] for result in results if isinstance(result.facts.get("env"), dict)]
+    env = at_hand(named[0]) if named else None
     return model_card(name, source.dialect, env, made, results, facts, license)

@@ -78,7 +78,7 @@ def _loaded(
     for number, path in enumerate(paths):
         _merge(merged, _read(path, number))
     _merge(merged, _overrides(kind, overrides))
-    where = ", ".join([*map(str, paths), *overrides]) or "defaults"
+    where = ", ".join([*map(str, paths), *map(_without_secrets, overrides)]) or "defaults"
     config = check(kind, typed(merged, [kind]), where, context)
     idle = list(idle_options(config))
     refused = [
@@ -89,6 +89,11 @@ def _loaded(
     for option in idle:
         _remove(merged, option.name.split("."))
     return check(kind, typed(merged, [kind]), where, context) if idle else config
+
+
+def _without_secrets(override: str) -> str:
+    """`override` as a message may repeat it: of a URL that is more than a host and a port, only the scheme."""
+    return re.sub(r"(://).*[/@?#].*", r"\1...", override, flags=re.DOTALL)
 
 
 def _idle_lines(config: BaseModel, idle: Sequence[Idle]) -> Iterator[str]:

@@ -15,9 +15,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from apr.config import QuickstartConfig
-from apr.errors import CheckpointError
-from apr.runs import refuse_other, run_directory, whole_folder, write_text
+from apr.config import KINDS, QuickstartConfig
+from apr.errors import CheckpointError, ConfigError
+from apr.keys import meant
+from apr.presets import available, load, preset
+from apr.runs import check_out, refuse_other, run_directory, whole_folder, write_text
+from apr.user_code import NAMED
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 TEACHERS = {"spawn_join": "spawn_join", "sos_plus": "serial"}  # solver: protocol of its students
@@ -40,8 +43,7 @@ def quickstart(config: QuickstartConfig) -> int:
 
     Raises `RunDirectoryError` if `config.out` holds stages of another configuration.
     """
-    if any((config.out / "done").glob("*")):
-        refuse_other(config.out, config, ("out",))
+    check_stages(config)
     with run_directory(config.out, config) as run:
         if config.start == "sft":
             _take_shipped(config.preset, run)
@@ -71,6 +73,31 @@ def quickstart(config: QuickstartConfig) -> int:
             write_text(marker, "")
         print(f"quickstart took {sum(seconds.values()) / 60:.1f} minutes; the report is {(run / REPORT).resolve()}")
     return 0
+
+
+def check_stages(config: QuickstartConfig) -> None:
+    """Raise `UserError` if a stage would refuse its configuration, or if `config.out` holds another quickstart.
+
+    What earlier stages make, and later ones read, is not there yet and is not looked for.
+    """
+    check_out(config.out, config)
+    if any((config.out / "done").glob("*")):
+        refuse_other(config.out, config, ("out",))
+    if config.preset not in (known := available("quickstart")):
+        raise ConfigError(
+            f"preset={config.preset} is none that all stages have{meant(config.preset, known)} There are: {', '.join(known)}"
+        )
+    if config.start == "sft":
+        _shipped(config.preset)
+    for stage in plan(config, config.out):
+        name, *rest = stage.arguments
+        if "--config" not in rest:
+            continue
+        overrides = rest[rest.index("--config") + 2 :]
+        try:
+            load(KINDS[name], [preset(name, config.preset)], overrides, NAMED)
+        except ConfigError as error:
+            raise ConfigError(f"stage {stage.name} (stages.{name}): {error}") from None
 
 
 def plan(config: QuickstartConfig, run: Path) -> list[Stage]:
@@ -114,15 +141,21 @@ def plan(config: QuickstartConfig, run: Path) -> list[Stage]:
 
 def _take_shipped(preset: str, run: Path) -> None:
     """Put the shipped SFT checkpoints where the SFT stages would have written them, and call those stages done."""
-    for solver in TEACHERS:
-        source, target = SHIPPED / preset / solver, run / "sft" / solver / "checkpoint"
-        if not source.is_dir():
-            raise CheckpointError(f"no shipped checkpoints for preset {preset!r} in {SHIPPED}: use start=data")
+    for solver, source in _shipped(preset).items():
+        target = run / "sft" / solver / "checkpoint"
         if not target.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_folder(target) as folder:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
         write_text(run / "done" / f"sft_{solver}", "")
+
+
+def _shipped(preset: str) -> dict[str, Path]:
+    """The shipped checkpoint of each student. Raises `CheckpointError`."""
+    places = {solver: SHIPPED / preset / solver for solver in TEACHERS}
+    if not all(place.is_dir() for place in places.values()):
+        raise CheckpointError(f"no shipped checkpoints for preset {preset!r} in {SHIPPED}: use start=data")
+    return places
 
 
 def _run(command: list[str]) -> int:

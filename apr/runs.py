@@ -18,11 +18,11 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from pydantic import BaseModel
 
-from apr.errors import ResourceError, RunDirectoryError
+from apr.errors import ResourceError, RunDirectoryError, UserError
 from apr.keys import shown
 from apr.presets import dump, load_recorded
 from apr.processors import threads_now
@@ -38,15 +38,60 @@ LOG = "log.txt"
 def run_directory(path: Path, config: BaseModel, **facts: Any) -> Iterator[Path]:
     """Hold the run directory `path`: locked, with `config.yaml` and `manifest.json`.
 
-    Raises `RunDirectoryError` if it is in use, cannot be written, or holds a run of another kind.
+    Raises `RunDirectoryError` if it is in use, cannot be written, or holds a run of another kind. A `UserError` in the block
+    leaves the folder as it was, unless something was written into it by then.
     """
-    with locked(path):
-        kind = _kind(config)
+    path, kind = followed(path), _kind(config)
+    before = set(path.rglob("*")) if path.exists() else None
+    with locked(path), _left_as_it_was(path, before):
         check_kind(path, kind)
         write_text(path / CONFIG, dump(config))
         write_text(path / MANIFEST, json.dumps({"kind": kind, **manifest(), **facts}, indent=1, default=str))
         with warnings_logged(path / LOG):
             yield path
+
+
+def check_out(path: Path, config: BaseModel) -> None:
+    """Raise `RunDirectoryError` if `run_directory` would for the same arguments, as far as can be told without writing."""
+    path = followed(path)
+    if path.is_dir():
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise RunDirectoryError(f"cannot use {path} as a run directory: it is not writable. Give another `out`")
+        if (path / ".lock").is_file():
+            with (path / ".lock").open(encoding="utf-8") as lock:
+                _hold(path, lock, fcntl.LOCK_SH)
+        check_kind(path, _kind(config))
+        return
+    above = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not above.is_dir():
+        raise RunDirectoryError(f"{above} is a file, not a run directory: give another `out`")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RunDirectoryError(f"cannot use {path} as a run directory: {above} is not writable. Give another `out`")
+
+
+@contextmanager
+def _left_as_it_was(path: Path, there: set[Path] | None) -> Iterator[None]:
+    """Undo what the block did to a locked run directory if it raises a `UserError` before it wrote more than the run's records.
+    `there`: what was in it before the lock was; None if it was not there itself."""
+    records = (path / CONFIG, path / MANIFEST)
+    before = {file: file.read_bytes() for file in records if file.is_file()}
+    try:
+        yield
+    except UserError:
+        made = set(path.rglob("*")) - (there or set())
+        if any(new.is_file() and new.stat().st_size for new in made - {*records, path / ".lock"}):
+            raise
+        for new in sorted(made, reverse=True):
+            if new.is_dir():
+                new.rmdir()
+            else:
+                new.unlink()
+        for file, content in before.items():
+            if file.read_bytes() != content:
+                write_bytes(file, content)
+        if there is None:
+            path.rmdir()
+        raise
 
 
 @contextmanager
@@ -63,18 +108,23 @@ def locked(path: Path) -> Iterator[None]:
             f"cannot use {path} as a run directory: {error.strerror}. Give another `out`"
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise RunDirectoryError(f"{path} is in use by {holder}: wait for it, or give another `out`") from error
+        _hold(path, lock, fcntl.LOCK_EX)
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
         yield
+
+
+def _hold(path: Path, lock: TextIO, how: int) -> None:
+    """Lock the open file `lock` until it is closed. Raises `RunDirectoryError` if another process holds it."""
+    try:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        raise RunDirectoryError(f"{path} is in use by {holder}: wait for it, or give another `out`") from error
 
 
 def check_kind(path: Path, kind: str) -> None:
@@ -168,6 +218,8 @@ def recorded(path: Path) -> dict[str, Any]:
     manifest = path / MANIFEST
     try:
         recorded: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+        if not isinstance(recorded, dict):
+            raise ValueError("it holds no facts by name")
     except ValueError as error:
         raise RunDirectoryError(f"{manifest} is corrupt ({error}): give another folder, or delete it") from error
     return recorded

@@ -6,10 +6,12 @@ a checkpoint or a run that came from elsewhere may name a file, but never runs i
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import re
 import sys
+import traceback
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -60,13 +62,25 @@ def load(name: str, key: str) -> Any:
         raise ConfigError(f"{key}={name} is not of the form PATH.py:NAME")
     if not may_import(name):
         raise ConfigError(
-            f"{name} is a file, which is run only if you name it yourself: add {key}={name}, or the place where it lies now"
+            f"{name} is a file, which is run only if you name it yourself: add {key}={name} (or --{key} {name}, to a command "
+            "with that option), with the place where it lies now"
         )
     attribute = name.rpartition(":")[2]
     module = _module(path.resolve(), path)
     if not hasattr(module, attribute):
-        raise ConfigError(f"{path} has no {attribute}: it has {', '.join(_own(module)) or 'nothing of its own'}")
+        own = _own(module)
+        near = difflib.get_close_matches(attribute, own, 1)
+        hint = f", did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{path} has no {attribute}{hint}: it has {', '.join(own) or 'nothing of its own'}")
     return getattr(module, attribute)
+
+
+def place_of(error: BaseException) -> str | None:
+    """Where code of the user's own raised `error` or called what did: `task.py:47, in verify`; None if none of it ran."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename) in _allowed:
+            return f"{Path(frame.filename).name}:{frame.lineno}, in {frame.name}"
+    return None
 
 
 def _own(module: ModuleType) -> list[str]:
@@ -86,7 +100,10 @@ def _module(path: Path, shown: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pydantic look their own module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - the user's code: whatever it raises
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code: whatever it raises
         del sys.modules[name]
-        raise ConfigError(f"{shown} fails when it is imported: {type(error).__name__}: {error}") from error
+        place = place_of(error)
+        raise ConfigError(
+            f"{shown} fails when it is imported: {type(error).__name__}: {error}{f' ({place})' if place else ''}"
+        ) from error
     return module

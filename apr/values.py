@@ -26,6 +26,7 @@ PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "m
 TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*(_[0-9]+)*)")
 NUMBER = re.compile(r"[+-]?([0-9]+(_[0-9]+)*\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
+LEADING_ZERO = re.compile(r"[+-]?0[0-9_]")
 INFINITE = re.compile(r"[+-]?\.?(inf|nan)", re.IGNORECASE)  # read, so that fields refuse them as not finite
 LARGEST = 30  # digits of an integer written with an exponent
 
@@ -146,7 +147,7 @@ def typed(tree: Tree, kinds: list[Any]) -> Any:
 
 def _guessed(scalar: Scalar) -> Any:
     """The value of a field whose type nobody here knows."""
-    if scalar.quoted:
+    if scalar.quoted or LEADING_ZERO.match(scalar.text):
         return scalar.text
     for kind in (int, float):
         if not isinstance(value := _read(scalar.text, kind), Unread) and not INFINITE.fullmatch(scalar.text):
@@ -178,7 +179,7 @@ def _read(text: str, kind: Any) -> Any:
 def _integer(text: str) -> int | Unread:
     if INTEGER.fullmatch(text):
         return int(text) if len(text) < 1000 else Unread(text, "is not a valid integer: it has too many digits")
-    if NUMBER.fullmatch(text) and not re.match(r"[+-]?0[0-9_]", text):
+    if NUMBER.fullmatch(text) and not LEADING_ZERO.match(text):
         number = Decimal(text.replace("_", ""))
         if number.adjusted() < LARGEST and number == number.to_integral_value():
             return int(number)

@@ -86,13 +86,7 @@ def right_padded(rows: list[Sample], tokens_per_pass: int, device: torch.device)
             batches[-1].append([one])
         else:
             batches.append([[one]])
-    return [without_mask(Pass(batch, device)) for batch in batches]
-
-
-def without_mask(one: Pass) -> Pass:
-    """A row of one causal sequence needs none, and attention is faster without."""
-    one.mask = None  # type: ignore[assignment]
-    return one
+    return [Pass(batch, device, masked=False) for batch in batches]  # attention is faster without a mask
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from apr.tokens.control import CONTROL_TOKENS, ControlTokens
 from envs.countdown.compact import CompactDialect
 from envs.countdown.log import Node
 from envs.countdown.paper import CALL, CALL_END, FAILURE, JOIN, PaperDialect, call
-from envs.countdown.wording import root_prompt
+from envs.countdown.wording import root_prompt, spell
 from solvers.search import SearchOptions, search
 
 CONTROL = ControlTokens(*range(len(CONTROL_TOKENS)))
@@ -139,7 +139,7 @@ class Paper:
         options = SearchOptions(rng.randint(1, 4), 3, rng.random(), spawn_depth=seed % 2)
         log = search(24, Node(numbers, ()), options, SplitMix64(seed))
         prompt = root_prompt(self.dialect, numbers, 24)
-        yield from ((prompt, sampled) for sampled in self.dialect.spell(log))
+        yield from ((prompt, sampled) for sampled in spell(log, self.dialect))
 
 
 PAPER = Paper()

@@ -7,17 +7,18 @@ fits in a few dozen lines (`examples/sorting.py`).
 
 from __future__ import annotations
 
-import json
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from apr.errors import ConfigError, DataError
-from apr.scripts.script import Script
+from apr.scripts.script import Fork, Script
 from apr.scripts.write import spell
 from apr.seeds import derive_rng, derive_seed
 from apr.threads.protocol import ThreadProtocol
@@ -25,6 +26,7 @@ from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect, Message
 from apr.tokens.encode import demonstration
 from apr.user_code import short
+from envs.fields import like
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,6 +85,9 @@ class TeacherOptions(BaseModel):
     condition: typing.Literal["none", "context", "children"] = Field(
         default="none", description="what prompts of its demonstrations ask for"
     )
+    scripts: Path | None = Field(
+        default=None, description="a file of scripts (JSON lines) to write, in place of the environment's own teacher"
+    )
 
     @classmethod
     def variants(cls) -> list[type[TeacherOptions]]:
@@ -127,6 +132,8 @@ class Env(typing.Protocol):
     dialects: ClassVar[tuple[str, ...]]  # built vocabularies for it; the first is the default
     teacher_options: ClassVar[type[TeacherOptions]]
     options: Options
+
+    def __hash__(self) -> int: ...
 
     def config(self) -> dict[str, Any]:
         """Its name and all its options, as records have them."""
@@ -293,15 +300,36 @@ class Environment(Generic[Own]):
         return ":".join("-".join(map(str, v)) if isinstance(v, list) else str(v) for v in fields.values())
 
     def check(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """A problem's own fields, normalised. Raises `DataError` for what is none of its problems."""
-        known = self.sample(Random(0))
+        """A problem's own fields, each of the type that `sample` gives it. Raises `DataError` for what is no problem of it."""
+        known = self._drawn
         if missing := [name for name in known if fields.get(name) is None]:
-            raise DataError(f"{', '.join(missing)} missing")
-        checked = {name: fields[name] for name in known}
-        for name, value in checked.items():
-            if type(value) is not type(known[name]):
-                raise DataError(f"{name} is {value!r}, not of type {type(known[name]).__name__}")
-        return checked
+            there = ", ".join(map(str, list(fields)[:12])) or "none"
+            raise DataError(f"it has no {' and no '.join(missing)} (its columns: {there})")
+        return {name: like(fields[name], value, name) for name, value in known.items()}
+
+    @cached_property
+    def _drawn(self) -> dict[str, Any]:
+        """The fields of a problem that was drawn. Raises `ConfigError` where there are none, or they cannot be a problem's."""
+        if type(self).sample is Environment.sample:
+            raise ConfigError(
+                f"environment {self.name} does not say which fields its problems have: write its `sample`, or its `check`"
+            )
+        drawn = self.sample(Random(0))
+        if not isinstance(drawn, dict) or not drawn or not all(isinstance(name, str) for name in drawn):
+            raise ConfigError(
+                f"`sample` of environment {self.name} gave {drawn!r}: return a dictionary of fields by name"
+            )
+        if taken := sorted({"id", "split"}.intersection(drawn)):
+            raise ConfigError(
+                f"environment {self.name} cannot have fields called {', '.join(taken)}: rename them in `sample`"
+            )
+        for name, value in drawn.items():
+            if not isinstance(value, str | int | float | list | dict):
+                raise ConfigError(
+                    f"the field {name} of environment {self.name} is of type {type(value).__name__}: let `sample` give plain "
+                    "texts, numbers and lists"
+                )
+        return drawn
 
     def read(self, text: str) -> str:
         return text.strip()
@@ -354,7 +382,7 @@ class Environment(Generic[Own]):
             except DataError as error:
                 found[i] = str(error)
                 continue
-            if json.dumps(right) != json.dumps(problem):  # 3.0 is not 3
+            if repr(right) != repr(problem):  # 3.0 is not 3
                 found[i] = f"{problem!r} is not written as {right!r}"
         return found
 
@@ -365,7 +393,14 @@ class Environment(Generic[Own]):
         seen: set[str] = set()
         vain = 0
         while len(seen) < count:
-            problem = self.problem(self.sample(rng))
+            fields = self.sample(rng)
+            try:
+                problem = self.problem(fields)
+            except DataError as error:
+                raise DataError(
+                    f"environment {self.name} drew {fields!r}, which is none of its problems: {error}. Let `sample` give the "
+                    "same fields each time, each of one type"
+                ) from error
             [parts] = self.parts([problem])
             vain += 1
             if problem["id"] not in seen and {self.split_of(part) for part in parts} == {split}:
@@ -384,15 +419,25 @@ class Environment(Generic[Own]):
         script = self.script(problem, teacher.options, derive_rng(teacher.seed, "solver", problem["id"], copy))
         if script is None:
             return None
-        env = typing.cast(Env, self)
-        prompt, strands = teacher.dialect.prompt(env, problem), spell(script, teacher.dialect)
-        read = reader(env, teacher.dialect)
-        trace = demonstration(prompt, strands, teacher.protocol, problem, True, read)
-        verdict = self.verify(problem, trace.answer)
-        return trace if verdict.ok else demonstration(prompt, strands, teacher.protocol, problem, False, read)
+        return written(script, problem, teacher)
 
     def demonstrations(self, problems: Sequence[Problem], teacher: Teacher) -> pa.Table | None:
         return None
+
+
+def written(script: Script, problem: Problem, teacher: Teacher) -> Trace:
+    """The demonstration of a script, judged by the environment.
+
+    Raises `ValueError` if the teacher's protocol cannot express it, `DataError` if its dialect cannot spell it.
+    """
+    if teacher.protocol.name == "serial" and any(isinstance(piece, Fork) for piece in script):
+        raise ValueError("the script forks, and the protocol serial opens no threads")
+    prompt, strands = teacher.dialect.prompt(teacher.env, problem), spell(script, teacher.dialect)
+    read = reader(teacher.env, teacher.dialect)
+    trace = demonstration(prompt, strands, teacher.protocol, problem, True, read)
+    if teacher.env.verify(problem, trace.answer).ok:
+        return trace
+    return demonstration(prompt, strands, teacher.protocol, problem, False, read)
 
 
 def reader(env: Env, dialect: Dialect) -> Callable[[Iterable[int]], str]:

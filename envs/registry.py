@@ -97,6 +97,8 @@ def env_class(name: str) -> type[Environment[Any]]:
         return _checked(user_code.load(name, "env"), name)
     targets = {one.name: one.target for one in known()}
     if name not in targets:
+        if name.endswith(".py"):
+            raise ConfigError(f"env={name} names a file, but not the class in it: write env={name}:CLASS")
         near = difflib.get_close_matches(name, targets, 1)
         raise ConfigError(
             f"no environment {name!r}{f' (did you mean {near[0]}?)' if near else ''}: there are {', '.join(targets)}; or name "

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from apr.scripts.script import Answer, Branch, Fork, Pieces, Say, Script
+from apr.scripts.script import Answer, Branch, Fork, Join, Pieces, Say, Script
 from apr.tokens.dialect import Message
 from envs.base import Environment, Options, Problem, TeacherOptions, Verdict
 
@@ -50,5 +50,6 @@ class Sorting(Environment[SortingOptions]):
         if options.protocol == "serial":  # the same steps, one after the other
             said = [word for half, result in zip(halves, results) for word in ("sort", *half, ":", *result)]
             return (Say(("halve", *said, "merge")), merged)
-        children = [Branch(("sort", *half, ":"), (Answer(result),)) for half, result in zip(halves, results)]
-        return (Say(("halve",)), Fork(tuple(children)), Say(("merge",)), merged)
+        told = [("sort", *half, ":") for half in halves]
+        children = tuple(Branch(message, message, (), result) for message, result in zip(told, results))
+        return (Say(("halve",)), Fork(children), Join(), Say(("merge",)), merged)

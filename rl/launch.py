@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from apr.checkpoints.card import Card
@@ -20,13 +21,14 @@ from apr.errors import EngineLostError, LearnerLostError, RunDirectoryError
 from apr.presets import check, load_recorded
 from apr.protocols import protocol_by_name
 from apr.rollout import with_condition
-from apr.runs import automatic_threads, run_directory, whole_folder
+from apr.runs import automatic_threads, check_out, run_directory, whole_folder
 from apr.signals import stop_at_signal
 from apr.threads.engine import Engine
+from envs.base import Env
 from rl import checkpoint, loop
 from rl.checkpoint import WHILE_RUNNING
 from rl.monitor import Monitors, open_monitors
-from rl.parts import LearnerApi, Parts, WeightSync
+from rl.parts import LearnerApi, Parts, Problems, WeightSync
 from rl.resume import ALGORITHM, check_resumed
 from rl.rewards import reward_function
 from rl.weight_sync import TRANSFERS, FileSync, TensorSync
@@ -35,13 +37,35 @@ from rl.weight_sync import TRANSFERS, FileSync, TensorSync
 Replace = Callable[[Path, bool], Awaitable[tuple[Engine, LearnerApi]]]
 
 
-def launch(config: RlConfig, resume: bool) -> Path:
-    """Run to `config.steps`, or to a signal; returns the newest checkpoint. `resume`: go on from the newest one.
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs, all of it found and fit. Nothing was written.
+
+    `checkpoint_hash`: of the checkpoint that RL began from, None if an earlier version did not keep it. `start`: the step to
+    begin at; `resumed`: from a checkpoint of the run itself, else from the one that the configuration names.
+    """
+
+    config: RlConfig
+    env: Env
+    train: Problems
+    validation: Problems
+    data_hash: str
+    checkpoint_hash: str | None
+    opened: Checkpoint
+    start: int
+    resumed: bool
+
+
+def prepare(config: RlConfig, resume: bool) -> Prepared:
+    """Find and check what `config` names. Cheap rules come first, before any heavy library is loaded.
 
     Raises `RunDirectoryError` if there is a run in `config.out` that is not to be resumed, or is of another
     configuration, of other data or from another checkpoint, and `ConfigError` for a `condition` that the checkpoint was not
     trained on.
     """
+    check_out(config.out, config)
+    if not resume:
+        refuse_idle(config)
     env = data_env(config.data, config.env)
     if config.reward.function is not None:
         reward_function(config.reward.function)
@@ -55,8 +79,6 @@ def launch(config: RlConfig, resume: bool) -> Path:
     config = config.model_copy(update={"checkpoint": model_folder(config.checkpoint)})
     if resume:
         checkpoint_hash = check_resumed(config, data_hash, found[1] if found else None)
-    else:
-        refuse_idle(config)
     config = _with_horizon(config, resume)
     start_from, start = found or (config.checkpoint, 0)
     opened = Checkpoint.open(start_from, config.dialect)
@@ -67,6 +89,16 @@ def launch(config: RlConfig, resume: bool) -> Path:
     opened.model.check_finite()
     if not resume:
         checkpoint_hash = opened.model.hash
+    return Prepared(config, env, train, validation, data_hash, checkpoint_hash, opened, start, found is not None)
+
+
+def launch(config: RlConfig, resume: bool) -> Path:
+    """Run to `config.steps`, or to a signal; returns the newest checkpoint. `resume`: go on from the newest one. Raises what
+    `prepare` does."""
+    ready = prepare(config, resume)
+    config, env, opened, start, found = ready.config, ready.env, ready.opened, ready.start, ready.resumed
+    train, validation, start_from = ready.train, ready.validation, opened.folder
+    data_hash, checkpoint_hash = ready.data_hash, ready.checkpoint_hash
     dialect = opened.dialect
     facts = {
         "data_hash": data_hash, "algorithm": ALGORITHM,
@@ -85,7 +117,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
             return _finished(run, start_from, config)
         protocol = protocol_by_name(config.protocol, dialect)
         sync = weight_sync(config, run)
-        with placed(config, start_from, found is not None) as (engine, learner, replace, lost):
+        with placed(config, start_from, found) as (engine, learner, replace, lost):
             parts = Parts(env, dialect, protocol, engine, learner, sync, Monitors([]), train, validation)
             reached = asyncio.run(_drive(config, parts, run, start, replace, lost))
         newest = checkpoint.folder_of(run, reached)

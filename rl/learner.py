@@ -30,7 +30,7 @@ from apr.memory import keep_freed_memory
 from rl import adapters
 from rl.checkpoint import ADAPTER_FILE
 from rl.losses import LossTerms, k3, policy_loss
-from rl.packing import Pass, plan
+from rl.packing import Pass, Share, shares
 from rl.parallel import LOWER, Rank, backend, finite
 from rl.samples import Sample
 
@@ -108,11 +108,12 @@ class Learner:
         metrics over all of them, the same on every rank. `parity`: (mean, max) absolute gap between the logprobs that the
         sampler had from these very weights and ours that is still allowed; beyond it `ParityError`, before a weight has
         changed."""
+        plans = shares(minibatches, self.config, self.rank.count)
+        return await self.learn(plans[self.rank.index], lr, parity)
+
+    async def learn(self, plans: Sequence[Share], lr: float, parity: tuple[float, float]) -> dict[str, float]:
+        """`update` on this rank's share of each minibatch."""
         started = time.monotonic()
-        plans = [
-            plan(batch, self.config.row_tokens, self.config.tokens_per_pass, self.rank.count)[self.rank.index]
-            for batch in minibatches
-        ]
         parts = [[Pass(rows, self.device) for rows in share] for share in plans]
         references = [[self._reference(one) for one in passes] for passes in parts]
         # The first minibatch gets its old logprobs from its own first forward pass, the others before a weight changes.

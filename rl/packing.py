@@ -7,52 +7,76 @@ of a pass lie in many of them.
 from __future__ import annotations
 
 import bisect
+import heapq
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from apr.config import LearnerConfig
+from apr.threads.layout import Block
 from rl.samples import Sample
 
 Row = list[Sample]
+Share = list[list[Row]]  # the passes of one rank
 
 
-def plan(batch: Sequence[Sample], row_tokens: int, tokens_per_pass: int, ranks: int = 1) -> list[list[list[Row]]]:
+def shares(minibatches: Sequence[Sequence[Sample]], config: LearnerConfig, ranks: int = 1) -> list[list[Share]]:
+    """The passes of each of `ranks`, by minibatch."""
+    plans = [plan(batch, config.row_tokens, config.tokens_per_pass, ranks) for batch in minibatches]
+    return [[by_rank[rank] for by_rank in plans] for rank in range(ranks)]
+
+
+def plan(batch: Sequence[Sample], row_tokens: int, tokens_per_pass: int, ranks: int = 1) -> list[Share]:
     """The passes of each rank, as many for each: ranks that share a model must call it equally often. A rank without
-    samples left gets passes of no rows.
+    samples left gets passes of no rows. Takes n log n time for n samples.
 
     Rows of like length share a pass of at most `tokens_per_pass` padded tokens (a longer row is a pass alone).
     """
-    rows = sorted(pack(batch, row_tokens), key=_length, reverse=True)
+    rows = sorted(((_length(row), row) for row in pack(batch, row_tokens)), key=lambda one: one[0], reverse=True)
     passes: list[list[Row]] = []
-    for row in rows:
-        if passes and (len(passes[-1]) + 1) * _length(passes[-1][0]) <= tokens_per_pass:
+    longest: list[int] = []  # row of each pass, its first
+    for length, row in rows:
+        if passes and (len(passes[-1]) + 1) * longest[-1] <= tokens_per_pass:
             passes[-1].append(row)
         else:
             passes.append([row])
-    shares: list[list[list[Row]]] = [[] for _ in range(ranks)]
-    # Each pass to the rank with the fewest tokens so far.
-    for rows_ in passes:
-        min(shares, key=lambda share: sum(len(one) * _length(one[0]) for one in share)).append(rows_)
-    most = max(map(len, shares))
-    return [[*share, *([[]] * (most - len(share)))] for share in shares]
+            longest.append(length)
+    made: list[Share] = [[] for _ in range(ranks)]
+    loads = [(0, rank) for rank in range(ranks)]  # a heap: padded tokens so far
+    for rows_, length in zip(passes, longest):  # each pass to the rank with the fewest tokens so far
+        load, rank = loads[0]
+        made[rank].append(rows_)
+        heapq.heapreplace(loads, (load + len(rows_) * length, rank))
+    most = max(map(len, made))
+    return [[*share, *([[]] * (most - len(share)))] for share in made]
 
 
 def pack(batch: Sequence[Sample], row_tokens: int) -> list[Row]:
     """Best fit, longest first: each sample into the fullest row with room for it; longer ones are rows alone."""
     rows: list[Row] = []
-    room: list[tuple[int, int]] = []  # (tokens free, row), ascending
-    for number in sorted(range(len(batch)), key=lambda number: (-len(batch[number].block.ids), number)):
-        sample = batch[number]
-        length = len(sample.block.ids)
-        place = bisect.bisect_left(room, (length, -1))
-        if place < len(room):
-            free, row = room.pop(place)
+    free: list[int] = []  # tokens that rows have free, ascending, each number once
+    rows_by_free: dict[int, list[int]] = {}  # heaps of rows
+    lengths = [len(sample.block.ids) for sample in batch]
+    for number in sorted(range(len(batch)), key=lambda number: (-lengths[number], number)):
+        sample, length = batch[number], lengths[number]
+        place = bisect.bisect_left(free, length)
+        if place < len(free):
+            left = free[place]
+            row = heapq.heappop(rows_by_free[left])
+            if not rows_by_free[left]:
+                del rows_by_free[left], free[place]
             rows[row].append(sample)
         else:
-            free, row = max(row_tokens, length), len(rows)
+            left, row = max(row_tokens, length), len(rows)
             rows.append([sample])
-        bisect.insort(room, (free - length, row))
+        left -= length
+        if left not in rows_by_free:
+            bisect.insort(free, left)
+            rows_by_free[left] = []
+        heapq.heappush(rows_by_free[left], row)
     return rows
 
 
@@ -61,16 +85,14 @@ def _length(row: Row) -> int:
 
 
 class Pass:
-    """Rows as tensors: `ids` and `positions` [rows, length], `mask` [rows, 1, length, length], true where a token attends;
-    the others [trained tokens]: `rows` and `before` place the token that predicts, `strands` number the strands."""
+    """Rows as tensors: `ids` and `positions` [rows, length]; the others [trained tokens]: `rows` and `before` place the token
+    that predicts, `strands` number the strands. `masked` is false where each row is one causal sequence."""
 
-    def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Row], device: torch.device, masked: bool = True) -> None:
         length = max([1, *map(_length, rows)])
         shape = (max(1, len(rows)), length)
+        self._blocks = [[sample.block for sample in row] for row in rows] if masked else None
         ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-        mask = torch.zeros((shape[0], 1, length, length), dtype=torch.bool)
-        triangle = torch.ones((length, length), dtype=torch.bool).tril_()
-        mask.diagonal(dim1=-2, dim2=-1).fill_(True)  # padding attends to itself: an empty row of a softmax is no number
         places: list[tuple[int, int, int]] = []  # row, index that predicts, index
         strands: list[int] = []
         for number, row in enumerate(rows):
@@ -80,19 +102,13 @@ class Pass:
                 stop = start + len(block.ids)
                 ids[number, start:stop] = torch.tensor(block.ids)
                 positions[number, start:stop] = torch.tensor(block.positions)
-                for segment in block.segments:
-                    own = slice(start + segment.start, start + segment.stop)
-                    size = segment.stop - segment.start
-                    mask[number, 0, own, own] = triangle[:size, :size]
-                    for first, last in segment.seen:
-                        mask[number, 0, own, start + first : start + last] = True
                 places += [(number, start + b, start + t) for b, t in zip(sample.before, sample.trained)]
                 offset = strands[-1] + 1 if strands else 0
                 strands += [offset + strand for strand in sample.strands]
                 start = stop
         flat = [sample for row in rows for sample in row]
         self.forwarded = ids.numel() if rows else 0
-        self.ids, self.positions, self.mask = ids.to(device), positions.to(device), mask.to(device)
+        self.ids, self.positions = ids.to(device), positions.to(device)
         rows_, before, after = torch.tensor(places, dtype=torch.long).reshape(-1, 3).T
         self.targets = ids[rows_, after].to(device)
         self.rows, self.before = rows_.to(device), before.to(device)
@@ -105,3 +121,43 @@ class Pass:
         self.sampler, self.advantages = per_token("logprobs"), per_token("advantages")
         self.weights, self.kl_weights = per_token("weights"), per_token("kl_weights")
         self.lags = per_token("lags")
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Whether a token attends to another, [rows, 1, length, length]. It is made anew each time, from pointers, so that the
+        device holds the mask of one pass at a time."""
+        if self._blocks is None:
+            return None
+        rows, length = self.ids.shape
+        mask = np.zeros((rows, 1, length, length), np.bool_)
+        for row, blocks in zip(mask[:, 0], self._blocks):
+            start = 0
+            for block in blocks:
+                stop = start + len(block.ids)
+                mark_attended(row[start:stop, start:stop], block)
+                start = stop
+        padding = np.arange(length)
+        mask[:, 0, padding, padding] = True  # it attends to itself: an empty row of a softmax is no number
+        return torch.from_numpy(mask).to(self.ids.device)
+
+
+def mark_attended(mask: npt.NDArray[np.bool_], block: Block) -> None:
+    """Set `mask` [tokens, tokens] of `block`, all false, where a token attends to another.
+
+    A segment sees what the last token of each of its references sees: rows are copied, and no closure is walked.
+    """
+    longest = max((segment.stop - segment.start for segment in block.segments), default=0)
+    triangle = np.tri(longest, dtype=np.bool_)
+    seen: list[npt.NDArray[np.bool_]] = []  # by each segment, before its own tokens
+    for segment in block.segments:
+        views = [
+            mask[block.segments[older].start + length - 1] if length else seen[older] for older, length in segment.sees
+        ]
+        start, stop = segment.start, segment.stop
+        if len(views) == 1:
+            seen.append(views[0])
+        else:
+            seen.append(np.logical_or.reduce(views) if views else np.zeros(len(mask), np.bool_))
+        if views:
+            mask[start:stop, :start] = seen[-1][:start]
+        mask[start:stop, start:stop] = triangle[: stop - start, : stop - start]

@@ -12,11 +12,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from apr.config import RlConfig
+from apr.config import LearnerConfig, RlConfig
 from apr.engines.cluster import cause_of
 from apr.engines.placement import own_address
 from apr.errors import AprError, LearnerLostError
 from rl.learner import Learner
+from rl.packing import shares
 from rl.parallel import Rank
 from rl.samples import Sample
 
@@ -58,16 +59,23 @@ def _meet(rank: Rank, address: str, timeout: float) -> None:
 
 class RemoteLearner:
     """The `LearnerApi` over all ranks' actors. If one dies, or does not reply in time, all are ended and
-    `LearnerLostError` is raised: the others would wait for it."""
+    `LearnerLostError` is raised: the others would wait for it. `config`: the ranks' own."""
 
-    def __init__(self, actors: Sequence[Any], timeout: float) -> None:
+    def __init__(self, actors: Sequence[Any], timeout: float, config: LearnerConfig) -> None:
         self.actors = list(actors)
         self._timeout = timeout
+        self._config = config
 
     async def update(
         self, minibatches: Sequence[Sequence[Sample]], lr: float, parity: tuple[float, float]
     ) -> dict[str, float]:
-        metrics: dict[str, float] = await self._call("update", ray.put(list(minibatches)), lr, parity)
+        """Plan the passes here, once; each rank is sent its own share alone."""
+        parts = await asyncio.to_thread(shares, minibatches, self._config, len(self.actors))
+        calls = [
+            actor.call.remote("learn", ray.put(part), lr, parity)
+            for actor, part in zip(self.actors, parts, strict=True)
+        ]
+        metrics: dict[str, float] = (await self.wait("update", calls))[0]
         return metrics
 
     async def weights(self) -> Any:
@@ -146,7 +154,7 @@ async def start_learner(
     `cluster.timeout` seconds.
     """
     actors = [ray.remote(RankActor).options(**option).remote() for option in options]
-    learner = RemoteLearner(actors, config.cluster.reply_timeout)
+    learner = RemoteLearner(actors, config.cluster.reply_timeout, config.learner)
     try:
         async with asyncio.timeout(config.cluster.timeout):
             together = len(actors) > 1 or config.learner.parallel != "plain"

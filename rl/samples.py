@@ -65,22 +65,24 @@ def samples(
     * constant: each token weighs 1 / (traces * constant) (Dr.GRPO, arXiv 2503.20783); in the KL term as under `token`.
     """
     tokens = sum(len(strand.sampled) for one in scored for strand in one.trace.strands)
-    strands = sum(bool(strand.sampled) for one in scored for strand in one.trace.strands)
+    own = [
+        sum(bool(strand.sampled) for strand in one.trace.strands) for one in scored
+    ]  # of each trace: those that train
+    strands = sum(own)
 
-    def weight(one: Scored, strand: Strand) -> float:
+    def weight(of_trace: int, strand: Strand) -> float:
         match weighting:
             case "token":
                 return 1.0 / tokens
             case "strand":
                 return 1.0 / (strands * len(strand.sampled))
             case "trace":
-                own = sum(bool(other.sampled) for other in one.trace.strands)
-                return 1.0 / (len(scored) * own * len(strand.sampled))
+                return 1.0 / (len(scored) * of_trace * len(strand.sampled))
             case "constant":
                 return 1.0 / (len(scored) * constant)
 
     result = []
-    for one in scored:
+    for one, of_trace in zip(scored, own, strict=True):
         if not (kl or one.advantage):
             continue
         by_id = one.trace.by_id()
@@ -93,15 +95,16 @@ def samples(
                     continue
                 if strand.logprobs is None:
                     raise ValueError(f"strand {strand.id} has no sampler logprobs: a demonstration cannot train RL")
-                share = weight(one, strand)
-                own = range(segment.start + len(strand.injected_ids), segment.stop)
-                sample.trained.extend(own)
-                sample.before.extend(before[place] for place in own)
-                sample.strands.extend([number] * len(own))
+                share = weight(of_trace, strand)
+                count = len(strand.sampled)
+                first = segment.stop - count
+                sample.trained.extend(range(first, segment.stop))
+                sample.before.extend(before[first : segment.stop])
+                sample.strands.extend([number] * count)
                 sample.logprobs.extend(strand.logprobs)
-                sample.advantages.extend([one.advantage] * len(own))
-                sample.weights.extend([share] * len(own))
-                sample.kl_weights.extend([1.0 / tokens if weighting == "constant" else share] * len(own))
+                sample.advantages.extend([one.advantage] * count)
+                sample.weights.extend([share] * count)
+                sample.kl_weights.extend([1.0 / tokens if weighting == "constant" else share] * count)
                 sample.lags.extend(_lags(strand, version))
             if sample.trained:
                 result.append(sample)

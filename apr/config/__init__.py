@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from apr.config.base import ProtocolName, Strict, Temperature
 from apr.config.data import DataConfig
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
-from apr.config.env import EnvConfig
+from apr.config.env import EnvConfig, EnvOfData
 from apr.config.evaluation import EvalConfig
 from apr.config.quickstart import QuickstartConfig
 from apr.config.rl import Bonus, LearnerConfig, RewardConfig, RlConfig, SoftBudget, refuse_idle
@@ -26,6 +26,7 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "EnvConfig",
+    "EnvOfData",
     "EvalConfig",
     "LearnerConfig",
     "LoraConfig",

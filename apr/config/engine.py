@@ -40,8 +40,13 @@ class EngineConfig(Strict):
                 "engine.kind=endpoint needs engine.url, the address of the server: set it, such as "
                 "engine.url=http://localhost:8000"
             )
+        if self.url is not None and re.search(r"[@?#]", self.url):  # not repeated: it may hold a key
+            raise ValueError(
+                "engine.url must be http://HOST:PORT and hold no key, user or password, which the run's records would keep: "
+                "leave it out there, and set the environment variable VLLM_API_KEY to the key"
+            )
         if self.url is not None and not re.fullmatch(r"https?://[^/\s]+", self.url):
-            raise ValueError(f"engine.url ({self.url}) must be http://HOST:PORT, without a path such as /v1")
+            raise ValueError("engine.url must be http://HOST:PORT, without a path such as /v1")
         return self
 
     def idle(self) -> Iterator[Idle]:

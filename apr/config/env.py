@@ -58,6 +58,34 @@ class EnvConfig(BaseModel):
         """The environment. Raises `ConfigError` for one whose file the user has not named."""
         return environment(self.name, self.given)
 
-    def like(self, other: EnvConfig) -> bool:
-        """Whether both name the same environment, wherever its file lies."""
-        return short(self.name) == short(other.name)
+    def like(self, name: str) -> bool:
+        """Whether `name` is that of the same environment, wherever its file lies."""
+        return short(self.name) == short(name)
+
+
+class EnvOfData(BaseModel):
+    """An environment by name alone, where the data say with which options it made them.
+
+    Example: `EnvOfData.model_validate("countdown")`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="its name, or PATH.py:CLASS; `env=NAME` for short. Its options are those of the data")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, content: Any, info: ValidationInfo) -> Any:
+        """Raises `ValueError` if there is no such environment, where it may be imported."""
+        if isinstance(content, str):
+            content = {"name": content}
+        if not isinstance(content, dict) or not isinstance(name := content.get("name"), str):
+            return content
+        if info.context == NAMED:
+            allow(name)
+        try:
+            if may_import(name):
+                env_class(name)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return content

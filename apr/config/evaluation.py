@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from apr.config.base import ProtocolName, Strict, Temperature
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
-from apr.config.env import ENV_OF_DATA, EnvConfig
+from apr.config.env import ENV_OF_DATA, EnvOfData
 from apr.idle import Idle
 from apr.threads.limits import Budgets, Limits
 
@@ -20,7 +20,7 @@ class EvalConfig(Strict):
 
     seed: int = Field(default=0, description="of sampling")
     data: Path = Field(default=Path("runs/data"), description="data folder, as `apr data generate` writes it")
-    env: EnvConfig | None = Field(default=None, description=ENV_OF_DATA)
+    env: EnvOfData | None = Field(default=None, description=ENV_OF_DATA)
     split: Literal["train", "validation", "test"] = Field(default="test", description="which problems")
     checkpoint: Path = Field(
         default=Path("runs/sft"), description="a checkpoint, the folder of its SFT or RL run, or peft's adapter of one"

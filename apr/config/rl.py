@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from apr.config.base import ProtocolName, Strict, Temperature
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
-from apr.config.env import ENV_OF_DATA, EnvConfig
+from apr.config.env import ENV_OF_DATA, EnvOfData
 from apr.config.sft import LoraConfig
 from apr.errors import ConfigError
 from apr.idle import Idle
@@ -138,7 +138,7 @@ class RlConfig(Strict):
 
     seed: int = Field(default=0, description="of the problems' order and of sampling")
     data: Path = Field(default=Path("runs/data"), description="data folder, as `apr data generate` writes it")
-    env: EnvConfig | None = Field(default=None, description=ENV_OF_DATA)
+    env: EnvOfData | None = Field(default=None, description=ENV_OF_DATA)
     checkpoint: Path = Field(
         default=Path("runs/sft/checkpoint"),
         description="to start from: a checkpoint, or the folder of its SFT or RL run",

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from apr.config.base import Strict
-from apr.config.env import ENV_OF_DATA, EnvConfig
+from apr.config.env import ENV_OF_DATA, EnvOfData
 from apr.idle import Idle
 
 
@@ -44,7 +44,7 @@ class SftConfig(Strict):
 
     seed: int = Field(default=0, description="of the weights and of the order of rows")
     data: Path = Field(default=Path("runs/data"), description="data folder, as `apr data generate` writes it")
-    env: EnvConfig | None = Field(default=None, description=ENV_OF_DATA)
+    env: EnvOfData | None = Field(default=None, description=ENV_OF_DATA)
     solver: str = Field(default="spawn_join", description="teacher whose demonstrations are learned")
     base: Path | None = Field(
         default=None,

@@ -35,7 +35,7 @@ from apr.dialects import TOKENIZER
 from apr.errors import ConfigError
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
-from apr.runs import CONFIG, check_kind, refuse_other, run_directory, whole_folder, write_text
+from apr.runs import CONFIG, check_kind, check_out, refuse_other, run_directory, whole_folder, write_text
 from apr.tokens.chat import ChatDialect
 from apr.tokens.dialect import Dialect
 from apr.tokens.words import WordsDialect
@@ -56,12 +56,14 @@ class Lesson(NamedTuple):
     asked: int
 
 
-def generate(config: DataConfig) -> None:
-    """Write what is missing of the data set in `config.out`; finished shards are kept.
+def generate(config: DataConfig, dry_run: bool = False) -> None:
+    """Write what is missing of the data set in `config.out`; finished shards are kept. `dry_run`: find out whether it could be
+    written, and write nothing.
 
     Raises `DataError` if there are fewer problems than asked for (nothing is written then), `RunDirectoryError` if the
     folder holds other data or is in use, `KeyboardInterrupt` at SIGINT and SIGTERM.
     """
+    check_out(config.out, config)
     given = None
     if config.problems_from is not None:
         config, given = _taken(config, config.problems_from)
@@ -78,6 +80,8 @@ def generate(config: DataConfig) -> None:
     with ended_by_signals():
         missing = [split for split, paths in problems.items() if not all(map(Path.is_file, paths))]
         drawn = {split: _draw(config, env, split) if given is None else given[split] for split in missing}
+        if dry_run:
+            return
         with run_directory(config.out, config) as out:
             sweep(out)
             if isinstance(dialect, ChatDialect | WordsDialect):
@@ -139,7 +143,7 @@ def teacher_of(config: DataConfig, name: str, env: Env, dialect: Dialect, copies
 def _taken(config: DataConfig, folder: Path) -> tuple[DataConfig, dict[str, pa.Table]]:
     """The problems of the data set in `folder`, no more of each split than asked for, and the configuration with their counts
     and their environment's options. Says where there are fewer."""
-    env = data_env(folder, config.env)
+    env = data_env(folder, config.env.name)
     rows = problems_from(folder, env)
     counts = {split: min(getattr(config, split), len(rows.get(split, []))) for split in SPLITS}
     for split, count in counts.items():

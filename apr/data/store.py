@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from apr.config import DataConfig, EnvConfig
+from apr.config import DataConfig, EnvOfData
 from apr.data.shards import AGAIN, content_hash, read_shard, shard_facts, shard_paths, write_shard
 from apr.dialects import DIALECTS, dialect_in
 from apr.errors import ConfigError, DataError
@@ -31,6 +31,7 @@ from apr.scripts.columns import COSTS, ENCODED, encoded
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect
 from apr.tokens.encode import demonstration
+from apr.user_code import file_of
 from envs.base import SPLITS, Env, reader
 from envs.registry import environment
 
@@ -41,7 +42,7 @@ KEYS = pa.schema([("problem", pa.string())])  # the problem's id; its own column
 RESERVED = {*KEYS.names, *ENCODED.names}
 
 
-def data_env(folder: Path, given: EnvConfig | str | None = None) -> Env:
+def data_env(folder: Path, given: EnvOfData | str | None = None) -> Env:
     """The environment of the data set in `folder`, with the options that its problems were made with.
 
     `given`: as the user names it, where it is a file. Raises `ConfigError` if it is another environment, or is a file and
@@ -53,10 +54,11 @@ def data_env(folder: Path, given: EnvConfig | str | None = None) -> Env:
             "to where it is"
         )
     own = load_recorded(DataConfig, folder / CONFIG).env
-    given = EnvConfig.model_validate(given) if isinstance(given, str) else given
-    if given is not None and not given.like(own):
-        raise ConfigError(f"{folder} holds problems of environment {own.name}, not of {given.name}: leave `env` out")
-    return environment((given or own).name, own.given)
+    given = given.name if isinstance(given, EnvOfData) else given
+    if given is not None and not own.like(given):
+        mend = "leave `env` out" if file_of(own.name) is None else "name that file, wherever it lies now, and its class"
+        raise ConfigError(f"{folder} holds problems of environment {own.name}, not of {given}: {mend}")
+    return environment(given or own.name, own.given)
 
 
 def problems_folder(folder: Path) -> Path:

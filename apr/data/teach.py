@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from apr.data.store import KEYS, facts_of, problems_table, traces_of
+from apr.errors import DataError
 from apr.scripts.columns import encoded, row_of
+from apr.scripts.files import Scripted, read_scripts
 from apr.threads.trace import Trace
-from envs.base import Teacher
+from envs.base import Env, Teacher, written
 
 
 def facts_of_teacher(teacher: Teacher) -> dict[str, str]:
@@ -21,7 +25,7 @@ def facts_of_teacher(teacher: Teacher) -> dict[str, str]:
 def demonstrations_of(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
     """Rows: the problem's id, its own columns, then those of `encoded`; problem by problem, the copies of one together.
     Problems that the teacher gives up are left out."""
-    table = teacher.env.demonstrations(problems, teacher)
+    table = None if teacher.options.scripts else teacher.env.demonstrations(problems, teacher)
     return _with_problems(plain(problems, teacher) if table is None else table, problems)
 
 
@@ -31,10 +35,37 @@ def plain(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
         {"row": i, **row_of(trace)}
         for i, problem in enumerate(problems)
         for copy in range(teacher.copies)
-        if (trace := teacher.env.demonstrate(problem, teacher, copy)) is not None
+        if (trace := _demonstrate(problem, teacher, copy)) is not None
     ]
     schema = pa.schema([("row", pa.int64()), *encoded(teacher.dialect)])
     return pa.table({name: [row[name] for row in rows] for name in schema.names}, schema)
+
+
+def _demonstrate(problem: dict[str, Any], teacher: Teacher, copy: int) -> Trace | None:
+    """From the teacher's file of scripts, if it has one: the `copy`-th of the problem. Raises `DataError` for a script that its
+    protocol or dialect cannot express."""
+    path = teacher.options.scripts
+    if path is None:
+        return teacher.env.demonstrate(problem, teacher, copy)
+    found = scripts_by_problem(path, teacher.env).get(problem["id"], [])
+    if copy >= len(found):
+        return None
+    try:
+        return written(found[copy].script, problem, teacher)
+    except ValueError as error:
+        raise DataError(f"{path}, line {found[copy].line}: {error}: correct the line, or leave it out") from error
+
+
+@lru_cache(maxsize=4)
+def scripts_by_problem(path: Path, env: Env) -> dict[str, list[Scripted]]:
+    """The scripts of a file, by the ids of their problems. Raises `DataError` that names the line of a problem that is none."""
+    found: dict[str, list[Scripted]] = {}
+    for one in read_scripts(path):
+        try:
+            found.setdefault(env.problem(one.problem)["id"], []).append(one)
+        except DataError as error:
+            raise DataError(f"{path}, line {one.line}: not a problem of {env.name}: {error}") from error
+    return found
 
 
 def traces(problems: Sequence[dict[str, Any]], teacher: Teacher) -> list[Trace]:

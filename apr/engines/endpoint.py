@@ -1,8 +1,9 @@
 """A server as an engine: `vllm serve`, or another that speaks its completions protocol, for evaluation.
 
 Token ids go in (`prompt`) and come out (`return_token_ids`); the text that the server makes of them is ignored. Tokens are
-streamed, so that an aborted request has those that were sampled, and a timeout is one of silence. Aborting closes the
-connection, at which the server ends the request.
+streamed, so that an aborted request has those that were sampled, and a timeout is the time without a token, whatever else
+is sent. Aborting closes the connection, at which the server ends the request. Everything that a server sends is checked
+(`apr.engines.streamed`): an answer that cannot be right is asked for again, then fails the request.
 
 The weights belong to the server: they cannot be updated from here, and so RL has no use for this engine. What it cannot
 know: preemptions, and, unless the server says (`--enable-prompt-tokens-details`), tokens found in the prefix cache. Its
@@ -12,33 +13,22 @@ know: preemptions, and, unless the server says (`--enable-prompt-tokens-details`
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import sys
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
 from apr.engines.local import Flight, LocalEngine
-from apr.engines.server import NEUTRAL, PATIENCE, Server, headers
+from apr.engines.server import NEUTRAL, PATIENCE, Server, headers, without_key
+from apr.engines.streamed import MalformedError, Stream
 from apr.errors import EngineError, EngineLostError
 from apr.threads.engine import Request
 from apr.threads.trace import EngineStop
 
 WAITS = (0.5, 2.0, 8.0)  # seconds before a request whose connection failed is sent again
 LONGEST_LINE = 1 << 24  # bytes; the first one of a stream has the whole prompt in it
-
-
-@dataclass
-class _Sampled:
-    """What a stream has brought so far. `stop` is None until it has said why it ended."""
-
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    cached: int = 0
-    stop: EngineStop | None = None
+SHOWN = 500  # bytes of a refusal that are read and shown
 
 
 class _BrokenError(Exception):
@@ -57,7 +47,7 @@ class EndpointEngine(LocalEngine):
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._sampled: dict[Flight, _Sampled] = {}
+        self._streams: dict[Flight, Stream] = {}
         self._tasks: dict[Flight, asyncio.Task[None]] = {}
         self._busy_since = 0.0
         self._told = False
@@ -97,7 +87,7 @@ class EndpointEngine(LocalEngine):
     def _begin(self, flight: Flight) -> None:
         if not self._tasks:
             self._busy_since = time.perf_counter()
-        self._sampled[flight] = _Sampled()
+        self._streams[flight] = self._new_stream(flight.request)
         self._tasks[flight] = asyncio.get_running_loop().create_task(self._serve(flight))
 
     async def _serve(self, flight: Flight) -> None:
@@ -106,10 +96,10 @@ class EndpointEngine(LocalEngine):
         result: Exception
         try:
             for wait in (*WAITS, None):
-                sampled = self._sampled[flight] = _Sampled()
+                stream = self._streams[flight] = self._new_stream(request)
                 try:
-                    await self._stream(request, sampled)
-                    self._settle(flight, self._completed(flight, sampled))
+                    await self._fill(stream, request)
+                    self._settle(flight, self._completed(flight, stream))
                     self._told = False
                     return
                 except aiohttp.ConnectionTimeoutError as error:  # a TimeoutError, too, but nothing was sent yet
@@ -117,10 +107,10 @@ class EndpointEngine(LocalEngine):
                 except TimeoutError:
                     raise EngineLostError(
                         f"{self._server.url} sent no token for {self._timeout:g} s while sampling {request.key} (it had "
-                        f"sent {len(sampled.ids)}): see its log; if it only has too much to do, lower in_flight or raise "
+                        f"sent {len(stream.ids)}): see its log; if it only has too much to do, lower in_flight or raise "
                         "engine.timeout"
                     ) from None
-                except (aiohttp.ClientError, OSError, _BrokenError) as error:
+                except (aiohttp.ClientError, OSError, _BrokenError, MalformedError) as error:
                     result = error
                 if wait is not None:
                     self._counters["retries"] += 1
@@ -151,29 +141,51 @@ class EndpointEngine(LocalEngine):
             print(error, file=sys.stderr, flush=True)
         self._told = True
 
-    async def _stream(self, request: Request, sampled: _Sampled) -> None:
-        """One sending of a request. Raises `EngineError` if it is refused, `_BrokenError` or aiohttp's errors if it may be sent
-        again, and `TimeoutError`."""
+    async def _fill(self, stream: Stream, request: Request) -> None:
+        """Send a request once and add its answer to `stream`.
+
+        Raises `EngineError` if it is refused; `MalformedError`, `_BrokenError` or aiohttp's errors if it may be sent again;
+        and `TimeoutError` if no token came for too long since the connection was there.
+        """
         session = await self._here()
-        async with session.post("/v1/completions", json=self._content(request)) as response:
-            if response.status != 200:
-                said = (await response.text())[:500]
-                if response.status >= 500 or response.status in (408, 429):
-                    raise _BrokenError(f"status {response.status}: {said}")
-                raise EngineError(f"{self._server.url} refused {request.key} with status {response.status}: {said}")
-            async for line in response.content:
-                if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-                    _take(sampled, data)
-        if sampled.stop is None:
+        clock = asyncio.timeout(None)
+        try:
+            async with (
+                clock,
+                session.post(
+                    "/v1/completions", json=self._content(request), allow_redirects=False,
+                    trace_request_ctx=lambda: self._restart(clock),
+                ) as response,
+            ):  # fmt: skip
+                if response.status != 200:
+                    said = without_key((await response.content.read(SHOWN)).decode(errors="replace"))
+                    if response.status >= 500 or response.status in (408, 429):
+                        raise _BrokenError(f"status {response.status}: {said}")
+                    raise EngineError(f"{self._server.url} refused {request.key} with status {response.status}: {said}")
+                async for line in response.content:
+                    if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]" and stream.take(data):
+                        self._restart(clock)
+        except TimeoutError:
+            if stream.stop is None:
+                raise
+        if stream.stop is None:
             raise _BrokenError("the stream ended before its completion did")
+
+    def _restart(self, clock: asyncio.Timeout) -> None:
+        clock.reschedule(asyncio.get_running_loop().time() + self._timeout)
+
+    def _new_stream(self, request: Request) -> Stream:
+        return Stream(request.stop_ids, self._most(request), self._server.vocabulary)
+
+    def _most(self, request: Request) -> int:
+        return min(request.max_tokens, self.max_context - len(request.ids))
 
     def _content(self, request: Request) -> dict[str, Any]:
         """The body of a request. Logprobs 0: those of the sampled tokens alone."""
-        most = min(request.max_tokens, self.max_context - len(request.ids))
         seed = {"seed": request.seed} if request.temperature > 0 else {}
         return {
-            "model": self._server.model, "prompt": request.ids, "max_tokens": most, "temperature": request.temperature,
-            "stop_token_ids": request.stop_ids, "logprobs": 0, "stream": True,
+            "model": self._server.model, "prompt": request.ids, "max_tokens": self._most(request),
+            "temperature": request.temperature, "stop_token_ids": request.stop_ids, "logprobs": 0, "stream": True,
             "stream_options": {"include_usage": True}, **NEUTRAL, **seed,
         }  # fmt: skip
 
@@ -185,9 +197,8 @@ class EndpointEngine(LocalEngine):
             self._session = aiohttp.ClientSession(
                 self._server.url,
                 connector=aiohttp.TCPConnector(limit=self._connections),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=min(self._timeout, PATIENCE), sock_read=self._timeout
-                ),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(self._timeout, PATIENCE)),
+                trace_configs=[_tracing()],
                 headers=headers(),
                 read_bufsize=LONGEST_LINE,
             )
@@ -195,24 +206,24 @@ class EndpointEngine(LocalEngine):
                 await old.close()
         return self._session
 
-    def _completed(self, flight: Flight, sampled: _Sampled) -> Any:
-        stop = EngineStop.ABORT if sampled.stop is None else sampled.stop
-        cached = min(sampled.cached, len(flight.request.ids))
-        return self._completion(flight, tuple(sampled.ids), tuple(sampled.logprobs), stop, cached)
+    def _completed(self, flight: Flight, stream: Stream) -> Any:
+        stop = EngineStop.ABORT if stream.stop is None else stream.stop
+        cached = min(stream.cached, len(flight.request.ids))
+        return self._completion(flight, tuple(stream.ids), tuple(stream.logprobs), stop, cached)
 
     def _progress(self, flight: Flight) -> int:
-        return len(self._sampled[flight].ids)
+        return len(self._streams[flight].ids)
 
     def _interrupt(self, flight: Flight) -> Any:
         self._tasks[flight].cancel()
-        completion = self._completed(flight, self._sampled[flight])
+        completion = self._completed(flight, self._streams[flight])
         self._forget(flight)
         return completion
 
     def _forget(self, flight: Flight) -> None:
         if self._tasks.pop(flight, None) is not None and not self._tasks:
             self._counters["busy_seconds"] += time.perf_counter() - self._busy_since
-        self._sampled.pop(flight, None)
+        self._streams.pop(flight, None)
 
     def _load(self, source: Any, version: int) -> None:
         raise EngineError(f"the weights at {self._server.url} belong to its server")
@@ -222,21 +233,13 @@ class EndpointEngine(LocalEngine):
             task.cancel()
 
 
-def _take(sampled: _Sampled, data: bytes) -> None:
-    """Add what one event of a stream says. Raises `_BrokenError` if it says that the server failed, or nothing sensible."""
-    try:
-        event = json.loads(data)
-        if "error" in event:
-            raise _BrokenError(str(event["error"]))
-        for choice in event["choices"]:
-            ids, logprobs = choice["token_ids"], (choice["logprobs"] or {}).get("token_logprobs", [])
-            if len(ids) != len(logprobs):
-                raise _BrokenError(f"{len(ids)} tokens came with {len(logprobs)} logprobs")
-            sampled.ids += ids
-            sampled.logprobs += (math.nan if one is None else one for one in logprobs)  # null: NaN, in JSON
-            if (why := choice.get("finish_reason")) is not None:
-                sampled.stop = {"stop": EngineStop.STOP, "length": EngineStop.LENGTH}[why]
-        details = (event.get("usage") or {}).get("prompt_tokens_details") or {}
-        sampled.cached = details.get("cached_tokens") or sampled.cached
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _BrokenError(f"the stream is not one of completions ({error!r}): {data[:200]!r}") from error
+def _tracing() -> aiohttp.TraceConfig:
+    """Call a request's `trace_request_ctx` once it has a connection: until then it waits for others, not for the server."""
+
+    async def connected(session: Any, context: Any, parameters: Any) -> None:
+        context.trace_request_ctx()
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_create_end.append(connected)
+    tracing.on_connection_reuseconn.append(connected)
+    return tracing

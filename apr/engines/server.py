@@ -1,28 +1,33 @@
 """What an engine of kind `endpoint` asks its server before anything is sampled: is it there, is it of the right model, and
-does it give token ids and logprobs? Plain blocking HTTP, which needs no event loop.
+does it give token ids and logprobs? Plain blocking HTTP, which needs no event loop. Answers are bounded in bytes and in
+seconds, and no redirect is followed: it would take the API key to another server.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import os
+import socket
 import sys
-import urllib.error
-import urllib.request
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from apr.checkpoints.folder import ModelFolder
 from apr.checkpoints.weights import content_id, weight_files
+from apr.engines.streamed import MalformedError, parsed, tokens, typed
 from apr.errors import CheckpointError, ConfigError
 from apr.tokens.text import load_tokenizer
 
 API_KEY = "VLLM_API_KEY"  # the environment variable that `vllm serve` reads, too
 FLAGS = "vllm serve CHECKPOINT --logprobs-mode processed_logprobs --no-enable-chunked-prefill"
 PATIENCE = 60.0  # seconds to connect, and for an answer before anything is sampled; one that starts refuses at once
+LONGEST = 1 << 24  # bytes of an answer before anything is sampled
 COMPARED = 1000  # tokens of the vocabulary, spread over all of it
 NEUTRAL = {  # sampling from the whole distribution, whatever the model's generation_config.json says
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
@@ -31,9 +36,20 @@ NEUTRAL = {  # sampling from the whole distribution, whatever the model's genera
 
 
 def headers() -> dict[str, str]:
-    """The API key, if the environment has one."""
+    """The API key, if the environment has one. Raises `ConfigError` for one that no header can carry."""
     key = os.environ.get(API_KEY)
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"the environment variable {API_KEY} holds a character that no API key has, perhaps the end of a line: set it "
+            "to the key alone"
+        )
     return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def without_key(text: str) -> str:
+    """`text` with the API key blotted out: a server may repeat what it was sent."""
+    key = os.environ.get(API_KEY)
+    return text.replace(key, "***") if key else text
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,7 @@ class Server:
         tokenizer = load_tokenizer(folder.path)
         _check_weights(card, folder, url)
         _check_tokens(client, name, tokenizer, folder.path)
-        return cls(url, name, folder.outputs, _probe(client, name, _sample_ids(tokenizer)[:1]))
+        return cls(url, name, folder.outputs, _probe(client, name, _sample_ids(tokenizer)[:1], folder.outputs))
 
 
 class _Client:
@@ -73,12 +89,13 @@ class _Client:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._headers = {"Content-Type": "application/json", **headers()}
 
     def ask(self, path: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
         """The answer to `content`, posted (None: to a plain GET)."""
         try:
             status, text = self._send(path, content)
-        except (OSError, ValueError) as error:  # refused, unknown host, timed out, no HTTP
+        except (OSError, ValueError, http.client.HTTPException) as error:  # refused, unknown host, timed out, no HTTP
             raise ConfigError(
                 f"no server answers at {self.url}{path} ({error}): start one with `{FLAGS}`, wait until it says that it is "
                 "up, or correct engine.url"
@@ -91,37 +108,62 @@ class _Client:
                 f"completions protocol of vLLM, started like `{FLAGS}`"
             )
         try:
-            found: dict[str, Any] = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"{self.url}{path} answered no JSON ({text[:80]!r}): correct engine.url") from error
-        return found
+            return parsed(text)
+        except MalformedError as error:
+            raise ConfigError(f"{self.url}{path} does not answer as it should ({error}): correct engine.url") from error
 
     def ask_if_served(self, path: str, content: dict[str, Any]) -> dict[str, Any] | None:
         """The same, but None where the server refuses."""
         try:
             status, text = self._send(path, content)
-            found: dict[str, Any] | None = json.loads(text) if status == 200 else None
-        except (OSError, ValueError) as error:
+            return parsed(text) if status == 200 else None
+        except (OSError, ValueError, http.client.HTTPException, MalformedError) as error:
             raise ConfigError(f"{self.url}{path} did not answer ({error}): see the server's log") from error
-        return found
 
     def _send(self, path: str, content: dict[str, Any] | None) -> tuple[int, str]:
-        body = None if content is None else json.dumps(content).encode()
-        kind = {"Content-Type": "application/json", **headers()}
-        request = urllib.request.Request(self.url + path, body, kind)
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as aiohttp, which samples
+        """Status and text of an answer that came within `PATIENCE` seconds and has at most `LONGEST` bytes. No proxy and no
+        redirect: a request goes to the server that the user named, as those of aiohttp do, which samples."""
+        place = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
+        connection = kind(place.netloc, timeout=PATIENCE)
+        late = threading.Event()
         try:
-            with direct.open(request, timeout=PATIENCE) as answer:
-                return int(answer.status), answer.read().decode(errors="replace")
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode(errors="replace")
+            connection.connect()
+            timer = threading.Timer(PATIENCE, _hang_up, (connection.sock, late))
+            timer.daemon = True
+            timer.start()
+            try:
+                return self._answer(connection, path, content)
+            finally:
+                timer.cancel()
+                if late.is_set():
+                    raise TimeoutError(f"its answer was not complete after {PATIENCE:g} s")
+        finally:
+            connection.close()
+
+    def _answer(
+        self, connection: http.client.HTTPConnection, path: str, content: dict[str, Any] | None
+    ) -> tuple[int, str]:
+        body = None if content is None else json.dumps(content).encode()
+        connection.request("GET" if body is None else "POST", path, body, self._headers)
+        answer = connection.getresponse()
+        text = answer.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise ValueError(f"its answer has more than {LONGEST >> 20} MiB")
+        return answer.status, without_key(text.decode(errors="replace"))
+
+
+def _hang_up(connected: socket.socket, late: threading.Event) -> None:
+    """End a connection while another thread reads from it: each byte would start a socket's own timeout anew."""
+    late.set()
+    connected.shutdown(socket.SHUT_RDWR)
 
 
 def _chosen(client: _Client, model: str | None) -> dict[str, Any]:
     """The server's entry for `model`, or for the only one that it has."""
     listed = client.ask("/v1/models").get("data")
-    cards = {str(card["id"]): card for card in listed or () if isinstance(card, dict) and "id" in card}
+    entries = listed if isinstance(listed, list) else []
+    cards = {str(card["id"]): card for card in entries if isinstance(card, dict) and "id" in card}
     if model is None and len(cards) == 1:
         return next(iter(cards.values()))
     if model not in cards:
@@ -166,33 +208,36 @@ def _sample_ids(tokenizer: Any) -> list[int]:
     return [*first, *range(0, len(tokenizer), max(1, len(tokenizer) // COMPARED))]
 
 
-def _probe(client: _Client, model: str, prompt: Sequence[int]) -> bool:
+def _probe(client: _Client, model: str, prompt: Sequence[int], vocabulary: int) -> bool:
     """Sample one token in three ways; whether logprobs follow the temperature."""
     base = {"model": model, "prompt": list(prompt), "max_tokens": 1, "logprobs": 1, **NEUTRAL}
-    cool = _top(client, {**base, "temperature": 0.0})
-    warm = _top(client, {**base, "temperature": 0.5, "seed": 0})
-    token = _choice(client, {**base, "temperature": 0.0})["token_ids"][0]
-    stopped = _choice(client, {**base, "temperature": 0.0, "max_tokens": 2, "stop_token_ids": [token]})
+    cool = _choice(client, {**base, "temperature": 0.0}, vocabulary)
+    warm = _choice(client, {**base, "temperature": 0.5, "seed": 0}, vocabulary)
+    token = cool["token_ids"][0]
+    stopped = _choice(client, {**base, "temperature": 0.0, "max_tokens": 2, "stop_token_ids": [token]}, vocabulary)
     if (stopped["token_ids"], stopped.get("finish_reason")) != ([token], "stop"):
         raise ConfigError(
             f"{client.url} does not end a completion with the stop token that it sampled (it gave {stopped['token_ids']} for "
             f"the stop id {token}): strands could not be told apart. Use a vLLM whose /v1/completions heeds stop_token_ids"
         )
-    return not math.isclose(cool, warm, rel_tol=1e-4, abs_tol=1e-6)
+    return not math.isclose(_top(cool), _top(warm), rel_tol=1e-4, abs_tol=1e-6)
 
 
-def _choice(client: _Client, content: dict[str, Any]) -> dict[str, Any]:
+def _choice(client: _Client, content: dict[str, Any], vocabulary: int) -> dict[str, Any]:
     answer = client.ask("/v1/completions", content)
     try:
-        choice: dict[str, Any] = answer["choices"][0]
-        if not all(isinstance(token, int) for token in choice["token_ids"]) or not choice["logprobs"]["token_logprobs"]:
-            raise TypeError("no ids")
-    except (KeyError, IndexError, TypeError) as error:
+        (given,) = typed(answer.get("choices"), list, "choices") or [None]
+        choice: dict[str, Any] = typed(given, dict, "a choice")
+        _, logprobs = tokens(choice, vocabulary)
+        if not logprobs:
+            raise MalformedError("it sampled nothing")
+        _top(choice)
+    except (MalformedError, ValueError) as error:
         raise ConfigError(
-            f"{client.url} answered without token ids and their logprobs, on which everything rests here: use a server "
-            f"that knows return_token_ids, such as `{FLAGS}`"
+            f"{client.url} answered without token ids and their logprobs, on which everything rests here ({error}): use a "
+            f"server that knows return_token_ids, such as `{FLAGS}`, and serve the model that `checkpoint` names"
         ) from error
-    if not all(logprob is not None and math.isfinite(logprob) for logprob in choice["logprobs"]["token_logprobs"]):
+    if not all(map(math.isfinite, logprobs)):
         raise CheckpointError(
             f"{client.url} gives logprobs that are not finite: the weights that it serves hold NaN or infinities. Serve an "
             "earlier checkpoint"
@@ -200,7 +245,10 @@ def _choice(client: _Client, content: dict[str, Any]) -> dict[str, Any]:
     return choice
 
 
-def _top(client: _Client, content: dict[str, Any]) -> float:
+def _top(choice: dict[str, Any]) -> float:
     """The largest logprob of the first sampled token's distribution."""
-    tops = _choice(client, content)["logprobs"].get("top_logprobs") or [{}]
-    return max((tops[0] or {}).values(), default=0.0)
+    tops = typed(choice["logprobs"].get("top_logprobs") or [{}], list, "top_logprobs")
+    values = typed(tops[0] or {}, dict, "top_logprobs").values()
+    if not all(type(value) in (int, float) for value in values if value is not None):
+        raise MalformedError("top_logprobs holds something else than numbers")
+    return max((value for value in values if value is not None), default=0.0)

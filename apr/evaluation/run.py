@@ -7,9 +7,8 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from apr.checkpoints.checkpoint import MERGED, Checkpoint
 from apr.checkpoints.folder import ModelFolder
@@ -24,7 +23,7 @@ from apr.presets import load_recorded
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
 from apr.rollout import Job, Roller, with_condition
-from apr.runs import CONFIG, automatic_threads, check_kind, refuse_other, run_directory, write_text
+from apr.runs import CONFIG, automatic_threads, check_out, refuse_other, run_directory, write_text
 from apr.seeds import derive_seed
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.engine import Engine
@@ -39,6 +38,38 @@ HASHES: dict[str, type] = {"data_hash": str, "checkpoint_hash": str}
 MAY_DIFFER = ("out", "env", "base", "dialect", "problems", "budgets", "cluster")
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What an evaluation needs, all of it found and fit. Nothing was written. `env`: of the data."""
+
+    config: EvalConfig
+    env: Env
+    jobs: list[Job]
+    checkpoint: Checkpoint
+
+
+def prepare(config: EvalConfig) -> Prepared:
+    """Find and check what `config` names. Raises `UserError`; cheap rules come first, before any heavy library is loaded."""
+    check_out(config.out, config)
+    env = data_env(config.data, config.env)
+    problems = with_condition(read_problems(config.data, config.split, env)[: config.problems], config.condition)
+    jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
+    checkpoint = Checkpoint.open(config.checkpoint, config.dialect, adapters=True, base=config.base)
+    checkpoint.check_fits(config.protocol, config.condition, config.limits.context)
+    if not checkpoint.is_adapter:
+        _check_before(config, _hashes(config, checkpoint), len(jobs))
+        checkpoint.model.check_finite()
+    return Prepared(config, env, jobs, checkpoint)
+
+
+def _hashes(config: EvalConfig, checkpoint: Checkpoint) -> dict[str, str]:
+    """What identifies the problems and the model of an evaluation: `HASHES`."""
+    return {
+        "data_hash": problems_hash(config.data, config.split),
+        "checkpoint_hash": checkpoint.model.hash,
+    }
+
+
 def evaluate(config: EvalConfig) -> Summary:
     """Make the traces of the evaluation, problem by problem; those already on disk are not made again.
 
@@ -47,18 +78,13 @@ def evaluate(config: EvalConfig) -> Summary:
     Raises `EngineLostError` at the first trace that lost its engine; another call then goes on with that one. Raises
     `UserError` for what does not fit together, before an engine is started.
     """
-    env = data_env(config.data, config.env)
-    checkpoint = Checkpoint.open(config.checkpoint, config.dialect, adapters=True, base=config.base)
-    checkpoint.check_fits(config.protocol, config.condition, config.limits.context)
-    problems = with_condition(read_problems(config.data, config.split, env)[: config.problems], config.condition)
-    jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
-    checkpoint = _whole(checkpoint, config)
+    prepared = prepare(config)
+    env, jobs, checkpoint = prepared.env, prepared.jobs, _whole(prepared)
     config = config.model_copy(update={"checkpoint": checkpoint.folder, "base": None})
     dialect = checkpoint.dialect
-    shared = contact(checkpoint.card, config.data, problems, env)
+    shared = contact(checkpoint.card, config.data, [job.problem for job in jobs if job.sample == 0], env)
     facts = {
-        "data_hash": problems_hash(config.data, config.split),
-        "checkpoint_hash": checkpoint.model.hash,
+        **_hashes(config, checkpoint),
         "card": checkpoint.card.content(),
         "dialect": dialect.name,
         "vocabulary": dialect.vocabulary.hash,
@@ -66,7 +92,6 @@ def evaluate(config: EvalConfig) -> Summary:
         "traces": len(jobs),
         "contact": shared.model_dump(),
     }
-    _check_before(config, facts)
     if str(shared) != "none":
         print(f"apr: contact with training: {shared}", file=sys.stderr)
     threads = config.engine.threads
@@ -85,11 +110,14 @@ def evaluate(config: EvalConfig) -> Summary:
     return summary
 
 
-def _whole(checkpoint: Checkpoint, config: EvalConfig) -> Checkpoint:
-    """The checkpoint, merged if it is an adapter, its weights found finite."""
-    if checkpoint.is_adapter:
-        check_kind(config.out, "eval")
-        checkpoint = checkpoint.whole(config.out / MERGED)
+def _whole(prepared: Prepared) -> Checkpoint:
+    """The checkpoint; merged, and compared with what `out` holds, if it is an adapter."""
+    config, checkpoint = prepared.config, prepared.checkpoint
+    if not checkpoint.is_adapter:
+        return checkpoint
+    checkpoint = checkpoint.whole(config.out / MERGED)
+    whole = config.model_copy(update={"checkpoint": checkpoint.folder, "base": None})
+    _check_before(whole, _hashes(whole, checkpoint), len(prepared.jobs))
     checkpoint.model.check_finite()
     return checkpoint
 
@@ -134,7 +162,7 @@ async def _attempts(
     return tried
 
 
-def _check_before(config: EvalConfig, facts: dict[str, Any]) -> None:
+def _check_before(config: EvalConfig, hashes: dict[str, str], asked: int) -> None:
     """Refuse to add traces of another model or of other data, or made under other limits, to those in `config.out`."""
     if not (config.out / TRACES).is_file():
         return
@@ -142,11 +170,10 @@ def _check_before(config: EvalConfig, facts: dict[str, Any]) -> None:
     if config.engine.threads is None and (config.out / CONFIG).is_file():  # earlier versions wrote a number
         threads = load_recorded(EvalConfig, config.out / CONFIG).engine.threads
         config = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": threads})})
-    refuse_other(config.out, config, MAY_DIFFER, **{name: facts[name] for name in HASHES})
-    if (asked := manifest.get("traces", 0)) > facts["traces"]:
+    refuse_other(config.out, config, MAY_DIFFER, **hashes)
+    if (before := manifest.get("traces", 0)) > asked:
         raise RunDirectoryError(
-            f"{config.out} holds an evaluation of {asked} traces, more than the {facts['traces']} asked for: "
-            "give another `out`"
+            f"{config.out} holds an evaluation of {before} traces, more than the {asked} asked for: give another `out`"
         )
 
 

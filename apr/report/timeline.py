@@ -5,13 +5,14 @@ Times are in sampled tokens, from `after` as `apr.threads.costs` counts `span_sa
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from apr.threads.costs import critical_path, spans
-from apr.threads.trace import Strand, StrandId, Thread, Trace
+from apr.threads.trace import Strand, StrandId, Trace
 
 Describe = Callable[[dict[str, Any]], str]  # a problem for people
 
@@ -61,6 +62,7 @@ def trace_data(trace: Trace) -> dict[str, Any]:
     index = {strand.id: number for number, strand in enumerate(trace.strands)}
     critical = set(critical_path(trace.strands))
     starts = {strand.id: until[strand.id] - len(strand.sampled) for strand in trace.strands}
+    births = _births(trace, starts, until)
     costs = trace.costs
     return {
         "protocol": trace.protocol,
@@ -82,7 +84,7 @@ def trace_data(trace: Trace) -> dict[str, Any]:
                 "depth": thread.depth,
                 "stop": thread.stop.value,
                 "message": thread.message,
-                "start": _birth(thread, trace, starts, until),
+                "start": births[thread.id],
                 "strands": [index[strand] for strand in thread.strands],
             }
             for thread in trace.threads
@@ -121,21 +123,26 @@ def _strand(strand: Strand, start: int, critical: bool, after: list[int]) -> dic
     }
 
 
-def _birth(thread: Thread, trace: Trace, starts: dict[StrandId, int], until: dict[StrandId, int]) -> int:
-    """When the thread starts. One that had no room for a strand starts with its nearest sibling, or with the last
+def _births(trace: Trace, starts: dict[StrandId, int], until: dict[StrandId, int]) -> dict[str, int]:
+    """When each thread starts. One that had no room for a strand starts with its nearest sibling, or with the last
     strand of its parent that could have spawned it."""
-    if thread.strands:
-        return starts[thread.strands[0]]
-    at = trace.threads.index(thread)
-    near = sorted(
-        (abs(number - at), other.strands[0])
-        for number, other in enumerate(trace.threads)
-        if other.parent == thread.parent and other.strands
-    )
-    if near:
-        return starts[near[0][1]]
-    parent = next((other for other in trace.threads if other.id == thread.parent), None)
-    return until[parent.strands[0]] if parent is not None and parent.strands else 0
+    threads = {thread.id: thread for thread in trace.threads}
+    siblings: dict[str | None, list[tuple[int, StrandId]]] = {}  # places and first strands, of those that started
+    for place, thread in enumerate(trace.threads):
+        if thread.strands:
+            siblings.setdefault(thread.parent, []).append((place, thread.strands[0]))
+    births = {}
+    for place, thread in enumerate(trace.threads):
+        if thread.strands:
+            births[thread.id] = starts[thread.strands[0]]
+        elif near := siblings.get(thread.parent):
+            at = bisect.bisect_left(near, place, key=lambda one: one[0])
+            nearest = min((abs(other - place), first) for other, first in near[max(0, at - 1) : at + 1])
+            births[thread.id] = starts[nearest[1]]
+        else:
+            parent = None if thread.parent is None else threads.get(thread.parent)
+            births[thread.id] = until[parent.strands[0]] if parent is not None and parent.strands else 0
+    return births
 
 
 def _finite(seconds: float) -> float:

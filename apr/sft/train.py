@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 from apr.checkpoints.adapters import merged_in_place, trained_files
 from apr.checkpoints.card import Card
 from apr.checkpoints.checkpoint import save_checkpoint
-from apr.checkpoints.pretrained import absent, pretrained_model, source_hash
+from apr.checkpoints.pretrained import absent, located, pretrained_model, source_hash
 from apr.checkpoints.weights import check_finite_files
 from apr.config import ModelConfig, SftConfig
 from apr.contact import trained_on
@@ -23,7 +24,7 @@ from apr.data.store import data_env, demonstrations_facts, demonstrations_folder
 from apr.dialects import dialect_in
 from apr.errors import CheckpointError, NotFiniteError
 from apr.memory import keep_freed_memory
-from apr.runs import automatic_threads, commit, recorded, refuse_other, run_directory, whole_folder
+from apr.runs import automatic_threads, check_out, commit, recorded, refuse_other, run_directory, whole_folder
 from apr.seeds import derive_seed
 from apr.sft.base import adapters, check_base, let_head_train
 from apr.sft.examples import check_warmup, examples_of, lengths_of, token_batches
@@ -37,40 +38,65 @@ STATE = "trainer_state.json"  # what the trainer writes last
 MAY_DIFFER = ("out", "env", "threads", "log_every", "checkpoint_every", "snapshots")
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs, all of it found and fit. Nothing was written.
+
+    `hashes`: of the data and the base; `facts`: of the demonstrations; `start`: the checkpoint of an interrupted training to go
+    on from.
+    """
+
+    hashes: dict[str, str]
+    facts: dict[str, Any]
+    vocabulary: Vocabulary
+    start: Path | None
+    finished: bool
+
+
+def prepare(config: SftConfig) -> Prepared:
+    """Find and check what `config` names. Cheap rules come first, before any heavy library is loaded.
+
+    Raises `RunDirectoryError` if `config.out` holds a training of another configuration or on other data, and
+    `CheckpointError` if the checkpoint to go on from is damaged.
+    """
+    check_out(config.out, config)
+    start, finished = _last_checkpoint(config.out), (config.out / CHECKPOINT).is_dir()
+    hashes = {"data_hash": demonstrations_hash(config.data, config.solver)}
+    if config.base is not None and not (finished and absent(config.base)):  # a finished training reads no base
+        hashes["base_hash"] = source_hash(config.base)
+    if finished or start:
+        refuse_other(config.out, config, MAY_DIFFER, **hashes)
+    facts = demonstrations_facts(config.data, config.solver)
+    vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
+    check_base(config.base, vocabulary)
+    if config.base is not None and not finished:
+        located(config.base)
+    if start and not finished:
+        _check_whole(start)
+    return Prepared(hashes, facts, vocabulary, start, finished)
+
+
 def train(config: SftConfig) -> Path:
     """Train, or go on from the last checkpoint of an interrupted run; returns the finished checkpoint's folder.
 
-    Raises `RunDirectoryError` if `config.out` holds a training of another configuration or on other data,
-    `CheckpointError` if the checkpoint to go on from is damaged, and `NotFiniteError` at the first loss, gradient norm or
-    weight that is not finite; the newest checkpoint is then one from before.
+    Raises what `prepare` does, and `NotFiniteError` at the first loss, gradient norm or weight that is not finite; the newest
+    checkpoint is then one from before.
     """
-    finished = config.out / CHECKPOINT
-    env = data_env(config.data, config.env)
-    hashes = {"data_hash": demonstrations_hash(config.data, config.solver)}
-    if config.base is not None and not (finished.is_dir() and absent(config.base)):  # a finished training reads no base
-        hashes["base_hash"] = source_hash(config.base)
-    begun = _last_checkpoint(config.out) is not None
-    if finished.is_dir() or begun:
-        refuse_other(config.out, config, MAY_DIFFER, **hashes)
-    if finished.is_dir():
+    finished, ready = config.out / CHECKPOINT, prepare(config)
+    if ready.finished:
         return finished
-    if begun and "base_hash" not in recorded(config.out):  # of an earlier version: nobody knows what it began with
+    facts, vocabulary, start, hashes = ready.facts, ready.vocabulary, ready.start, dict(ready.hashes)
+    if start and "base_hash" not in recorded(config.out):  # of an earlier version: nobody knows what it began with
         hashes.pop("base_hash", None)
-    threads = config.threads or automatic_threads(config.out if begun else None)
+    threads = config.threads or automatic_threads(config.out if start else None)
     with run_directory(config.out, config, **hashes, threads=threads) as run:
         config = config.model_copy(update={"threads": threads})
-        start = _last_checkpoint(run)
-        if start:
-            _check_whole(start)
         print(f"sft {config.solver}: reading {demonstrations_folder(config.data, config.solver)}", flush=True)
         examples, over = examples_of(config)
         cut = {"head": "cut to their head", "drop": "dropped"}[config.overlong]
         count = f"{len(examples)} rows, {sum(lengths_of(examples)):,} tokens"
         print(f"sft {config.solver}: {count}; {over} over-long ones {cut}", flush=True)
-        facts = demonstrations_facts(config.data, config.solver)
-        vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
-        check_base(config.base, vocabulary)
-        trained = trained_on(config.data, "sft", env)
+        trained = trained_on(config.data, "sft", data_env(config.data, config.env))
         card = Card(
             solver=config.solver, trained=("sft",), data_hash=hashes["data_hash"], commit=commit(), trained_on=trained,
             base=None if config.base is None else str(config.base),

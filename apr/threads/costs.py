@@ -9,9 +9,11 @@ I = injected tokens, C = the part of I that is `copy`, X = sampled tokens:
 * context = max over strands of |closure of sees| + |I| + |X|, copies included.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from apr.threads.trace import Costs, Origin, Strand, StrandId, Thread, closure_lengths
+from apr.threads.trace import Costs, Origin, Strand, StrandId, Thread
+from apr.threads.views import Views
 
 
 def weight(strand: Strand) -> int:
@@ -41,22 +43,43 @@ def critical_path(strands: tuple[Strand, ...]) -> list[StrandId]:
 
 
 def costs(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Costs:
-    """All costs of one trace; `strands` in topological order (as `Trace.strands` is)."""
-    by_id = {strand.id: strand for strand in strands}
-    seen = {strand.id: sum(closure_lengths(by_id, strand.sees).values()) for strand in strands}
-    sent = {strand.id: seen[strand.id] + len(strand.injected_ids) for strand in strands}
+    """All costs of one trace, in one pass over its strands; `strands` in topological order (as `Trace.strands` is)."""
+    until: dict[StrandId, tuple[int, int]] = {}  # the longest chains that end with a strand: tokens, sampled tokens
+    work = work_sampled = span = span_sampled = context = prefilled = 0
+    seconds = 0.0
+    for strand, seen in zip(strands, closure_tokens(strands), strict=True):
+        sampled, weighs = len(strand.sampled), weight(strand)
+        sent = seen + sum(len(run.ids) for run in strand.injected)
+        chain, chain_sampled = weighs, sampled
+        if strand.after:
+            waited = [until[before] for before in strand.after]
+            chain += max(tokens for tokens, _ in waited)
+            chain_sampled += max(tokens for _, tokens in waited)
+        until[strand.id] = chain, chain_sampled
+        work += weighs
+        work_sampled += sampled
+        span, span_sampled = max(span, chain), max(span_sampled, chain_sampled)
+        context = max(context, sent + sampled)
+        prefilled += sent - strand.cached
+        seconds = max(seconds, strand.ended)
     return Costs(
-        work=sum(map(weight, strands)),
-        work_sampled=sum(len(strand.sampled) for strand in strands),
-        span=max(spans(strands).values(), default=0),
-        span_sampled=max(spans(strands, sampled_only=True).values(), default=0),
-        context=max((sent[s.id] + len(s.sampled) for s in strands), default=0),
+        work, work_sampled, span, span_sampled, context,
         threads=len(threads),
-        width=_width(threads, strands),
+        width=_width(threads, strands, {id: chain for id, (_, chain) in until.items()}),
         depth=max((thread.depth for thread in threads), default=0),
-        prefilled=sum(sent[s.id] - s.cached for s in strands),
-        seconds=max((s.ended for s in strands), default=0.0),
-    )
+        prefilled=prefilled,
+        seconds=seconds,
+    )  # fmt: skip
+
+
+def closure_tokens(strands: tuple[Strand, ...]) -> list[int]:
+    """How many tokens each strand sees before its own, in linear time where joins nest; `strands` in topological order."""
+    views = Views()
+    numbers: dict[StrandId, int] = {}
+    for number, strand in enumerate(strands):
+        views.add([(numbers[seen], length) for seen, length in strand.sees])
+        numbers[strand.id] = number
+    return views.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +110,12 @@ def parallel(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Parall
     )
 
 
-def _width(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> int:
+def _width(threads: tuple[Thread, ...], strands: tuple[Strand, ...], until: Mapping[StrandId, int]) -> int:
     """Most threads alive at once, when all runnable threads decode one token a step.
 
     A thread is alive from its first strand until it and all its descendants have ended; one that never started is not.
+    `until`: the spans of `strands` in sampled tokens.
     """
-    until = spans(strands, sampled_only=True)
     by_id = {strand.id: strand for strand in strands}
     end: dict[str, int] = {}
     edges: list[tuple[int, int]] = []

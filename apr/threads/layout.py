@@ -3,6 +3,9 @@
 Strands that `sees` joins form a *block*; no token of a block attends to anything outside it. In spawn/join a parent's
 strands are one block (they share its prompt) and each child's are another. A block is a tree for protocols of one
 reference per strand, and a DAG otherwise; its mask and positions come from `sees` and `position` alone.
+
+A segment points to the segments that its strand refers to, and copies nothing of what these saw. So a block takes memory
+linear in its tokens and references, however often a thread joins.
 """
 
 from __future__ import annotations
@@ -10,19 +13,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from apr.threads.trace import Strand, StrandId, closure_lengths
+from apr.threads.trace import Strand, StrandId
+from apr.threads.views import View, Views
 
 Range = tuple[int, int]  # of indices into a block, the second excluded
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One strand's tokens, `start` to `stop`. Each sees the ranges `seen`, oldest first, then its own strand up to itself."""
+    """One strand's tokens, `start` to `stop`. Each sees `sees`, the strand's references by numbers of segments in the block,
+    then its own strand up to itself."""
 
     strand: StrandId
     start: int
     stop: int
-    seen: tuple[Range, ...]
+    sees: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class Block:
 
         ids        P P P S S M A
         positions  0 1 2 3 4 3 4
-        segments   (0, 5) seeing nothing; (5, 7) seeing (0, 3)
+        segments   (0, 5) seeing nothing; (5, 7) seeing three tokens of segment 0
     """
 
     ids: tuple[int, ...]
@@ -42,10 +47,36 @@ class Block:
     def before(self) -> list[int]:
         """For each token the index of the one that it follows in its context, and that predicts it; -1 if it is first."""
         found = list(range(-1, len(self.ids) - 1))
-        for segment in self.segments:
+        views = Views()
+        ends: list[int] = []  # of what each segment sees: the last token, or -1
+        for number, segment in enumerate(self.segments):
+            last = views.add(segment.sees)
+            if last is None:
+                end = -1
+            elif last.length:
+                end = self.segments[last.number].start + last.length - 1
+            elif len(segment.sees) == 1:
+                end = ends[last.number]
+            else:  # the last reference is empty, and what comes before it depends on the others
+                end = next((stop - 1 for _, stop in reversed(self.seen(number))), -1)
+            ends.append(end)
             if segment.start < segment.stop:
-                found[segment.start] = segment.seen[-1][1] - 1 if segment.seen else -1
+                found[segment.start] = end
         return found
+
+    def seen(self, number: int) -> tuple[Range, ...]:
+        """The ranges of tokens that segment `number` sees, oldest first, before its own: its whole closure."""
+        longest: dict[int, int] = {}
+        stack = [(View(*view), False) for view in reversed(self.segments[number].sees)]
+        while stack:  # as in `closure_lengths`
+            (older, length), closed = stack.pop()
+            if closed or older in longest:
+                longest[older] = max(length, longest.get(older, 0))
+            else:
+                stack.append((View(older, length), True))
+                stack.extend((View(*view), False) for view in reversed(self.segments[older].sees))
+        starts = {older: self.segments[older].start for older in longest}
+        return tuple((starts[older], starts[older] + length) for older, length in longest.items() if length)
 
 
 def causal(ids: Sequence[int]) -> Block:
@@ -55,36 +86,34 @@ def causal(ids: Sequence[int]) -> Block:
 
 def blocks(strands: Sequence[Strand]) -> list[Block]:
     """The blocks of a trace, by their first strands; `strands` in topological order, as `Trace.strands` is."""
-    by_id = {strand.id: strand for strand in strands}
-    head: dict[StrandId, StrandId] = {}  # of each strand's block, its first strand
+    numbers = {strand.id: number for number, strand in enumerate(strands)}
+    head = list(range(len(strands)))  # of each strand's block, the first strand
 
-    def find(strand: StrandId) -> StrandId:
-        while head[strand] != strand:
-            strand = head[strand]
-        return strand
+    def find(number: int) -> int:
+        while head[number] != number:
+            head[number] = number = head[head[number]]
+        return number
 
-    order = {strand.id: place for place, strand in enumerate(strands)}
-    for strand in strands:
-        head[strand.id] = strand.id
+    for number, strand in enumerate(strands):
         for reference in strand.sees:
-            heads = sorted((find(reference.strand), find(strand.id)), key=order.__getitem__)
-            head[heads[1]] = heads[0]
-    together: dict[StrandId, list[Strand]] = {}
-    for strand in strands:
-        together.setdefault(find(strand.id), []).append(strand)
-    return [_block(members, by_id) for members in together.values()]
+            first, second = sorted((find(numbers[reference.strand]), find(number)))
+            head[second] = first
+    together: dict[int, list[Strand]] = {}
+    for number, strand in enumerate(strands):
+        together.setdefault(find(number), []).append(strand)
+    return [_block(members) for members in together.values()]
 
 
-def _block(members: Iterable[Strand], by_id: dict[StrandId, Strand]) -> Block:
+def _block(members: Iterable[Strand]) -> Block:
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
-    starts: dict[StrandId, int] = {}
-    for strand in members:
-        start = starts[strand.id] = len(ids)
-        lengths = closure_lengths(by_id, strand.sees)
-        seen = tuple((starts[older], starts[older] + length) for older, length in lengths.items() if length)
+    numbers: dict[StrandId, int] = {}
+    for number, strand in enumerate(members):
+        numbers[strand.id] = number
+        start = len(ids)
         ids += strand.ids
-        positions += range(strand.position, strand.position + len(strand.ids))
-        segments.append(Segment(strand.id, start, len(ids), seen))
+        positions += range(strand.position, strand.position + len(ids) - start)
+        sees = tuple((numbers[older], length) for older, length in strand.sees)
+        segments.append(Segment(strand.id, start, len(ids), sees))
     return Block(tuple(ids), tuple(positions), tuple(segments))

@@ -67,7 +67,7 @@ async def attempt(
     """Run one attempt to its end. The trace has costs, but no answer text, verdict or reward yet."""
     session = Session(problem["id"], engine, protocol, limits, sampling, step, sample)
     branch = await session.thread(ROOT, None, 0, protocol.start(prompt), (), Allowance.whole(limits))
-    threads, strands = tuple(branch.threads), tuple(branch.strands)
+    threads, strands = branch.flat()
     return Trace(
         problem, protocol.name, step, sample, threads, strands,
         costs=costs(threads, strands), limits=limits.model_dump(exclude_none=True),
@@ -76,20 +76,38 @@ async def attempt(
 
 @dataclass
 class Branch:
-    """A thread and all its descendants, depth first in spawn order, and what it left of its allowance.
+    """A thread and the branches below it, and what it left of its allowance.
 
+    `parts`: its own strands and its children's branches, in the order in which it started the ones and gathered the others.
     `ends`: the strands after which the branch has ended. They are the thread's own last strand, and the ends of those
     children that no strand of its own came after. A thread that never started has none.
     """
 
-    threads: list[Thread]
-    strands: list[Strand]
+    parts: list[Strand | Branch]
     allowance: Allowance
     ends: tuple[StrandId, ...] = ()
+    ended: Thread | None = None
 
     @property
     def thread(self) -> Thread:
-        return self.threads[0]
+        assert self.ended is not None, "its thread is still running"
+        return self.ended
+
+    def flat(self) -> tuple[tuple[Thread, ...], tuple[Strand, ...]]:
+        """All threads and all strands, depth first in spawn order. No recursion: branches nest deeper than Python calls."""
+        threads = [self.thread]
+        strands: list[Strand] = []
+        stack = [iter(self.parts)]
+        while stack:
+            match next(stack[-1], None):
+                case None:
+                    stack.pop()
+                case Branch() as branch:
+                    threads.append(branch.thread)
+                    stack.append(iter(branch.parts))
+                case strand:
+                    strands.append(strand)
+        return tuple(threads), tuple(strands)
 
 
 @dataclass
@@ -105,6 +123,9 @@ class Session:
     sample: int
     ended: dict[StrandId, Strand] = field(default_factory=dict)
     until: dict[StrandId, int] = field(default_factory=dict)  # sampled tokens on the longest chain ending there
+    sent: dict[StrandId, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # prompts of the latest strand of each open thread
     born: float = field(default_factory=time.monotonic)
 
     async def thread(
@@ -118,7 +139,7 @@ class Session:
     ) -> Branch:
         """Run one thread to its end, and with it all threads that it spawns. Its first strand comes `after` these."""
         own: list[StrandId] = []
-        below = Branch([], [], allowance)  # this thread's strands and its descendants', in order
+        below = Branch([], allowance)
         open_children: list[asyncio.Task[Branch]] = []
         spawned = 0
         decision: Decision = first
@@ -132,8 +153,10 @@ class Session:
                             continue
                         strand, cut = result
                         self.ended[strand.id] = strand
+                        if own:
+                            del self.sent[own[-1]]
                         own.append(strand.id)
-                        below.strands.append(strand)
+                        below.parts.append(strand)
                         below.ends = (strand.id,)
                         decision = Fail(cut) if cut else self.protocol.ended(strand, self.ended)
                     case Spawn(children, then):
@@ -153,13 +176,15 @@ class Session:
                     case Finish(message):
                         await self._gather(open_children, below)
                         stop = StopReason.ANSWERED if message else StopReason.NO_ANSWER
-                        thread = Thread(id, parent, depth, tuple(own), stop, message)
-                        return Branch([thread, *below.threads], below.strands, allowance, below.ends)
+                        below.ended = Thread(id, parent, depth, tuple(own), stop, message)
+                        return below
                     case Fail(reason):
                         await self._gather(open_children, below)
-                        thread = Thread(id, parent, depth, tuple(own), reason)
-                        return Branch([thread, *below.threads], below.strands, allowance, below.ends)
+                        below.ended = Thread(id, parent, depth, tuple(own), reason)
+                        return below
         finally:  # if anything raised, here or in a child, no thread outlives its parent
+            if own:
+                del self.sent[own[-1]]
             if open_children:
                 for task in open_children:
                     task.cancel()
@@ -171,9 +196,8 @@ class Session:
             return []
         branches = await asyncio.gather(*open_children)
         open_children.clear()
+        below.parts += branches
         for branch in branches:
-            below.threads += branch.threads
-            below.strands += branch.strands
             below.allowance.give_back(branch.allowance)
         below.ends += tuple(strand for branch in branches for strand in branch.ends)
         return [branch.thread for branch in branches]
@@ -182,8 +206,7 @@ class Session:
         self, id: StrandId, plan: Continue, after: tuple[StrandId, ...], allowance: Allowance
     ) -> tuple[Strand, StopReason | None] | StopReason:
         """Run one engine call. Returns the strand and, if a limit cut it short, which; or why it could not start."""
-        injected = tuple(token for run in plan.inject for token in run.ids)
-        ids = closure_ids(self.ended, plan.sees) + injected
+        ids = self._prompt(plan)
         draft = Strand(id, plan.sees, after, plan.position, plan.inject, (), EngineStop.STOP)
         waited = max((self.until[before] for before in after), default=0)
         room, binding = self._room(len(ids), weight(draft), waited, plan, allowance)
@@ -205,10 +228,25 @@ class Session:
             completion.logprobs, completion.versions, completion.cached, started, self._clock(),
         )  # fmt: skip
         self.until[id] = waited + len(strand.sampled)
+        self.sent[id] = ids
         if allowance.work is not None:
             allowance.work -= weight(strand)
         cut = {EngineStop.STOP: None, EngineStop.LENGTH: binding, EngineStop.ABORT: StopReason.SECONDS}
         return strand, cut[strand.stop]
+
+    def _prompt(self, plan: Continue) -> tuple[int, ...]:
+        """All ids that precede what is sampled. A thread that goes on from its latest strand extends the prompt of that one,
+        so that its closure is not walked again: the time is that of copying the ids, which an engine needs as a whole."""
+        injected = tuple(token for run in plan.inject for token in run.ids)
+        if len(plan.sees) == 1:
+            ((id, length),) = plan.sees
+            if (sent := self.sent.get(id)) is not None:
+                strand = self.ended[id]
+                more = length - sum(len(run.ids) for run in strand.injected)
+                if more >= 0:
+                    return sent + (strand.sampled[:more] + injected)
+                return sent[: len(sent) + more] + injected
+        return closure_ids(self.ended, plan.sees) + injected
 
     def _room(
         self, context: int, injected: int, waited: int, plan: Continue, allowance: Allowance

@@ -12,7 +12,7 @@ own join message is the answer. Children may spawn in turn, as deep as the limit
 
 from collections.abc import Mapping, Sequence
 
-from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn, seen_length
+from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn
 from apr.threads.trace import Injected, Origin, Reference, StopReason, Strand, StrandId, Thread
 from apr.tokens.control import ControlTokens
 
@@ -46,7 +46,7 @@ class SpawnJoin:
             inject.append(Injected(Origin.FORCED, (self.control.ret,)))
             if child.message:
                 inject.append(Injected(Origin.MESSAGE, child.message))
-        return Continue(tuple(inject), sees, seen_length(sees, strands), self._stop_ids)
+        return Continue(tuple(inject), sees, last.position + kept, self._stop_ids)
 
     def answer(self, root: Thread) -> tuple[int, ...] | None:
         return root.message or None

@@ -64,7 +64,7 @@ class _Writer:
                 self.threads.append(Thread(id, parent, depth, tuple(own), stop, decision.message))
                 return self.threads[-1]
             if not (isinstance(decision, Spawn) and isinstance(decision.then, Await)):
-                raise ValueError(f"protocol {self.protocol.name} cannot express this search log: {decision}")
+                raise ValueError(f"protocol {self.protocol.name} cannot express this demonstration: {decision}")
             children = []
             for child_plan in decision.children:
                 children.append(self.thread(f"{id}.{spawned}", id, depth + 1, child_plan, after))

@@ -18,9 +18,9 @@ from typing import Any
 
 from apr.errors import CheckpointError, DataError
 from apr.tokens.control import CONTROL_TOKENS, ControlTokens
-from apr.tokens.vocabulary import CONTROL_NAMES, TOKENIZER_FILE, Vocabulary
+from apr.tokens.vocabulary import CONTROL_NAMES, NO_TOKEN, TOKENIZER_FILE, Vocabulary
 
-NO_TOKEN = "\ufffd"  # the text of an id that is no token: models may have more outputs than their tokenizer has tokens
+_IDS = 1 << 32  # a Hugging Face tokenizer takes smaller ids only
 
 
 class TextVocabulary(Vocabulary, ABC):
@@ -90,11 +90,7 @@ class PhraseVocabulary(TextVocabulary):
         self._pattern = re.compile(_longest_first(self.tokens))
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        ids = tuple(ids)
-        try:
-            return [self.tokens[i] for i in ids]
-        except IndexError:
-            return [self.tokens[i] if i < len(self.tokens) else NO_TOKEN for i in ids]
+        return self.decode(ids)
 
     def continued(self, text: str) -> tuple[int, ...]:
         found = self._pattern.findall(text)
@@ -192,6 +188,8 @@ class PretrainedVocabulary(TextVocabulary):
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _piece(self, token: int) -> str:
+        if not 0 <= token < _IDS:
+            return NO_TOKEN
         anchor, head = self._anchors[-1]
         self._pieces[token] = self._decoded((*head, token))[len(self._decoded(head)) :]
         return self._pieces[token]

@@ -17,6 +17,7 @@ from apr.errors import CheckpointError
 from apr.tokens.control import CONTROL_TOKENS, ControlTokens
 
 TOKENIZER_FILE = "apr_vocabulary.json"
+NO_TOKEN = "\ufffd"  # the text of an id that is no token: models may have more outputs than their tokenizer has tokens
 CONTROL_NAMES: dict[str, Any] = {  # how a Hugging Face tokenizer is told of the control tokens
     "pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>",
     "additional_special_tokens": list(CONTROL_TOKENS[3:]), "clean_up_tokenization_spaces": False,
@@ -46,7 +47,8 @@ class Vocabulary:
         return tuple(self.ids[token] for token in tokens)
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        return [self.tokens[i] for i in ids]
+        """The token of each id; `NO_TOKEN` for an id that the vocabulary lacks."""
+        return [self.tokens[i] if 0 <= i < len(self.tokens) else NO_TOKEN for i in ids]
 
     def text(self, ids: Iterable[int]) -> str:
         """For people: tokens separated by spaces."""

@@ -20,7 +20,7 @@ from typing import Any
 from apr.errors import DataError
 from apr.tokens.dialect import Told, condition_of
 from apr.tokens.vocabulary import Vocabulary
-from envs.countdown.log import Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
+from envs.countdown.log import Node, Step
 
 OPERATORS = ("+", "-", "*", "/")
 _HEADS = [str(n) for n in range(100)]
@@ -35,6 +35,7 @@ class CompactDialect:
     about = "A token per number below 100, and a few words."
 
     def __init__(self) -> None:
+        self.wording = CompactWording()
         self.vocabulary = Vocabulary(self.name, [*_HEADS, *_TAILS, *OPERATORS, *_WORDS])
 
     def prompt(self, env: Told, problem: dict[str, Any]) -> tuple[int, ...]:
@@ -45,10 +46,6 @@ class CompactDialect:
             words += ["<spawn>" if condition.kind == "children" else "<", *_number(condition.value), ";"]
         words += [*_number(target), ":", *(w for n in sorted(numbers) for w in _number(n)), ";"]
         return self.vocabulary.encode(words)
-
-    def spell(self, log: SearchLog) -> list[tuple[int, ...]]:
-        """Each strand's sampled tokens, those of children after the strand that spawned them."""
-        return [self.vocabulary.encode(words) for words in _strands(log)]
 
     def ids(self, pieces: Iterable[str | int]) -> tuple[int, ...]:
         """Words of the vocabulary, separated by spaces within a piece. Raises `DataError` for others."""
@@ -68,26 +65,32 @@ class CompactDialect:
         return text
 
 
-def _strands(log: SearchLog) -> Iterator[list[str]]:
-    words: list[str] = []
-    for event in log.events:
-        match event:
-            case Visited(node):
-                words += ("@", *_state(node, log.target))
-            case Queued(node):
-                words += ("~", *_state(node, log.target))
-            case Promising():
-                pass  # said where it is visited or spawned
-            case Tested(step, goal):
-                verdict = "!" if step.result == goal else "<" if step.result < goal else ">"
-                words += (*_step(step), *_number(goal), verdict)
-            case Spawned(children):
-                messages = (word for child in children for word in ("<msg>", *_state(child.start, child.target)))
-                yield [*words, "<spawn>", *messages, "</spawn>"]
-                for child in children:
-                    yield from _strands(child)
-                words = []
-    yield [*words, "<join>", *_path(log.solution or ()), "<eos>"]
+class CompactWording:
+    """The words of the compact dialect."""
+
+    def visited(self, node: Node, target: int) -> Iterator[str]:
+        yield from ("@", *self.state(node, target))
+
+    def queued(self, node: Node, target: int) -> Iterator[str]:
+        yield from ("~", *self.state(node, target))
+
+    def tested(self, step: Step, target: int) -> Iterator[str]:
+        verdict = "!" if step.result == target else "<" if step.result < target else ">"
+        yield from (*_step(step), *_number(target), verdict)
+
+    def path(self, steps: Sequence[Step]) -> Iterator[str]:
+        for i, step in enumerate(steps):
+            if i:
+                yield ","
+            yield from _step(step)
+
+    def state(self, node: Node, target: int) -> Iterator[str]:
+        yield from self.path(node.path)
+        yield ":"
+        for n in node.numbers:
+            yield from _number(n)
+        yield ":"
+        yield from _number(target)
 
 
 def _number(n: int) -> Iterator[str]:
@@ -104,19 +107,3 @@ def _step(step: Step) -> Iterator[str]:
     yield from _number(step.b)
     yield "="
     yield from _number(step.result)
-
-
-def _path(path: Sequence[Step]) -> Iterator[str]:
-    for i, step in enumerate(path):
-        if i:
-            yield ","
-        yield from _step(step)
-
-
-def _state(node: Node, target: int) -> Iterator[str]:
-    yield from _path(node.path)
-    yield ":"
-    for n in node.numbers:
-        yield from _number(n)
-    yield ":"
-    yield from _number(target)

@@ -58,6 +58,8 @@ class SearchTeacher(TeacherOptions):
 
     @model_validator(mode="after")
     def _spawns(self) -> SearchTeacher:
+        if self.scripts is not None:
+            return self
         if (self.protocol == "serial") != (self.spawn_depth == 0 or self.unfold):
             raise ValueError(
                 "spawn_depth must be at least 1 for spawn_join, and 0 for the serial protocol unless unfold is set"

@@ -14,12 +14,13 @@ a number is the same tokens wherever it stands. Dialects with a grammar of their
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from apr.scripts.script import Answer, Branch, Fork, Join, Say, Script
+from apr.scripts.write import spell as spell_script
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.trace import Trace
-from apr.tokens.control import ControlTokens
 from apr.tokens.dialect import Condition, Dialect, condition_of
 from apr.tokens.encode import demonstration
 from envs.countdown.log import Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
@@ -42,11 +43,18 @@ class SpellsLogs(typing.Protocol):
     def spell(self, log: SearchLog) -> list[tuple[int, ...]]: ...
 
 
+@typing.runtime_checkable
+class HasWording(typing.Protocol):
+    """A dialect with words of its own for Countdown."""
+
+    wording: Wording
+
+
 def spell(log: SearchLog, dialect: Dialect) -> list[tuple[int, ...]]:
     """The sampled tokens of each strand of the demonstration, stop tokens included, in depth-first spawn order."""
     if isinstance(dialect, SpellsLogs):
         return dialect.spell(log)
-    return [dialect.ids(pieces) for pieces in _strands(log, dialect.vocabulary.control)]
+    return spell_script(script_of(log, dialect.wording if isinstance(dialect, HasWording) else PLAIN), dialect)
 
 
 def root_prompt(
@@ -65,47 +73,84 @@ def encode(log: SearchLog, dialect: Dialect, protocol: ThreadProtocol, problem: 
     return demonstration(told, spell(log, dialect), protocol, problem, log.solution is not None, dialect.answer)
 
 
-def _strands(log: SearchLog, control: ControlTokens) -> Iterator[list[str | int]]:
-    out: list[str | int] = []
+def script_of(log: SearchLog, wording: Wording) -> Script:
+    """What the threads of a search say: children's results are their whole solutions, the root's is its answer."""
+    return (*_said(log, wording), Answer(tuple(wording.path(log.solution or ()))))
+
+
+def _said(log: SearchLog, wording: Wording) -> Iterator[Say | Fork | Join]:
+    words: list[str] = []
     for event in log.events:
         match event:
             case Visited(node):
-                out += ("at ", *_state(node, log.target))
+                words += wording.visited(node, log.target)
             case Queued(node):
-                out += ("later ", *_state(node, log.target))
+                words += wording.queued(node, log.target)
             case Promising():
                 pass  # said where it is visited or spawned
             case Tested(step, goal):
-                verdict = "hit" if step.result == goal else "low" if step.result < goal else "high"
-                out += (*_step(step), " vs ", str(goal), f": {verdict}\n")
+                words += wording.tested(step, goal)
             case Spawned(children):
-                out.append(control.spawn)
-                for child in children:
-                    out += (control.msg, *_state(child.start, child.target))
-                yield [*out, control.spawn_end]
-                for child in children:
-                    yield from _strands(child, control)
-                out = []
-    yield [*out, control.join, *_path(log.solution or ()), control.eos]
+                yield from (Say(tuple(words)), Fork(tuple(_branch(child, wording) for child in children)), Join())
+                words = []
+    yield Say(tuple(words))
+
+
+def _branch(log: SearchLog, wording: Wording) -> Branch:
+    state = tuple(wording.state(log.start, log.target))
+    return Branch(state, state, tuple(_said(log, wording)), tuple(wording.path(log.solution or ())))
+
+
+class Wording(typing.Protocol):
+    """How a dialect says what a search did, in pieces."""
+
+    def visited(self, node: Node, target: int) -> Iterable[str]: ...
+
+    def queued(self, node: Node, target: int) -> Iterable[str]: ...
+
+    def tested(self, step: Step, target: int) -> Iterable[str]: ...
+
+    def state(self, node: Node, target: int) -> Iterable[str]:
+        """All that a reader with a fresh context needs of a search."""
+        ...
+
+    def path(self, steps: Sequence[Step]) -> Iterable[str]:
+        """An answer, or what a child reports."""
+        ...
+
+
+class Plain:
+    """Plain lines, for any tokenizer."""
+
+    def visited(self, node: Node, target: int) -> Iterator[str]:
+        yield from ("at ", *self.state(node, target))
+
+    def queued(self, node: Node, target: int) -> Iterator[str]:
+        yield from ("later ", *self.state(node, target))
+
+    def tested(self, step: Step, target: int) -> Iterator[str]:
+        verdict = "hit" if step.result == target else "low" if step.result < target else "high"
+        yield from (*_step(step), " vs ", str(target), f": {verdict}\n")
+
+    def path(self, steps: Sequence[Step]) -> Iterator[str]:
+        for i, step in enumerate(steps):
+            if i:
+                yield ", "
+            yield from _step(step)
+
+    def state(self, node: Node, target: int) -> Iterator[str]:
+        yield from self.path(node.path)
+        if node.path:
+            yield ": "
+        for i, n in enumerate(node.numbers):
+            if i:
+                yield " "
+            yield str(n)
+        yield from (" -> ", str(target), "\n")
 
 
 def _step(step: Step) -> Iterator[str]:
     yield from (str(step.a), step.op, str(step.b), "=", str(step.result))
 
 
-def _path(path: Sequence[Step]) -> Iterator[str]:
-    for i, step in enumerate(path):
-        if i:
-            yield ", "
-        yield from _step(step)
-
-
-def _state(node: Node, target: int) -> Iterator[str]:
-    yield from _path(node.path)
-    if node.path:
-        yield ": "
-    for i, n in enumerate(node.numbers):
-        if i:
-            yield " "
-        yield str(n)
-    yield from (" -> ", str(target), "\n")
+PLAIN = Plain()

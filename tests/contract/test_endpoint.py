@@ -253,7 +253,7 @@ def test_an_evaluation_goes_on_after_the_server_was_gone(
     server: FakeServer, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data.yaml").write_text(
-        "problems: {numbers: 2, low: 1, high: 9, target_low: 2, target_high: 20}\n"
+        "env: {name: countdown, numbers: 2, low: 1, high: 9, target_low: 2, target_high: 20}\n"
         "train: 8\nvalidation: 2\ntest: 9\nsolvers: {sos_plus: {protocol: serial}}\n"
     )
     assert main(["data", "generate", "--config", str(tmp_path / "data.yaml"), f"out={tmp_path / 'data'}"]) == 0

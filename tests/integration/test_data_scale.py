@@ -23,7 +23,6 @@ from apr.errors import DataError, ResourceError
 from apr.presets import check, dump
 from envs.base import SPLITS
 from envs.countdown.env import Countdown
-from envs.countdown.problems import Problems
 
 ROOT = Path(__file__).parents[2]
 # 25 shards of problems, and as many of each teacher's demonstrations.
@@ -155,14 +154,14 @@ def test_a_signal_ends_the_run_cleanly(number: int, to_all: bool, alone: Path, t
 
 
 def test_a_signal_while_problems_are_drawn_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw, before = Countdown.draw, signal.getsignal(signal.SIGTERM)
+    draw, before = Countdown.problems, signal.getsignal(signal.SIGTERM)
 
-    def stopped(self: Countdown, *arguments: Any) -> Iterator[Problems]:
-        for batch in draw(self, *arguments):
-            yield batch
+    def stopped(self: Countdown, *arguments: Any) -> Iterator[dict[str, Any]]:
+        for problem in draw(self, *arguments):
+            yield problem
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Countdown, "draw", stopped)
+    monkeypatch.setattr(Countdown, "problems", stopped)
     with pytest.raises(KeyboardInterrupt):
         generate(config(tmp_path / "early", 2))
     assert not (tmp_path / "early").exists()

@@ -110,7 +110,7 @@ def test_the_learners_loss_is_the_formula_token_by_token(learner: Learner) -> No
     for one in BATCH:
         for i, place in enumerate(one.trained):
             segment = one.block.segments[one.strands[i]]
-            seen = [j for first, last in segment.seen for j in range(first, last)] + list(
+            seen = [j for first, last in one.block.seen(one.strands[i]) for j in range(first, last)] + list(
                 range(segment.start, place + 1)
             )
             context = [one.block.ids[j] for j in seen]

@@ -48,7 +48,8 @@ def base(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
 
 def evaluate(data: Path, checkpoint: Path, out: Path, *more: str) -> int:
     given = [f"data={data}", f"checkpoint={checkpoint}", f"out={out}", "engine.kind=tiny", "protocol=serial"]
-    return main(["eval", *given, "limits.context=60", *more])
+    context = [] if any(word.startswith("limits.context=") for word in more) else ["limits.context=60"]
+    return main(["eval", *given, *context, *more])
 
 
 def logits(folder: Path) -> Any:

@@ -16,7 +16,6 @@ from apr.checkpoints.checkpoint import Checkpoint
 from apr.checkpoints.pretrained import chat_vocabulary, located
 from apr.cli import main
 from apr.config import DataConfig, EvalConfig, RlConfig, SftConfig
-from apr.data import store
 from apr.data.check import check_folder
 from apr.data.generate import generate
 from apr.data.store import demonstrations_folder, read_demonstrations
@@ -25,6 +24,7 @@ from apr.errors import CheckpointError, ConfigError
 from apr.evaluation.folder import TRACES
 from apr.evaluation.run import evaluate
 from apr.presets import check
+from apr.scripts import columns
 from apr.sft import train as sft
 from apr.sft.train import train
 from apr.threads.codec import read_traces
@@ -139,7 +139,7 @@ def test_a_tokenizer_may_move_but_not_change(
 def test_large_vocabularies_have_wider_tokens(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "NARROW", 100)
+    monkeypatch.setattr(columns, "NARROW", 100)
     wide = make_data(base, tmp_path / "data")
     assert "10 demonstrations" in check_folder(wide)
     assert list(read_demonstrations(wide, "toy")) == list(read_demonstrations(data, "toy"))
@@ -237,7 +237,7 @@ def test_an_interrupted_training_of_adapters_goes_on_where_it_stopped(base: Path
 
 
 def test_a_dry_run_looks_for_the_model(base: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spelt = ["dialect=chat", "solvers.toy.protocol=serial"]
+    spelt = ["env=countdown", "dialect=chat", "solvers.toy.protocol=serial"]
     for where, status in ((base, 0), (base / "none", 2)):
         assert main(["data", "generate", "--dry-run", *spelt, f"tokenizer={where}"]) == status
         assert main(["sft", "--dry-run", f"data={data}", "solver=toy", "lr=1e-4", f"base={where}"]) == status

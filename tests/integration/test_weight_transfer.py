@@ -244,7 +244,7 @@ def drive(weight_sync: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(launch.loop, "run", run)
     monkeypatch.setattr(launch.checkpoint, "latest", lambda out: (tmp_path / "step", 3))
     nothing: Any = None
-    parts = Parts(nothing, nothing, AsyncMock(), nothing, nothing, nothing, [], [])
+    parts = Parts(nothing, nothing, nothing, AsyncMock(), nothing, nothing, nothing, [], [])
     assert asyncio.run(launch._drive(config, parts, tmp_path, 0, replace, 0)) == 7
     return starts
 

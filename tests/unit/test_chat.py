@@ -215,7 +215,7 @@ def test_control_tokens_that_do_not_do_are_named(names: list[str], said: str) ->
     ("template", "said"),
     [
         (None, "no chat template"),
-        ("{{ raise_exception('System role not supported') }}", "refuses a system message"),
+        ("{{ raise_exception('System role not supported') }}", "refuses the prompt"),
         (f"<|im_end|>{CHATML}", "open with the token that ends"),
     ],
 )

@@ -23,6 +23,7 @@ from envs.countdown.compact import CompactDialect
 from envs.countdown.demonstrate import conditioned, widest_spawn
 from envs.countdown.log import Node, SearchLog, Spawned
 from envs.countdown.teacher import SearchTeacher
+from envs.countdown.wording import spell
 from solvers.compiled import Chunk, demonstrations, logs, solvable
 from solvers.exhaustive import reachable
 from solvers.search import SearchOptions, search, unfold
@@ -121,7 +122,7 @@ def test_a_search_that_outgrows_its_room_starts_again(monkeypatch: pytest.Monkey
     assert sum(map(events, plain)) > 500
     assert batch.fast(options, False) == plain
     chunk = batch.chunk(options, False)
-    assert [strands(chunk, row) for row in range(len(batch))] == [DIALECT.spell(log) for log in plain]
+    assert [strands(chunk, row) for row in range(len(batch))] == [spell(log, DIALECT) for log in plain]
 
 
 def test_numbers_beyond_32_bits() -> None:
@@ -133,7 +134,7 @@ def test_numbers_beyond_32_bits() -> None:
         batch.beams[:] = WIDE
         assert batch.fast(options, False) == batch.plain(options, False)
         chunk = batch.chunk(options, False)
-        assert [strands(chunk, row) for row in range(3)] == [DIALECT.spell(log) for log in batch.plain(options, False)]
+        assert [strands(chunk, row) for row in range(3)] == [spell(log, DIALECT) for log in batch.plain(options, False)]
 
 
 def test_numbers_may_come_in_any_order_and_arrays_read_only() -> None:
@@ -173,7 +174,7 @@ def test_demonstrations_are_those_of_the_plain_path(
     for row, log in enumerate(batch.plain(options, unfolded)):
         problem = {"id": "p", "numbers": list(log.start.numbers), "target": log.target}
         trace = conditioned(log, solver, DIALECT, protocol, problem)
-        assert strands(chunk, row) == DIALECT.spell(log) == [strand.sampled for strand in trace.strands]
+        assert strands(chunk, row) == spell(log, DIALECT) == [strand.sampled for strand in trace.strands]
         assert facts(chunk, row) == facts_of(trace, log)
 
 

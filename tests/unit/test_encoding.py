@@ -13,7 +13,7 @@ import pytest
 from apr.cli import main
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("apr", "envs", "solvers", "rl", "benchmarks", "docs", "configs")
+FOLDERS = ("apr", "envs", "solvers", "rl", "benchmarks", "docs", "configs", "examples")
 TEXT = {"open": 0, "fdopen": 1, "NamedTemporaryFile": 0, "TemporaryFile": 0, "read_text": -1, "write_text": -1}
 BINARY = ("os", "zipfile", "tarfile", "direct")  # whose `open` opens no text
 MARK = b"\xef\xbb\xbf"

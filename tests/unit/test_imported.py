@@ -80,7 +80,7 @@ def test_a_table_becomes_a_data_set_that_commands_take(name: str, tmp_path: Path
     config = load(DataConfig, [out / CONFIG])
     assert (config.train, config.validation, config.test) == tuple(len(found[split]) for split in SPLITS)
     assert "no number multiset in two splits" in check_folder(out)
-    assert [one["split"] for one in trained_on(out, "sft", SOURCE)] == ["train"]
+    assert [one.split for one in trained_on(out, "sft", SOURCE)] == ["train"]
     card = (out / "README.md").read_text()
     report = json.loads((out / REPORT).read_text())
     assert name in card and report["sha256"] in card and content_hashes(out, [])["all"] in card

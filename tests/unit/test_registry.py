@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from apr import user_code
-from apr.config import DataConfig, EnvConfig
+from apr.config import DataConfig, EnvOfData, SftConfig
 from apr.data.store import data_env
 from apr.errors import ConfigError
-from apr.presets import check, dump
+from apr.presets import check, dump, load, preset
 from apr.user_code import NAMED, allow, short
 from envs.registry import at_hand, environment, known, listing
 
@@ -75,9 +75,17 @@ def test_a_file_runs_only_if_the_user_named_it(task: Path) -> None:
     with pytest.raises(ConfigError, match="is run only if you name it yourself: add env="):
         data_env(folder)
     assert not other.with_suffix(".ran").exists()
-    assert data_env(folder, EnvConfig.model_validate({"name": f"{other}:Guess"}, context=NAMED)).name == "guess"
-    with pytest.raises(ConfigError, match="not of countdown"):
+    assert data_env(folder, EnvOfData.model_validate(f"{other}:Guess", context=NAMED)).name == "guess"
+    with pytest.raises(ConfigError, match="not of countdown: name that file, wherever it lies now"):
         data_env(folder, "countdown")
+
+
+def test_what_reads_data_takes_no_options_of_its_environment() -> None:
+    assert load(SftConfig, [], ["env=countdown"]).env == EnvOfData(name="countdown")
+    with pytest.raises(ConfigError, match=r"unknown key env\.numbers"):
+        load(SftConfig, [], ["env=countdown", "env.numbers=3"])
+    with pytest.raises(ConfigError, match="no environment 'contdown' .did you mean countdown"):
+        load(SftConfig, [], ["env=contdown"])
 
 
 def test_records_hold_no_folder_and_are_matched_by_file(task: Path) -> None:
@@ -98,6 +106,8 @@ def test_records_hold_no_folder_and_are_matched_by_file(task: Path) -> None:
         ("import no_such_module", "fails when it is imported: ModuleNotFoundError"),
         ("Guess = 3", "no subclass of envs.base.Environment"),
         ("class Other: pass", "has no Guess: it has Other"),
+        ("class Guest: pass", "has no Guess, did you mean Guest"),
+        ("import sys; sys.exit(0)", r"fails when it is imported: SystemExit: 0 \(broken.py:1, in <module>\)"),
     ],
 )
 def test_a_file_that_holds_no_environment_says_why(text: str, said: str, tmp_path: Path) -> None:
@@ -117,8 +127,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_another_environment_drops_the_options_of_the_one_before() -> None:
-    from apr.presets import load, preset
-
     config = load(DataConfig, [preset("data", "tiny_cpu")], ["env=countdown"])
     assert config.env.given["numbers"] == 3  # the same one keeps them
     config = load(DataConfig, [preset("data", "tiny_cpu")], ["env.numbers=2"])

@@ -213,3 +213,31 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbfseed: 3\r\nout: a\r\n")
     config = load(RlConfig, [path])
     assert (config.seed, config.out) == (3, Path("a"))
+
+
+def test_options_of_environments_and_teachers_are_read_by_their_types(tmp_path: Path) -> None:
+    config = load(
+        DataConfig,
+        [],
+        ["env=countdown", "env.high=1e1", "env.test_share=2e-1", "solvers.a={protocol: serial, beams: [1e1]}"],
+    )
+    assert (config.env.given["high"], config.env.given["test_share"]) == (10, 0.2)
+    assert config.solvers["a"].model_dump()["beams"] == [10]
+    assert load(DataConfig, [written(tmp_path, dump(config))]) == config
+    for override, says in (
+        ("env.high=010", "'010' is not a valid integer"),
+        ("env.low=on", "'on' is not a valid integer"),
+        ("solvers.a.beams=[01]", "solvers.a.beams.0: '01' is not a valid integer"),
+        ("solvers.a.duplicates=1", "'1' is neither true nor false"),
+        ("env.high=null", "high: 'null' is no value"),
+    ):
+        given = ["env=countdown", "solvers.a.protocol=serial", override]
+        assert says in refusal(DataConfig, *given)
+
+
+def test_what_nobody_knows_the_type_of_keeps_its_look(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, "env: {name: 'gone.py:Task', length: 6, share: 0.5, deep: true, name2: '6', none: null, id: 007}\n"
+    )
+    given = load(DataConfig, [path]).env.given
+    assert given == {"length": 6, "share": 0.5, "deep": True, "name2": "6", "none": None, "id": "007"}

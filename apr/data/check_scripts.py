@@ -1,0 +1,64 @@
+"""`apr data verify FILE`: scripts checked against an environment and a protocol."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from apr.config.env import EnvConfig
+from apr.data.teach import scripts_by_problem
+from apr.dialects import DIALECTS
+from apr.errors import ConfigError, DataError
+from apr.protocols import PROTOCOLS, protocol_by_name
+from apr.tokens.dialect import Dialect
+from apr.tokens.words import WordsDialect
+from envs.base import Env, PlainTeacher, Teacher, written
+from envs.registry import built_dialect
+
+
+def check_scripts(path: Path, env_name: str | None, protocol: str | None) -> str:
+    """A few lines of counts. Without `protocol` every protocol is tried, and a script that one cannot express is no fault.
+
+    Raises `DataError` that names the line of what is no script, is of no problem of the environment, uses words that it does
+    not have, or cannot be written under `protocol`; `ConfigError` if no environment is named.
+    """
+    if env_name is None:
+        raise ConfigError(f"{path} is a file of scripts: name their environment, --env NAME (`apr envs` lists them)")
+    env = EnvConfig.model_validate(env_name).build()
+    dialect = _dialect(env)
+    found = scripts_by_problem(path, env)
+    scripts = [one for group in found.values() for one in group]
+    if not scripts:
+        raise DataError(f"{path} holds no script: each line is one")
+    right, written_under = 0, Counter[str]()
+    for one in scripts:
+        problem = env.problem(one.problem)
+        refused = {}
+        for name in PROTOCOLS if protocol is None else (protocol,):
+            teacher = Teacher(
+                env, PlainTeacher.model_validate({"protocol": name}), dialect, protocol_by_name(name, dialect), 0
+            )
+            try:
+                trace = written(one.script, problem, teacher)
+            except DataError as error:
+                raise DataError(f"{path}, line {one.line}: {error}") from error
+            except ValueError as error:
+                refused[name] = str(error)
+                continue
+            written_under[name] += 1
+        if protocol in refused or len(refused) == len(PROTOCOLS):
+            raise DataError(f"{path}, line {one.line}: {next(iter(refused.values()))}")
+        right += trace.correct
+    counts = ", ".join(f"{count:,} under {name}" for name, count in written_under.items())
+    what = f"{len(scripts):,} scripts for {len(found):,} problems of {env.name}"
+    return f"{path}: {what}, {right:,} right; can be written: {counts}"
+
+
+def _dialect(env: Env) -> Dialect:
+    """One with words of the environment's own. Raises `ConfigError` if it has none."""
+    if env.vocabulary():
+        return WordsDialect(env.vocabulary())
+    built = [name for name in env.dialects if name in DIALECTS and name != WordsDialect.name]
+    if not built:
+        raise ConfigError(f"environment {env.name} has no words of its own: such scripts are checked as data are made")
+    return built_dialect(built[0])
