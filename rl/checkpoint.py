@@ -17,11 +17,11 @@ from apr.threads.trace import SCHEMA
 from rl.parts import LearnerApi
 
 STATE_FILE = "state.json"
-OPTIMIZER_FILE = "optimizer.pt"
-ZERO_FOLDER = "zero"  # what DeepSpeed writes of each rank
+OPTIMIZER_FOLDER = "optimizer"  # a folder, since engines take each safetensors file beside the model's for weights
+PICKLES = ("optimizer.pt", "zero")  # what earlier versions wrote in its place
 ADAPTER_FILE = "adapter.safetensors"  # adapters in training; `model.safetensors` has them merged
 # In a checkpoint that a run goes on from; the finished one lacks them.
-WHILE_RUNNING = (OPTIMIZER_FILE, ZERO_FOLDER, STATE_FILE, ADAPTER_FILE)
+WHILE_RUNNING = (OPTIMIZER_FOLDER, STATE_FILE, ADAPTER_FILE)
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -37,8 +37,8 @@ async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
     final = folder_of(run, step)
     with whole_folder(final) as folder:
         await learner.save(folder)
-        state = any((folder / name).exists() for name in (OPTIMIZER_FILE, ZERO_FOLDER))
-        for name, here in ((WEIGHTS_FILE, bool(weight_files(folder))), (OPTIMIZER_FILE, state)):
+        state = (folder / OPTIMIZER_FOLDER).is_dir()
+        for name, here in ((WEIGHTS_FILE, bool(weight_files(folder))), (OPTIMIZER_FOLDER, state)):
             if not here:
                 raise CheckpointError(
                     f"the learner saved its checkpoint, but {folder / name} is not here. Does it run on another node? "
@@ -51,6 +51,20 @@ async def save(learner: LearnerApi, run: Path, step: int, keep: int) -> Path:
     for old in [*sorted(final.parent.glob("step_*"))[:-keep], *torn]:
         remove_folder(old)
     return final
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise `CheckpointError` if the optimizer's state in `folder` is a pickle of an earlier version: reading one may run
+    code."""
+    if (folder / OPTIMIZER_FOLDER).exists():
+        return
+    for path in (folder / name for name in PICKLES):
+        if path.exists():
+            raise CheckpointError(
+                f"{path} is the optimizer's state as a pickle, as earlier versions wrote it, and pickles are not read: they "
+                f"may run code. Go on from the weights with a new optimizer (checkpoint={folder} and another out), or "
+                "finish this run with the version that began it"
+            )
 
 
 def latest(run: Path) -> tuple[Path, int] | None:

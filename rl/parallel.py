@@ -6,9 +6,7 @@ never averaged.
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,12 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from apr.checkpoints.state import plain_part, read_state, write_state
 from apr.config import LearnerConfig
 from apr.errors import CheckpointError, NotFiniteError
-from apr.runs import write_bytes
-from rl.checkpoint import OPTIMIZER_FILE, ZERO_FOLDER
+from rl.checkpoint import OPTIMIZER_FOLDER, refuse_pickles
 
-_TAG = "state"
+STATE_FILE = "rank_{index}_of_{count}.safetensors"  # of ranks that share one state
 
 
 @dataclass(frozen=True)
@@ -132,21 +130,41 @@ class Plain:
 
     def save(self, folder: Path) -> None:
         if self.rank.index == 0:
-            state = io.BytesIO()  # torch's own writer does not say when a disk is full
-            torch.save(self.optimizer.state_dict(), state)
-            write_bytes(folder / OPTIMIZER_FILE, state.getvalue())
+            write_state(_state_file(folder, 0, 1), self.optimizer.state_dict())
 
     def load(self, folder: Path) -> None:
-        path = folder / OPTIMIZER_FILE
+        path = _state_file(folder, 0, 1)
+        _check_ranks(folder, 1, "learner.parallel=plain")
         try:
-            state = torch.load(path, map_location=self.parameters[0].device, weights_only=True)
-            self.optimizer.load_state_dict(state)
-        except (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(
-                f"{path} is missing, corrupt or of another model ({error}): delete {folder} to resume before it"
-            ) from error
+            self.optimizer.load_state_dict(read_state(path))
+        except (CheckpointError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _unfit(path, folder, error) from error
         for group in self.optimizer.param_groups:  # the state brings its own; `step` sets the learning rate
             group["weight_decay"] = self.config.weight_decay
+
+
+def _state_file(folder: Path, index: int, count: int) -> Path:
+    return folder / OPTIMIZER_FOLDER / STATE_FILE.format(index=index, count=count)
+
+
+def _check_ranks(folder: Path, count: int, wanted: str) -> None:
+    """Raise `CheckpointError` unless the optimizer's state in `folder` is that of `count` ranks, and no pickle."""
+    refuse_pickles(folder)
+    saved = len(list((folder / OPTIMIZER_FOLDER).glob(STATE_FILE.format(index="*", count="*"))))
+    if saved and saved != count:
+        raise CheckpointError(
+            f"{folder / OPTIMIZER_FOLDER} holds the state of {saved} ranks, and {wanted} needs that of {count}: resume with "
+            "the cluster.ranks and learner.parallel that the run had"
+        )
+
+
+def _unfit(path: Path, folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is missing, corrupt or of another model ({error}): delete {folder} to resume before it"
+    )
+
+
+_WEIGHTS = {"single_partition_of_fp32_groups", "fp32_flat_groups"}  # of a state of ZeRO: the model's weights
 
 
 class Zero:
@@ -188,28 +206,36 @@ class Zero:
             yield
 
     def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder / ZERO_FOLDER), tag=_TAG)
+        """Write this rank's part of the optimizer's state. The float32 weights that DeepSpeed keeps beside it are those of
+        the model, which the checkpoint has."""
+        state = {key: value for key, value in plain_part(self._state()).items() if key not in _WEIGHTS}
+        write_state(_state_file(folder, self.rank.index, self.rank.count), state)
 
     def load(self, folder: Path) -> None:
-        path = folder / ZERO_FOLDER
-        saved = len(list((path / _TAG).glob("*optim_states.pt")))
-        if saved != self.rank.count:
-            raise CheckpointError(
-                f"{path} holds the state of {saved} ranks, this run has {self.rank.count}: resume with cluster.ranks={saved}"
-            )
+        path = _state_file(folder, self.rank.index, self.rank.count)
+        _check_ranks(folder, self.rank.count, f"cluster.ranks={self.rank.count}")
         try:
-            self.engine.load_checkpoint(str(path), tag=_TAG)
+            own = self._state()
+            saved = read_state(path)
+            if saved.keys() != plain_part(own).keys() - _WEIGHTS or saved["zero_stage"] != own["zero_stage"]:
+                raise ValueError(f"it was not written by ZeRO of stage {self.stage}")
+            parts = [{**own, **saved}] * self.rank.count  # each rank reads its own
+            self._between_steps("checkpoint_event_prologue")
+            self.engine.optimizer.load_state_dict(parts, load_from_fp32_weights=False)
+            self._between_steps("checkpoint_event_epilogue")
         except (
-            OSError,
-            RuntimeError,
-            ValueError,
-            LookupError,
-            EOFError,
-            AssertionError,
-            pickle.UnpicklingError,
-        ) as error:
-            raise CheckpointError(
-                f"{path} is corrupt or of another model ({error}): delete {folder} to resume before it"
-            ) from error
+            CheckpointError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError
+        ) as error:  # fmt: skip
+            raise _unfit(path, folder, error) from error
         for group in self.engine.optimizer.param_groups:
             group["weight_decay"] = self.config.weight_decay
+
+    def _state(self) -> dict[str, Any]:
+        self._between_steps("checkpoint_event_prologue")
+        state: dict[str, Any] = self.engine.optimizer.state_dict()
+        self._between_steps("checkpoint_event_epilogue")
+        return {key: int(value) if key == "zero_stage" else value for key, value in state.items()}
+
+    def _between_steps(self, event: str) -> None:
+        """Call what an optimizer of stage 3 wants called before and after its state is touched."""
+        getattr(self.engine.optimizer, event, lambda: None)()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Of an adapter's configuration: `megatron_core` is imported if the first is set, the others name caches that are pickles.
+IMPORTING = ("megatron_config", "corda_config", "lora_ga_config")
 ADAPTER_NAME = "default"  # peft's name for a model's only adapter
 
 
@@ -36,9 +38,11 @@ def base_of(adapter: Path, given: Path | None) -> ModelFolder:
     be found, or the adapter is not whole."""
     path = adapter / ADAPTER_CONFIG
     try:
-        named = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        named = config["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is corrupt ({error!r}): save the adapter again with peft") from error
+    _check_plain(config, path)
     if not (adapter / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(f"{adapter} lacks {ADAPTER_WEIGHTS}: save the adapter again with peft, as safetensors")
     base = given if given is not None else Path(named) if isinstance(named, str) and named else None
@@ -49,6 +53,20 @@ def base_of(adapter: Path, given: Path | None) -> ModelFolder:
             "base to the folder of the model that it was trained on"
         )
     return ModelFolder.open(base)
+
+
+def _check_plain(config: dict[str, Any], path: Path) -> None:
+    """Raise `CheckpointError` for an adapter that is not low-rank, or whose configuration makes peft import a module or load
+    a further file. An adapter is data, perhaps someone else's."""
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{path} describes an adapter of type {config.get('peft_type')!r:.40}: only low-rank ones (LORA) can be merged"
+        )
+    if named := [key for key in IMPORTING if config.get(key)]:
+        raise CheckpointError(
+            f"{path} sets {', '.join(named)}, for which peft would run code or open files that the adapter names: if it works "
+            "without, delete that from the file; else merge the adapter where it was made, and give the whole model"
+        )
 
 
 def adapter_facts(adapter: Path, base: ModelFolder) -> Adapter:

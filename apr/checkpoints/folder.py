@@ -106,7 +106,8 @@ class ModelFolder:
             raise KeyError(key)
         from transformers import AutoConfig
 
-        return getattr(AutoConfig.from_pretrained(self.path, local_files_only=True).get_text_config(), key)
+        config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        return getattr(config.get_text_config(), key)
 
 
 def load_model(folder: Path, dtype: str, **options: Any) -> Any:
@@ -119,7 +120,7 @@ def load_model(folder: Path, dtype: str, **options: Any) -> Any:
 
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True, **options
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         if (full := disk_error(folder, error)) is not error:

@@ -97,7 +97,7 @@ class VllmEngine(LocalEngine):
                     f"{torch.get_num_threads()}: ask for as many, or start this engine in a process of its own"
                 )
         arguments = EngineArgs(
-            model=str(model.path), skip_tokenizer_init=True, dtype=dtype, seed=seed % 2**31,
+            model=str(model.path), skip_tokenizer_init=True, trust_remote_code=False, dtype=dtype, seed=seed % 2**31,
             tensor_parallel_size=tensor_parallel, distributed_executor_backend="mp" if tensor_parallel > 1 else None,
             max_model_len=max_context, max_num_seqs=max_num_seqs, max_num_batched_tokens=max(8192, max_context),
             enable_chunked_prefill=False,  # a part of a prompt would draw from its request's generator
@@ -275,7 +275,7 @@ def _check_heads(checkpoint: Path) -> None:
     from transformers import AutoConfig
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    model = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    model = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
     size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
     served = CPUAttentionBackend.get_supported_head_sizes()
     if size not in served:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from apr.checkpoints.adapters import merged_in_place, trained_files
 from apr.checkpoints.card import Card
 from apr.checkpoints.checkpoint import save_checkpoint
 from apr.checkpoints.pretrained import absent, located, pretrained_model, source_hash
+from apr.checkpoints.state import read_state
 from apr.checkpoints.weights import check_finite_files
 from apr.config import ModelConfig, SftConfig
 from apr.contact import trained_on
@@ -244,7 +244,7 @@ def _processing_class(run: Path, vocabulary: Vocabulary) -> Any:
     folder = run / "tokenizer"
     folder.mkdir(exist_ok=True)
     vocabulary.save(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _last_checkpoint(run: Path) -> Path | None:
@@ -261,18 +261,23 @@ def _check_whole(folder: Path) -> None:
     """Raise `CheckpointError` if a file of the trainer's checkpoint was cut off or spoilt since, or a weight is not finite."""
     from safetensors import SafetensorError, safe_open
 
-    archives = {folder / "optimizer.pt", folder / "scheduler.pt", *folder.glob("rng_state*.pth")}
+    from apr.sft.checked import OPTIMIZER_STATE, RANDOM_STATE
+
+    if (folder / "optimizer.pt").exists():
+        raise CheckpointError(
+            f"{folder} holds its optimizer's state as a pickle, as earlier versions wrote it, and pickles are not read: they "
+            "may run code. Delete the folder and call the same command again: training starts over. Or finish this run with "
+            f"the version that began it. The weights can be used as they are (checkpoint={folder})"
+        )
     path = folder / STATE
     try:
         json.loads(path.read_text(encoding="utf-8"))
         for path in trained_files(folder):
             with safe_open(path, "np"):  # compares its length with what its header says
                 pass
-        for path in sorted(archives):
-            with zipfile.ZipFile(path) as archive:
-                if spoilt := archive.testzip():
-                    raise zipfile.BadZipFile(f"{spoilt} has another checksum")
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        for path in (folder / OPTIMIZER_STATE, folder / RANDOM_STATE):
+            read_state(path)
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}): delete the folder {folder}, and call the same command again; training goes on "
             "from the checkpoint before it, or starts over"

@@ -216,6 +216,6 @@ def load_tokenizer(folder: Path, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"no tokenizer in {folder}: copy it there from where the model came ({error})") from error

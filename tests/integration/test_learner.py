@@ -3,6 +3,7 @@
 import asyncio
 import math
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from apr.errors import CheckpointError, NotFiniteError, ParityError
 from apr.threads.layout import Block, Segment, causal
 from apr.threads.trace import StrandId
 from rl import adapters
-from rl.checkpoint import OPTIMIZER_FILE
+from rl.checkpoint import OPTIMIZER_FOLDER
 from rl.learner import Learner, Scorer, _model, check_parity
 from rl.packing import Pass, pack, plan
 from rl.parallel import Plain
@@ -204,8 +205,8 @@ def test_the_optimiser_goes_on_only_when_a_run_does_and_by_its_configuration(
     assert len(resumed.backend.optimizer.state) == len(list(resumed.model.parameters()))
     assert not new.backend.optimizer.state
     assert [group["weight_decay"] for group in resumed.backend.optimizer.param_groups] == [0.25]
-    (tmp_path / OPTIMIZER_FILE).unlink()
-    with pytest.raises(CheckpointError, match=r"optimizer\.pt is missing"):
+    shutil.rmtree(tmp_path / OPTIMIZER_FOLDER)
+    with pytest.raises(CheckpointError, match=r"rank_0_of_1\.safetensors is missing"):
         Learner(tmp_path, config, 1.0, resumed=True)
 
 

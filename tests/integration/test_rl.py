@@ -256,8 +256,8 @@ def test_a_checkpoint_of_another_schema_or_torn_is_refused(spawning: Path, tmp_p
         with pytest.raises(CheckpointError, match=said):
             launch(config.model_copy(update={"steps": 2}), resume=True)
     (folder / "state.json").write_text(good)
-    (folder / "optimizer.pt").write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match=r"optimizer\.pt is missing, corrupt"):
+    (folder / "optimizer" / "rank_0_of_1.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"rank_0_of_1\.safetensors is missing, corrupt"):
         launch(config.model_copy(update={"steps": 2}), resume=True)
 
 
@@ -268,13 +268,15 @@ def test_a_disk_that_is_full_at_a_checkpoint_stops_the_run_and_the_last_one_is_w
     write, calls = Path.open, iter(range(99))
 
     def full(path: Path, mode: str = "r", **more: Any) -> Any:
-        if path.name.startswith(".optimizer.pt") and "w" in mode and next(calls) == 2:  # the third checkpoint's
+        if (
+            path.name.startswith(".rank_0_of_1.safetensors") and "w" in mode and next(calls) == 2
+        ):  # the third checkpoint's
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, mode, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
-        with pytest.raises(ResourceError, match=r"no space left to write .*optimizer\.pt"):
+        with pytest.raises(ResourceError, match=r"no space left to write .*rank_0_of_1\.safetensors"):
             launch(config, resume=False)
     assert checkpoint.latest(config.out) == (checkpoint.folder_of(config.out, 2), 2)
     launch(config, resume=True)
@@ -472,7 +474,7 @@ def test_a_learner_that_cannot_be_made_says_why_as_in_one_process(
     whole: Path, spawning: Path, tmp_path: Path, ray_gone: None
 ) -> None:
     shutil.copytree(whole, tmp_path / "run")
-    (checkpoint.folder_of(tmp_path / "run", STEPS) / "optimizer.pt").write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match=r"^\S*optimizer\.pt is missing, corrupt") as caught:
+    (checkpoint.folder_of(tmp_path / "run", STEPS) / "optimizer" / "rank_0_of_1.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"^\S*rank_0_of_1\.safetensors is missing, corrupt") as caught:
         launch(rl_config(spawning, tmp_path / "run", steps=STEPS + 1, cluster=LOCAL), resume=True)
     assert "Traceback" not in str(caught.value)

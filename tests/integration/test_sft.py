@@ -222,7 +222,7 @@ def test_an_interrupted_training_does_not_go_on_as_another(data: Path, interrupt
 
 
 @pytest.mark.parametrize(
-    "file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+    "file", ["model.safetensors", "optimizer.safetensors", "rng_state.safetensors", "trainer_state.json"]
 )
 def test_a_damaged_checkpoint_to_go_on_from_is_named(
     file: str, data: Path, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
