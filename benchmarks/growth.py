@@ -7,7 +7,8 @@ Two more shapes join over children's own tokens, so that strands have several re
 sizes. It stops early where the next size would take more than `--budget` seconds; the table names the largest size.
 
 The exponent is the slope of log seconds over log tokens. Tokens are those of the trace; for SFT rows and the runtime,
-which must write out each context as a whole (a row, a prompt), those of the contexts are added.
+which must write out each context as a whole (a row, a prompt), those of the contexts are added. Python's garbage
+collector is off meanwhile: what it adds depends on what else the process holds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -246,8 +246,7 @@ def codec(trace: Trace) -> Callable[[], Any]:
 
 
 def viewer(trace: Trace) -> Callable[[], Any]:
-    costed = replace(trace, costs=costs(trace.threads, trace.strands))
-    return lambda: trace_view([Source("a", [costed], lambda ids: "".join(f"{i} " for i in ids))])
+    return lambda: trace_view([Source("a", [trace], lambda ids: "".join(f"{i} " for i in ids))])
 
 
 PARTS: dict[str, Callable[[Trace], Callable[[], Any]]] = {
@@ -289,21 +288,20 @@ def cpu_seconds(work: Callable[[], Any], runs: int) -> float:
     """Median CPU seconds of one call; calls shorter than 20 ms are repeated within a run."""
     times = []
     repeat = 1
-    gc.collect()
-    gc.freeze()  # what is there already is no part of the work
     while len(times) < runs:
         gc.collect()
+        gc.disable()
         started = time.process_time()
         for _ in range(repeat):
             work()
         spent = time.process_time() - started
+        gc.enable()
         if spent < 0.02 and repeat < 1024:
             repeat *= 2
             continue
         times.append(spent / repeat)
         if spent > 4.0:  # long enough to be steady
             break
-    gc.unfreeze()
     return statistics.median(times)
 
 

@@ -66,15 +66,15 @@ def read(reading: Reading) -> tuple[int, pa.Table, int]:
     for trace in traces_in(reading.shard, reading.env):
         if reading.only_solved and not trace.correct:
             continue
-        for row in rows(trace):
-            if len(row.ids) > reading.window:
+        for row in rows(trace, reading.window):
+            if row.length > reading.window:
                 over += 1
                 if reading.overlong == "drop":
                     continue
             if not row.trained or row.trained[0].at >= reading.window:
                 continue
-            ids.extend(row.ids[: reading.window])
-            labels.extend(row.labels[: reading.window])
+            ids.extend(row.ids)
+            labels.extend(row.labels)
             ends.append(len(ids))
     offsets = pa.array(ends, pa.int64())
     columns = [pa.LargeListArray.from_arrays(offsets, pa.array(np.array(flat, np.int32))) for flat in (ids, labels)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apr.threads.trace import Reference, StrandId, Trace, closure_lengths
+from apr.threads.trace import Reference, Strand, StrandId, Trace, closure_lengths
 
 IGNORED = -100
 
@@ -25,10 +25,12 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`ids`: the sequence. `trained`: the runs of its tokens that train, in order and apart from each other."""
+    """`ids`: the sequence, or its beginning. `trained`: the runs of its tokens that train, in order and apart from each
+    other. `length`: tokens of the whole sequence."""
 
     ids: tuple[int, ...]
     trained: tuple[Trained, ...]
+    length: int
 
     @property
     def labels(self) -> list[int]:
@@ -39,25 +41,73 @@ class Row:
         return labels
 
 
-def rows(trace: Trace) -> list[Row]:
-    """All rows of one trace, in strand order. Every sampled token is labelled in exactly one, injected ones never."""
+def rows(trace: Trace, most: int | None = None) -> list[Row]:
+    """All rows of one trace, in strand order. Every sampled token is labelled in exactly one, injected ones never.
+
+    `most`: the ids of a row that are wanted, from its beginning. The time is that of writing the ids out: a row extends an
+    earlier one, and only strands that are in no earlier row are looked at.
+    """
+    if any(len(strand.sees) > 1 for strand in trace.strands):
+        return _rows_of_dag(trace, most)
+    strands = trace.by_id()
+    ids = {strand.id: strand.ids for strand in trace.strands}
+    seen: dict[StrandId, int] = {}  # tokens before a strand in its context
+    continued: set[StrandId] = set()
+    for id, strand in strands.items():
+        seen[id] = 0
+        for older, length in strand.sees:
+            seen[id] = seen[older] + length
+            if length == len(ids[older]):
+                continued.add(older)
+    rows_with: dict[StrandId, tuple[int, ...]] = {}  # the first row with each strand
+    labelled: dict[StrandId, int] = {}  # how far into a strand rows so far have reached: each holds its beginning
+    result = []
+    for leaf in strands:
+        if leaf in continued:
+            continue
+        path = [(leaf, len(ids[leaf]))]  # back to the first strand that an earlier row has, whose own past it has too
+        while (oldest := path[-1][0]) not in rows_with and strands[oldest].sees:
+            ((older, length),) = strands[oldest].sees
+            path.append((older, length))
+        row = rows_with.get(oldest, ())[: seen[oldest]]
+        trained: list[Trained] = []
+        for id, length in reversed(path):
+            _train(trained, strands[id], len(ids[id]), length, seen[id], labelled)
+            if most is None or len(row) < most:
+                row += ids[id][:length]
+        row = row[:most]
+        for id, _ in path:
+            rows_with.setdefault(id, row)
+        result.append(Row(row, tuple(trained), seen[leaf] + len(ids[leaf])))
+    return result
+
+
+def _rows_of_dag(trace: Trace, most: int | None) -> list[Row]:
+    """The same, of strands with several references: each leaf's closure is walked as a whole."""
     strands = trace.by_id()
     ids = {strand.id: strand.ids for strand in trace.strands}
     whole = {Reference(strand.id, len(ids[strand.id])) for strand in trace.strands}
     continued = {ref.strand for strand in trace.strands for ref in strand.sees if ref in whole}
-    labelled: dict[StrandId, int] = {}  # how far into a strand rows so far have reached: each holds its beginning
+    labelled: dict[StrandId, int] = {}
     result = []
     for leaf in trace.strands:
         if leaf.id in continued:
             continue
         row: list[int] = []
-        trained = []
+        trained: list[Trained] = []
         for where, length in {**closure_lengths(strands, leaf.sees), leaf.id: len(ids[leaf.id])}.items():
-            injected = len(strands[where].injected_ids)
-            first = max(injected, labelled.get(where, 0))
-            if first < length:
-                trained.append(Trained(len(row) + first, where, first - injected, length - first))
-                labelled[where] = length
+            _train(trained, strands[where], len(ids[where]), length, len(row), labelled)
             row.extend(ids[where][:length])
-        result.append(Row(tuple(row), tuple(trained)))
+        result.append(Row(tuple(row[:most]), tuple(trained), len(row)))
     return result
+
+
+def _train(
+    trained: list[Trained], strand: Strand, whole: int, length: int, at: int, labelled: dict[StrandId, int]
+) -> None:
+    """Add the run of `strand` that no earlier row has labelled. Of its `whole` tokens, `length` stand in the row at `at`."""
+    injected = whole - len(strand.sampled)
+    first = max(injected, labelled.get(strand.id, 0))
+    if first < length:
+        trained.append(Trained(at + first, strand.id, first - injected, length - first))
+        labelled[strand.id] = length

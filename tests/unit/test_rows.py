@@ -6,9 +6,22 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_encode import CONTROL, demonstration, demonstrations
+from test_views import STRANDS
 
 from apr.sft.rows import IGNORED, rows
-from apr.threads.trace import EngineStop, Injected, Origin, Reference, Strand, StrandId, Trace, closure_ids
+from apr.threads.trace import (
+    EngineStop,
+    Injected,
+    Origin,
+    Reference,
+    StopReason,
+    Strand,
+    StrandId,
+    Thread,
+    Trace,
+    closure_ids,
+    closure_lengths,
+)
 from solvers.search import SearchOptions
 
 
@@ -72,3 +85,43 @@ def test_a_strand_that_is_continued_in_full_has_no_row_of_its_own(injected: int,
     assert places(trace) == {(first.id, 0): 1, (first.id, 1): 1, (first.id, 2): 1, (second.id, 0): 1, (second.id, 1): 1}
     if cut:
         assert all_rows[1].labels == [IGNORED] * (5 - cut + injected) + [20, 21]
+
+
+def rows_by_walking(trace: Trace) -> list[tuple[tuple[int, ...], list[tuple[int, StrandId, int, int]]]]:
+    """Rows as the definition has them: of each leaf its whole closure, each sampled token labelled in the first row."""
+    strands = trace.by_id()
+    continued = {
+        older for strand in trace.strands for older, length in strand.sees if length == len(strands[older].ids)
+    }
+    labelled: dict[StrandId, int] = {}
+    found = []
+    for leaf in trace.strands:
+        if leaf.id in continued:
+            continue
+        ids: tuple[int, ...] = ()
+        trained = []
+        for where, length in {**closure_lengths(strands, leaf.sees), leaf.id: len(leaf.ids)}.items():
+            injected = len(strands[where].injected_ids)
+            first = max(injected, labelled.get(where, 0))
+            if first < length:
+                trained.append((len(ids) + first, where, first - injected, length - first))
+                labelled[where] = length
+            ids += strands[where].ids[:length]
+        found.append((ids, trained))
+    return found
+
+
+CHAINS = STRANDS.map(lambda strands: [replace(strand, sees=strand.sees[:1]) for strand in strands])
+
+
+@settings(max_examples=400)
+@given(st.one_of(STRANDS, CHAINS), st.integers(0, 20))
+def test_rows_are_those_of_the_definition(strands: list[Strand], most: int) -> None:
+    thread = Thread("r", None, 0, tuple(strand.id for strand in strands), StopReason.ANSWERED)
+    trace = Trace({"id": "p"}, "any", 0, 0, (thread,), tuple(strands))
+    expected = rows_by_walking(trace)
+    runs = [[(run.at, run.strand, run.first, run.count) for run in row.trained] for row in rows(trace)]
+    assert list(zip((row.ids for row in rows(trace)), runs, strict=True)) == expected
+    for row, whole in zip(rows(trace, most), rows(trace), strict=True):
+        assert (row.ids, row.labels) == (whole.ids[:most], whole.labels[:most])
+        assert (row.trained, row.length) == (whole.trained, len(whole.ids))
