@@ -418,6 +418,8 @@ class Environment(Generic[Own]):
         read = reader(env, teacher.dialect)
         trace = demonstration(prompt, strands, teacher.protocol, problem, True, read)
         verdict = self.verify(problem, trace.answer)
+        if not isinstance(verdict, Verdict):
+            raise ConfigError(f"`verify` of environment {self.name} returned {verdict!r}: return a `Verdict`")
         return trace if verdict.ok else demonstration(prompt, strands, teacher.protocol, problem, False, read)
 
     def demonstrations(self, problems: Sequence[Problem], teacher: Teacher) -> pa.Table | None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from apr.data.store import KEYS, facts_of, problems_table, traces_of
 from apr.scripts.columns import encoded, row_of
 from apr.threads.trace import Trace
+from apr.user_code import blamed
 from envs.base import Teacher
 
 
@@ -31,10 +32,18 @@ def plain(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
         {"row": i, **row_of(trace)}
         for i, problem in enumerate(problems)
         for copy in range(teacher.copies)
-        if (trace := teacher.env.demonstrate(problem, teacher, copy)) is not None
+        if (trace := demonstration_of(problem, teacher, copy)) is not None
     ]
     schema = pa.schema([("row", pa.int64()), *encoded(teacher.dialect)])
     return pa.table({name: [row[name] for row in rows] for name in schema.names}, schema)
+
+
+def demonstration_of(problem: dict[str, Any], teacher: Teacher, copy: int = 0) -> Trace | None:
+    """One of them. Raises `ConfigError` that names the place for code of the environment's file that fails."""
+    with blamed(
+        teacher.env.config()["name"], f"a demonstration ({teacher.options.protocol}) of problem {problem['id']!r}"
+    ):
+        return teacher.env.demonstrate(problem, teacher, copy)
 
 
 def traces(problems: Sequence[dict[str, Any]], teacher: Teacher) -> list[Trace]:

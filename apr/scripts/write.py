@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from apr.errors import ConfigError
 from apr.scripts.script import Answer, Fork, Say, Script
 from apr.tokens.control import ControlTokens
 from apr.tokens.dialect import Dialect
@@ -11,7 +12,7 @@ from apr.tokens.dialect import Dialect
 
 def spell(script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
     """What each strand samples, stop token included, those of children after the strand that spawned them. Raises
-    `ValueError` for a script that does not end, `DataError` for words that the dialect cannot spell."""
+    `ConfigError` for a script that does not end, `DataError` for words that the dialect cannot spell."""
     return [dialect.ids(pieces) for pieces in _strands(script, dialect.vocabulary.control)]
 
 
@@ -33,4 +34,4 @@ def _strands(script: Script, control: ControlTokens) -> Iterator[Sequence[str | 
             case Answer(pieces):
                 yield [*out, control.join, *pieces, control.eos]
                 return
-    raise ValueError("a script ends with an Answer, which may be empty")
+    raise ConfigError("a script does not end with an `Answer`: add one to the script of each thread; it may be empty")
