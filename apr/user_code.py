@@ -12,12 +12,14 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from apr.errors import ConfigError
+from apr.errors import AprError, ConfigError
 
 NAMED = {"named": True}  # context of a validation whose content the user gave, not a file that was found
 _NAME = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
@@ -81,6 +83,24 @@ def place_of(error: BaseException) -> str | None:
         if Path(frame.filename) in _allowed:
             return f"{Path(frame.filename).name}:{frame.lineno}, in {frame.name}"
     return None
+
+
+@contextmanager
+def blamed(name: str, what: str) -> Iterator[None]:
+    """Raise `ConfigError` where code of the file that `name` names fails at `what`. Errors that this project raises on
+    purpose pass, and so do all where `name` is of no file: they are not the user's to mend."""
+    try:
+        yield
+    except AprError:
+        raise
+    except Exception as error:
+        if file_of(name) is None:
+            raise
+        place = place_of(error)
+        raise ConfigError(
+            f"{what} fails in {name}: {type(error).__name__}: {error}{f' ({place})' if place else ''}. Mend it, then call the "
+            "same command again"
+        ) from error
 
 
 def _own(module: ModuleType) -> list[str]:

@@ -419,7 +419,10 @@ class Environment(Generic[Own]):
         script = self.script(problem, teacher.options, derive_rng(teacher.seed, "solver", problem["id"], copy))
         if script is None:
             return None
-        return written(script, problem, teacher)
+        try:
+            return written(script, problem, teacher)
+        except ValueError as error:
+            raise ConfigError(f"environment {self.name}, the script of problem {problem['id']!r}: {error}") from error
 
     def demonstrations(self, problems: Sequence[Problem], teacher: Teacher) -> pa.Table | None:
         return None
@@ -435,7 +438,10 @@ def written(script: Script, problem: Problem, teacher: Teacher) -> Trace:
     prompt, strands = teacher.dialect.prompt(teacher.env, problem), spell(script, teacher.dialect)
     read = reader(teacher.env, teacher.dialect)
     trace = demonstration(prompt, strands, teacher.protocol, problem, True, read)
-    if teacher.env.verify(problem, trace.answer).ok:
+    verdict = teacher.env.verify(problem, trace.answer)
+    if not isinstance(verdict, Verdict):
+        raise ConfigError(f"`verify` of environment {teacher.env.name} returned {verdict!r}: return a `Verdict`")
+    if verdict.ok:
         return trace
     return demonstration(prompt, strands, teacher.protocol, problem, False, read)
 

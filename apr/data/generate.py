@@ -19,6 +19,7 @@ from apr.checkpoints.pretrained import chat_vocabulary
 from apr.config import DataConfig, EnvConfig
 from apr.data.card import CARD, card
 from apr.data.imported import problems_from
+from apr.data.rehearsal import rehearse
 from apr.data.shards import shard_path, sweep
 from apr.data.store import (
     data_env,
@@ -39,8 +40,9 @@ from apr.runs import CONFIG, check_kind, check_out, refuse_other, run_directory,
 from apr.tokens.chat import ChatDialect
 from apr.tokens.dialect import Dialect
 from apr.tokens.words import WordsDialect
+from apr.user_code import blamed
 from envs.base import SPLITS, Env, Teacher
-from envs.registry import built_dialect
+from envs.registry import BUILT_IN, built_dialect
 
 BATCH = 10_000  # problems that are Python objects at a time
 # Keys that may change between calls without changing the result (`tokenizer` is covered by the copy that the data set keeps).
@@ -80,6 +82,9 @@ def generate(config: DataConfig, dry_run: bool = False) -> None:
     with ended_by_signals():
         missing = [split for split, paths in problems.items() if not all(map(Path.is_file, paths))]
         drawn = {split: _draw(config, env, split) if given is None else given[split] for split in missing}
+        if "train" in drawn and config.env.name not in BUILT_IN:
+            teachers = {name: teacher_of(config, name, env, dialect) for name in config.solvers}
+            rehearse(drawn["train"], env, dialect, teachers)
         if dry_run:
             return
         with run_directory(config.out, config) as out:
@@ -159,7 +164,7 @@ def _draw(config: DataConfig, env: Env, split: str) -> pa.Table:
     count = getattr(config, split)
     problems = env.problems(split, count, config.seed)
     batches = []
-    with Progress(f"problems {split}", count) as progress:
+    with Progress(f"problems {split}", count) as progress, blamed(config.env.name, f"drawing {split} problems"):
         while batch := list(islice(problems, BATCH)):
             batches.append(problems_table(batch))
             progress.advance(len(batch))

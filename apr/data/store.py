@@ -116,10 +116,15 @@ def problems_table(problems: Sequence[dict[str, Any]]) -> pa.Table:
         ) from error
 
 
-def write_problems(path: Path, table: pa.Table) -> None:
-    """One shard of problems. Raises `DataError` for columns that demonstrations have a use of their own for."""
+def check_columns(table: pa.Table) -> None:
+    """Raise `DataError` for columns that demonstrations have a use of their own for."""
     if taken := RESERVED.intersection(table.column_names):
         raise DataError(f"a problem cannot have fields called {', '.join(sorted(taken))}: rename them")
+
+
+def write_problems(path: Path, table: pa.Table) -> None:
+    """One shard of problems. Raises `DataError` as `check_columns` does."""
+    check_columns(table)
     write_shard(path, table, PROBLEMS, {"rows": str(len(table))})
 
 

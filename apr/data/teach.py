@@ -14,6 +14,7 @@ from apr.errors import DataError
 from apr.scripts.columns import encoded, row_of
 from apr.scripts.files import Scripted, read_scripts
 from apr.threads.trace import Trace
+from apr.user_code import blamed
 from envs.base import Env, Teacher, written
 
 
@@ -35,24 +36,21 @@ def plain(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
         {"row": i, **row_of(trace)}
         for i, problem in enumerate(problems)
         for copy in range(teacher.copies)
-        if (trace := _demonstrate(problem, teacher, copy)) is not None
+        if (trace := demonstration_of(problem, teacher, copy)) is not None
     ]
     schema = pa.schema([("row", pa.int64()), *encoded(teacher.dialect)])
     return pa.table({name: [row[name] for row in rows] for name in schema.names}, schema)
 
 
-def _demonstrate(problem: dict[str, Any], teacher: Teacher, copy: int) -> Trace | None:
-    """From the teacher's file of scripts, if it has one: the `copy`-th of the problem. Raises `DataError` for a script that its
-    protocol or dialect cannot express."""
-    path = teacher.options.scripts
-    if path is None:
-        return teacher.env.demonstrate(problem, teacher, copy)
+def _from_script(path: Path, problem: dict[str, Any], teacher: Teacher, copy: int) -> Trace | None:
+    """The `copy`-th script of the problem in a file. Raises `DataError` for one that the teacher's protocol or dialect cannot
+    express."""
     found = scripts_by_problem(path, teacher.env).get(problem["id"], [])
     if copy >= len(found):
         return None
     try:
         return written(found[copy].script, problem, teacher)
-    except ValueError as error:
+    except (ValueError, DataError) as error:
         raise DataError(f"{path}, line {found[copy].line}: {error}: correct the line, or leave it out") from error
 
 
@@ -66,6 +64,16 @@ def scripts_by_problem(path: Path, env: Env) -> dict[str, list[Scripted]]:
         except DataError as error:
             raise DataError(f"{path}, line {one.line}: not a problem of {env.name}: {error}") from error
     return found
+
+
+def demonstration_of(problem: dict[str, Any], teacher: Teacher, copy: int = 0) -> Trace | None:
+    """One of them. Raises `ConfigError` that names the place for code of the environment's file that fails."""
+    if teacher.options.scripts is not None:
+        return _from_script(teacher.options.scripts, problem, teacher, copy)
+    with blamed(
+        teacher.env.config()["name"], f"a demonstration ({teacher.options.protocol}) of problem {problem['id']!r}"
+    ):
+        return teacher.env.demonstrate(problem, teacher, copy)
 
 
 def traces(problems: Sequence[dict[str, Any]], teacher: Teacher) -> list[Trace]:

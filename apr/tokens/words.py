@@ -10,6 +10,7 @@ the environment.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ class WordsDialect:
     about = "A token per word of the task."
 
     def __init__(self, words: Sequence[str]) -> None:
+        if unfit := [word for word in words if word.split() != [word]]:
+            raise ConfigError(
+                f"the vocabulary has {unfit[0]!r}, which is no word: words hold no space and are not empty"
+            )
+        if twice := [word for word, times in Counter(words).items() if times > 1]:
+            raise ConfigError(f"the vocabulary has {twice[0]!r} twice: name each word once")
         self.vocabulary = Vocabulary(self.name, words)
 
     @classmethod
