@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from apr.config import ConditionConfig, RewardConfig
 from apr.config.base import ProtocolName
@@ -75,6 +75,14 @@ class Card(BaseModel):
     share: float | None = None  # of the training that a snapshot has seen
     adapter: Adapter | None = None
     reward: Reward | None = None  # of RL
+
+    @field_validator("trained_on", mode="before")
+    @classmethod
+    def _known(cls, content: Any) -> Any:
+        """Leave out what earlier versions wrote, which names no environment: contact with it is unknown."""
+        if not isinstance(content, list | tuple):
+            return content
+        return [one for one in content if not (isinstance(one, dict) and "problems" in one and "env" not in one)]
 
     @classmethod
     def read(cls, folder: Path) -> Card:

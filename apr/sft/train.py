@@ -61,14 +61,14 @@ def prepare(config: SftConfig) -> Prepared:
     """
     check_out(config.out, config)
     start, finished = _last_checkpoint(config.out), (config.out / CHECKPOINT).is_dir()
+    facts = demonstrations_facts(config.data, config.solver)
+    vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
+    check_base(config.base, vocabulary)
     hashes = {"data_hash": demonstrations_hash(config.data, config.solver)}
     if config.base is not None and not (finished and absent(config.base)):  # a finished training reads no base
         hashes["base_hash"] = source_hash(config.base)
     if finished or start:
         refuse_other(config.out, config, MAY_DIFFER, **hashes)
-    facts = demonstrations_facts(config.data, config.solver)
-    vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
-    check_base(config.base, vocabulary)
     if config.base is not None and not finished:
         located(config.base)
     if start and not finished:

@@ -13,7 +13,7 @@ from apr.config import ConditionConfig, RewardConfig
 from apr.errors import CheckpointError, ConfigError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "checkpoints" / "tiny_cpu").iterdir())
-PROBLEMS = {"stage": "sft", "split": "train", "hash": "5f", "problems": {"numbers": 3, "of": None}}
+PROBLEMS = {"stage": "sft", "split": "train", "hash": "5f", "env": {"numbers": 3, "of": None}}
 WHOLE: dict[str, Any] = {
     "solver": "sos_plus", "protocol": "serial", "trained": ["sft", "rl"], "condition": "none", "data_hash": "5f7da7a",
     "commit": "c0ffee", "trained_on": [PROBLEMS], "base": "someone/model", "share": 0.5,
@@ -61,7 +61,7 @@ def test_a_torn_card_is_refused_by_its_path(content: bytes, tmp_path: Path) -> N
         ({"solver": ["a"]}, "solver"), ({"protocol": "telepathy"}, "protocol"), ({"trained": 3}, "trained"),
         ({"trained": None}, "trained"), ({"trained": "sft"}, "trained"), ({"trained": [1]}, "trained.0"),
         ({"condition": ["none"]}, "condition"), ({"condition": "telepathy"}, "condition"),
-        ({"trained_on": [{**PROBLEMS, "problems": 3}]}, "trained_on.0.problems"), ({"share": "half"}, "share"),
+        ({"trained_on": [{**PROBLEMS, "env": 3}]}, "trained_on.0.env"), ({"share": "half"}, "share"),
         ({"adapter": {"name": "a"}}, "adapter.hash"), ({"reward": 3}, "reward"),
         ({"reward": {"budgets": {"x": 1}}}, "reward.budgets.x"), ({"base": 3, "commit": 4}, "commit.*base"),
     ],
@@ -86,6 +86,12 @@ def test_facts_are_replaced_checked_and_forgotten() -> None:
     }  # fmt: skip
     with pytest.raises(CheckpointError, match="condition"):
         card.with_facts(condition="telepathy")
+
+
+def test_training_problems_of_earlier_versions_are_unknown() -> None:
+    old = {"stage": "sft", "split": "train", "hash": "a", "problems": {"numbers": 3}}
+    assert Card.parse({**WHOLE, "trained_on": [old]}, "a card").trained_on == ()
+    assert len(Card.parse({**WHOLE, "trained_on": [old, PROBLEMS]}, "a card").trained_on) == 1
 
 
 def test_training_problems_are_named_once() -> None:

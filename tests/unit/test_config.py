@@ -64,7 +64,7 @@ def test_an_unknown_key_is_named_with_its_siblings() -> None:
 
 def test_siblings_are_known_inside_optional_parts_and_mappings() -> None:
     assert "known here: budget, weight" in refusal(RlConfig, "reward.soft_span.budgt=3")
-    assert "known here: protocol, condition, beams" in refusal(
+    assert "known here: protocol, condition, scripts, beams" in refusal(
         DataConfig, "env=countdown", TEACHER, "solvers.sos.beamz=1"
     )
     assert "unknown key solvers.sos.a.b" not in refusal(DataConfig, "env=countdown", TEACHER, "solvers.sos.a.b=1")
