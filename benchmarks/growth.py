@@ -275,7 +275,7 @@ def tokens(trace: Trace, contexts: bool) -> int:
 
 def batch(size: int) -> list[Sample]:
     rng = random.Random(0)
-    return [Sample(causal(range(rng.randint(10, 160))), [], [], [], [], [], [], [], []) for _ in range(size)]
+    return [Sample(causal(range(rng.randint(100, 250))), [], [], [], [], [], [], [], []) for _ in range(size)]
 
 
 class Timed(NamedTuple):
@@ -334,7 +334,7 @@ def measures(
 
             def packed(size: int) -> tuple[int, Callable[[], Any]]:
                 made = batch(size)
-                return size, lambda: plan(made, 256, 4096, 4)
+                return size, lambda: plan(made, 256, 256, 4)  # a pass for each row: the most passes there can be
 
             yield part, "samples", grown(packed, 16_000, runs, budget)
             continue

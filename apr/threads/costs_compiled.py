@@ -56,7 +56,7 @@ class _Marks(NamedTuple):
 # strand. While its children run: where in the tokens the next one's <msg> is, or the end of the spawn block; its
 # context up to the spawn; tokens that the children have returned; the longest chain that ends with one of them.
 _BEFORE, _CHAIN, _NEXT, _SEEN, _RETURNED, _LATEST = range(6)
-_MAX_DEPTH = 64
+_MAX_DEPTH = 512
 
 
 @compiled

@@ -132,7 +132,7 @@ def by_walking(strands: list[Strand]) -> list[tuple[list[int], list[tuple[int, .
     return found
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(STRANDS)
 def test_pointers_say_what_walking_every_closure_says(strands: list[Strand]) -> None:
     made = blocks(strands)
