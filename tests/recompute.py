@@ -122,7 +122,12 @@ class Checks:
 
 def table(path: Path) -> list[Json]:
     text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
-    return list(csv.DictReader(text.splitlines()))
+    return [{key: without_guard(cell) for key, cell in line.items()} for line in csv.DictReader(text.splitlines())]
+
+
+def without_guard(cell: str) -> str:
+    """A cell without the apostrophe that keeps a spreadsheet from taking it for a formula."""
+    return cell[1:] if cell[:1] == "'" and cell[1:].lstrip(" ")[:1] in set("=+-@\t\r\n") else cell
 
 
 def check(report: Path, folders: list[Path]) -> Checks:

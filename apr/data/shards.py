@@ -22,6 +22,9 @@ from apr.errors import DataError
 from apr.runs import disk_error, followed
 
 AGAIN = "make it again with `apr data generate`"
+LARGEST = 1 << 30  # bytes that a shard may have in memory,
+RATIO = 100  # or so many times those that it has on disk, if these are more
+_ROWS = 512  # read at once
 _SHARD = re.compile(r"-(\d{5,})-of-(\d{5,})\.parquet")
 
 
@@ -76,16 +79,37 @@ def write_shard(path: Path, table: pa.Table, schema: str, facts: Mapping[str, st
 def read_shard(path: Path, schema: str, columns: Sequence[str]) -> pa.Table:
     """All columns, which `columns` are among, and the shard's facts as metadata.
 
-    Raises `DataError` for a missing, corrupt or newer file."""
+    Raises `DataError` for a missing, corrupt or newer file, or one that unpacks to far more than any shard has."""
     facts = shard_facts(path, schema)
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = _bounded(path)
+    except DataError:
+        raise
     except (pa.ArrowException, ValueError, OSError) as error:
         raise _corrupt(path, error) from error
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}: {AGAIN}")
     return table.replace_schema_metadata(facts)
+
+
+def _bounded(path: Path) -> pa.Table:
+    """The rows of a Parquet file, read in pieces. Raises `DataError` once they take too much memory."""
+    most = max(LARGEST, RATIO * path.stat().st_size)
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        size, batches = 0, []
+        if sum(group.total_byte_size for group in groups) <= most:
+            for batch in file.iter_batches(_ROWS):
+                size += batch.nbytes
+                batches.append(batch)
+                if size > most:
+                    break
+            else:
+                return pa.Table.from_batches(batches, file.schema_arrow)
+    raise DataError(
+        f"{path} unpacks to more than {most >> 20} MiB, over {RATIO} times its size: no shard does. {AGAIN}"
+    )
 
 
 def shard_facts(path: Path, schema: str) -> dict[str, str]:

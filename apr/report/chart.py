@@ -28,6 +28,7 @@ DASHES: tuple[tuple[float, ...], ...] = (  # in line widths; as many as colours,
 )  # fmt: skip
 MARKERS = "osD^vPX*"
 ASSETS = Path(__file__).parent / "assets"
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # what one begins with
 OURS, THEIRS = "ours", "published"
 
 _INK, _MUTED, _GRID = "#fd0000", "#fd0001", "#fd0002"
@@ -125,12 +126,21 @@ class Table:
 
 
 def csv_text(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    """CSV; None is empty."""
+    """CSV; None is empty. A text that a spreadsheet would take for a formula has an apostrophe before it."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(lines)
+    writer.writerows([_no_formula(cell) for cell in line] for line in (head, *lines))
     return buffer.getvalue()
+
+
+def _no_formula(cell: Any) -> Any:
+    """`cell`, unless it is a text that begins as formulas do and is no number. Line ends are "\\n": the writer would leave
+    others unquoted, and what follows them would begin a cell."""
+    if isinstance(cell, str):
+        cell = cell.replace("\r\n", "\n").replace("\r", "\n")
+    if not isinstance(cell, str) or not cell.lstrip(" ").startswith(FORMULA):
+        return cell
+    return cell if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", cell) else f"'{cell}"
 
 
 class Look(NamedTuple):

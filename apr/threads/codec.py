@@ -39,6 +39,8 @@ from apr.threads.trace import (
 FLUSH_CHARACTERS = 1 << 20  # of JSON held back before a flush: large enough to compress, small enough to lose
 COMPRESSION = 2  # a quarter larger than 6, in a third of the time, which evaluations and RL wait for
 MOST = 1 << 63  # of anything counted: more could not be divided
+LONGEST_LINE = 1 << 28  # bytes of one trace: that of some ten million tokens
+DEEPEST = 50  # mappings and lists within each other in what an environment writes
 _CHUNK = 1 << 20
 
 
@@ -175,7 +177,7 @@ def read_traces(path: Path, fault: Callable[[DataError], None] | None = None) ->
             trace = from_json(json.loads(line))
         except SchemaError as error:
             raise SchemaError(f"{path}, line {number}: {error}") from error
-        except (EOFError, zlib.error, ValueError) as error:  # a `DataError` is a `ValueError`
+        except (EOFError, zlib.error, ValueError, RecursionError) as error:  # a `DataError` is a `ValueError`
             told = DataError(f"{path}, line {number}: {_what_is_wrong(error)}")
             if fault is None:
                 raise told from error
@@ -193,22 +195,33 @@ def _what_is_wrong(error: Exception) -> str:
             )
         case DataError():
             return str(error)
+        case RecursionError():
+            return "its brackets are nested deeper than those of any trace; write the trace again"
         case _:
             return f"the file is corrupt ({error}); write it again"
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a gzip file. Raises `EOFError` if its end is missing, `zlib.error` where it is corrupt."""
-    rest = b""
+    """The lines of a gzip file. Raises `EOFError` if its end is missing, `zlib.error` where it is corrupt, and `DataError`
+    at a line of more than `LONGEST_LINE` bytes."""
+    rest: list[bytes] = []
+    held = 0
     for text, _ in _inflate(path):
-        *lines, rest = (rest + text).split(b"\n")
-        yield from lines
-    if rest:
+        first, *lines = text.split(b"\n")
+        rest.append(first)
+        held += len(first)
+        if held > LONGEST_LINE:
+            raise DataError(f"it has more than {LONGEST_LINE >> 20} MiB, which no trace has; write the file again")
+        if lines:
+            yield b"".join(rest)
+            yield from lines[:-1]
+            rest, held = [lines[-1]], len(lines[-1])
+    if held:
         raise EOFError
 
 
 def _inflate(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Pieces of the text of a gzip file, each with the file's size up to the last whole member.
+    """Pieces of the text of a gzip file, of bounded size, each with the file's size up to the last whole member.
 
     Raises `EOFError` if the last member is incomplete, `zlib.error` if the file is corrupt.
     """
@@ -217,9 +230,10 @@ def _inflate(path: Path) -> Iterator[tuple[bytes, int]]:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             while chunk:
-                text = member.decompress(chunk)
-                at += len(chunk) - len(member.unused_data)
-                chunk = member.unused_data
+                text = member.decompress(chunk, _CHUNK)
+                left = member.unused_data if member.eof else member.unconsumed_tail
+                at += len(chunk) - len(left)
+                chunk = left
                 if member.eof:
                     complete = at
                     member = zlib.decompressobj(wbits=31)
@@ -284,8 +298,8 @@ def _trace(data: dict[str, Any]) -> Trace:
         answer=_typed(data["answer"], str, type(None)),
         outcome=None if outcome is None else _outcome(outcome),
         costs=None if costs is None else Costs(**{name: _cost(name, cost) for name, cost in costs.items()}),
-        limits=_typed(data["limits"], dict),
-        budgets=_typed(data["budgets"], dict),
+        limits=_shallow(_typed(data["limits"], dict)),
+        budgets=_shallow(_typed(data["budgets"], dict)),
         reward={name: _typed(part, int, float) for name, part in data["reward"].items()},
     )
 
@@ -295,7 +309,20 @@ def _problem(data: Any) -> dict[str, Any]:
     problem: dict[str, Any] = _typed(data, dict)
     if not _typed(problem.get("id"), str):
         raise ValueError("its problem has no id")
-    return problem
+    return _shallow(problem)
+
+
+def _shallow(data: dict[str, Any]) -> dict[str, Any]:
+    """`data`. Raises `ValueError` if it is nested deeper than what walks through it can follow."""
+    inside: list[Any] = [data]
+    for _ in range(DEEPEST):
+        inside = [
+            item for one in inside for item in (one.values() if isinstance(one, dict) else one)
+            if isinstance(item, dict | list)
+        ]  # fmt: skip
+        if not inside:
+            return data
+    raise ValueError(f"its problem, limits or budgets are nested more than {DEEPEST} deep")
 
 
 def _cost(name: str, data: Any) -> Any:
