@@ -51,8 +51,10 @@ def _reported(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if (named := getattr(arguments, "env", None)) is not None:
         from apr.user_code import allow
+        from envs.registry import env_class
 
         allow(named)
+        env_class(named)  # or it says what is wrong with it, whether or not it is needed
     match arguments.command:
         case "envs":
             from envs.registry import listing

@@ -146,7 +146,7 @@ def record(
             writer.append(trace)
     line = f"step {step + 1}/{config.steps} | success {metrics.get('reward/success', 0):.3f}"
     for label, name, form in (
-        ("threads", "rollout/threads", ".1f"), ("context", "rollout/context", ".0f"),
+        ("reward", "reward/function", ".3f"), ("threads", "rollout/threads", ".1f"), ("context", "rollout/context", ".0f"),
         ("span", "rollout/span_sampled", ".0f"), ("gap", "mismatch/abs_gap_mean", ".1e"),
         ("stale", "off_policy/share", ".2f"), ("grad", "loss/grad_norm", ".2f"),
         ("validation", "eval/accuracy", ".3f"), ("s", "time/step", ".1f"),

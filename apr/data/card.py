@@ -47,7 +47,7 @@ def card(config: DataConfig, folder: Path) -> str:
 
 # {env.title} problems and demonstrations
 
-{env.about} {env.settings()}
+{env.about} {_origin(config, env)}
 
 ```python
 from datasets import load_dataset
@@ -59,7 +59,7 @@ problems = load_dataset(FOLDER, "problems", split="train")  # or the name of a t
 
 {_table(("split", "problems", "shards"), [_problems(folder, split) for split in splits_in(folder)])}
 
-{_rule(env)} Within a split, no problem is there twice. Seed: {config.seed}.
+{_rule(config, env)} Within a split, no problem is there twice. Seed: {config.seed}.
 
 {_demonstrations(config, folder)}
 
@@ -99,7 +99,17 @@ A row holds what its strands sampled (`tokens`, cut by `strands`); the protocol 
 `apr.data.store.read_demonstrations(FOLDER, NAME)`."""
 
 
-def _rule(env: Env) -> str:
+def _origin(config: DataConfig, env: Env) -> str:
+    """Where the problems came from: drawn by these options, or taken from another data set."""
+    if config.problems_from is None:
+        return env.settings()
+    taken = config.problems_from.resolve().name
+    return f"The problems are those of the data set `{taken}`, whose card says where they came from."
+
+
+def _rule(config: DataConfig, env: Env) -> str:
+    if config.problems_from is not None:
+        return "Splits are those of that data set."
     options = env.options
     return f"""Splits share no {env.shares}: each belongs to the one split that SHA-256 of it and of `split_seed`
 ({options.split_seed}) says, {options.validation_share:g} of them to validation, {options.test_share:g} to test.

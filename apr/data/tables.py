@@ -172,7 +172,7 @@ def elements(path: Path, advance: Advance = lambda read: None) -> Iterator[Any]:
         with _opened(path, advance) as (file, _):
             source = _Source(file)
             if source.mark() != "[":
-                raise ValueError("it does not open a list")
+                raise ValueError("it does not open a list; other tables are read with --env NAME")
             mark = source.mark(look=True)
             if mark == "]":
                 source.mark()

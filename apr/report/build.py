@@ -181,6 +181,14 @@ def notices(entries: Sequence[Entry]) -> list[str]:
         )
     if len({one.config.temperature for one in _plain(entries)}) > 1:
         said.append("Not all models were evaluated at one temperature: differences between them may be its effect.")
+    if len({one.config.threshold for one in entries}) > 1:
+        told = "; ".join(
+            f"{one.title}: {'its own verdict' if one.config.threshold is None else f'a score of {one.config.threshold:g}'}"
+            for one in entries
+        )
+        said.append(
+            f"Not all count the same answers as correct: no accuracy compares with another's. The verifier asks for {told}."
+        )
     for one in entries[1:]:
         first = entries[0]
         limits, others = one.config.limits.model_dump(), first.config.limits.model_dump()

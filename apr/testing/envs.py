@@ -61,7 +61,8 @@ class EnvContract:
     def test_splits_share_nothing(self) -> None:
         for split in SPLITS:
             for parts in self.env.parts(self.problems(split)):
-                assert parts and {self.env.split_of(part) for part in parts} == {split}
+                assert parts, "a problem without parts is in no split"
+                assert {self.env.split_of(part) for part in parts} == {split}
 
     def test_an_unknown_split_is_refused(self) -> None:
         try:
@@ -96,7 +97,7 @@ class EnvContract:
         for problem in self.problems():
             for answer in (None, "", "  "):
                 verdict = self.env.verify(problem, answer)
-                assert not verdict.ok and verdict.reason
+                assert not verdict.ok and verdict.reason, f"verify says {verdict} of {answer!r}, which is no answer"
             if (written := self.solution(problem)) is not None:
                 verdict = self.env.verify(problem, self.env.read(written))
                 assert verdict.ok and verdict.score == 1.0, verdict
@@ -105,9 +106,13 @@ class EnvContract:
         rng, problem = random.Random(0), self.problems()[0]
         for text in (*TEXTS, *self._garbage(rng)):
             answer = self.env.read(text)
+            assert isinstance(answer, str), f"read({text!r}) is {answer!r}, no text"
             verdict = self.env.verify(problem, answer)
-            assert isinstance(verdict.ok, bool) and verdict.reason and len(verdict.reason) < 500
-            assert 0 <= verdict.score <= 1 and (not verdict.ok or verdict.score > 0)
+            assert isinstance(verdict.ok, bool), f"verify says ok={verdict.ok!r} of {answer!r}, not True or False"
+            assert verdict.reason and len(verdict.reason) < 500, f"the reason for {answer!r} is empty or very long"
+            assert 0 <= verdict.score <= 1 and (not verdict.ok or verdict.score > 0), (
+                f"{answer!r} is scored {verdict.score}"
+            )
 
     def test_answers_that_are_equal_are_right_together(self) -> None:
         rng, problem = random.Random(1), self.problems()[0]
@@ -117,9 +122,11 @@ class EnvContract:
         verdicts: dict[str, set[bool]] = {}
         for answer in answers:
             key = self.env.canonical(answer)
-            assert isinstance(key, str) and key == self.env.canonical(answer)
+            assert isinstance(key, str), f"canonical({answer!r}) is {key!r}, no text"
+            assert key == self.env.canonical(answer), f"canonical({answer!r}) changes from call to call"
             verdicts.setdefault(key, set()).add(self.env.verify(problem, answer).ok)
-        assert all(len(found) == 1 for found in verdicts.values())
+        mixed = [key for key, found in verdicts.items() if len(found) > 1]
+        assert not mixed, f"answers with the key {mixed[0]!r} are right and wrong"
 
     def test_another_process_has_the_same_environment(self) -> None:
         copy = pickle.loads(pickle.dumps(self.env))

@@ -239,3 +239,15 @@ def test_demonstrations_need_training_problems(tmp_path: Path) -> None:
         problems_from(tmp_path / "test", SOURCE)
     with pytest.raises(DataError, match="has no problems"):
         problems_from(tmp_path / "none", SOURCE)
+
+
+def test_a_card_of_taken_problems_does_not_say_that_they_were_drawn(tmp_path: Path) -> None:
+    rows = [{"nums": [3, 5], "target": 8, "split": "train"}, {"nums": [3, 5], "target": 15, "split": "test"}]
+    import_problems(written(tmp_path / "rows.json", rows), tmp_path / "taken", SOURCE)
+    assert (
+        main(["data", "generate", "env=countdown", f"problems_from={tmp_path / 'taken'}", f"out={tmp_path / 'made'}"])
+        == 0
+    )
+    text = (tmp_path / "made" / "README.md").read_text()
+    assert "those of the data set `taken`" in text and "Splits are those of that data set." in text
+    assert "drawn uniformly" not in text and "SHA-256 of it" not in text

@@ -114,6 +114,12 @@ def test_other_temperatures_are_told_and_paired(place: Place) -> None:
     assert paired(place)["n"] == "4"
 
 
+def test_other_thresholds_are_told(place: Place) -> None:
+    place.checkpoint("other", solver="other")
+    strict, lax = place.evaluation("a"), place.evaluation("lax", checkpoint=place.folder / "other", threshold=0.5)
+    assert any("its own verdict" in one and "a score of 0.5" in one for one in notices(place.report(strict, lax)))
+
+
 def test_many_evaluations_say_what_is_not_drawn(place: Place) -> None:
     for number in range(10):
         place.checkpoint(f"m{number}", solver=f"s{number}")
