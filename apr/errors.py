@@ -21,6 +21,10 @@ class DataError(UserError):
     """A malformed problem, or a truncated, corrupt or newer data file."""
 
 
+class ScriptError(DataError):
+    """A script that a protocol cannot express."""
+
+
 class SchemaError(DataError):
     """Data in a schema that this version does not know: another version reads it, and none of it is to be skipped."""
 

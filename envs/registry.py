@@ -16,7 +16,8 @@ from apr.errors import ConfigError
 from apr.tokens.dialect import Dialect
 from apr.tokens.text import TextVocabulary
 from apr.values import Unread
-from envs.base import Env, Environment
+from envs.base import Env
+from envs.environment import Environment
 
 GROUP = "apr.envs"
 BUILT_IN = {"countdown": "envs.countdown.env:Countdown"}
@@ -137,7 +138,7 @@ def rebuilt(name: str, options: dict[str, Any]) -> Env:
 def _checked(found: Any, name: str) -> type[Environment[Any]]:
     if not isinstance(found, type) or not issubclass(found, Environment):
         raise ConfigError(
-            f"environment {name} is no subclass of envs.base.Environment: write one, or name another class"
+            f"environment {name} is no subclass of envs.environment.Environment: write one, or name another class"
         )
     return found
 

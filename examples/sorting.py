@@ -10,7 +10,8 @@ from pydantic import Field
 
 from apr.scripts.script import Answer, Branch, Fork, Join, Pieces, Say, Script
 from apr.tokens.dialect import Message
-from envs.base import Environment, Options, Problem, TeacherOptions, Verdict
+from envs.base import Options, Problem, TeacherOptions, Verdict
+from envs.environment import Environment
 
 
 class SortingOptions(Options):

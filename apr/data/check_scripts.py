@@ -8,7 +8,7 @@ from pathlib import Path
 from apr.config.env import EnvConfig
 from apr.data.teach import scripts_by_problem
 from apr.dialects import DIALECTS
-from apr.errors import ConfigError, DataError
+from apr.errors import ConfigError, DataError, ScriptError
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.tokens.dialect import Dialect
 from apr.tokens.words import WordsDialect
@@ -40,11 +40,11 @@ def check_scripts(path: Path, env_name: str | None, protocol: str | None) -> str
             )
             try:
                 trace = written(one.script, problem, teacher)
-            except DataError as error:
-                raise DataError(f"{path}, line {one.line}: {error}") from error
-            except ValueError as error:
+            except ScriptError as error:
                 refused[name] = str(error)
                 continue
+            except DataError as error:
+                raise DataError(f"{path}, line {one.line}: {error}") from error
             written_under[name] += 1
         if protocol in refused or len(refused) == len(PROTOCOLS):
             raise DataError(f"{path}, line {one.line}: {next(iter(refused.values()))}")

@@ -50,7 +50,7 @@ def _from_script(path: Path, problem: dict[str, Any], teacher: Teacher, copy: in
         return None
     try:
         return written(found[copy].script, problem, teacher)
-    except (ValueError, DataError) as error:
+    except DataError as error:
         raise DataError(f"{path}, line {found[copy].line}: {error}: correct the line, or leave it out") from error
 
 

@@ -9,13 +9,14 @@ import numpy as np
 
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect, Message
-from envs.base import Environment, Part, Problem, Teacher, Verdict
+from envs.base import Part, Problem, Teacher, Verdict
 from envs.countdown.demonstrate import demonstrate
 from envs.countdown.problems import SHARED, CountdownSpec, draw, problem_of, solvable_rows
-from envs.countdown.rows import problem_from
+from envs.countdown.rows import is_written, problem_from
 from envs.countdown.teacher import SearchTeacher
 from envs.countdown.verify import canonical, verify
 from envs.countdown.wording import SYSTEM, UNTRAINED
+from envs.environment import Environment
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +45,8 @@ class Countdown(Environment[CountdownSpec]):
 
     def faults(self, problems: Sequence[Problem]) -> dict[int, str]:
         """Malformed problems, and those without a solution."""
-        found = super().faults(problems)
+        odd = [i for i, problem in enumerate(problems) if not is_written(problem)]
+        found = {odd[i]: fault for i, fault in super().faults([problems[i] for i in odd]).items()}
         sound = [i for i in range(len(problems)) if i not in found]
         numbers, targets = [problems[i]["numbers"] for i in sound], [problems[i]["target"] for i in sound]
         unsolvable = np.flatnonzero(~solvable_rows(numbers, targets)).tolist()

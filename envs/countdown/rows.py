@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apr.errors import DataError
-from envs.countdown.problems import MAX_NUMBER, problem_of
+from envs.countdown.problems import MAX_NUMBER, problem_id, problem_of
 
 MIN_NUMBERS, MAX_NUMBERS = 2, 6
 NUMBERS = ("numbers", "nums")  # names of the column, the first that is there counts
@@ -38,6 +38,23 @@ def problem_from(row: Mapping[str, Any]) -> dict[str, Any]:
     target = _integer(row[TARGET], TARGET)
     check_bounds(numbers, target)
     return problem_of(numbers, target)
+
+
+def is_written(problem: Mapping[str, Any]) -> bool:
+    """Whether a stored problem is just as `problem_of` writes it, within the bounds. Quick: millions are asked about."""
+    numbers, target = problem.get("numbers"), problem.get("target")
+    return (
+        len(problem) == 3
+        and type(numbers) is list
+        and MIN_NUMBERS <= len(numbers) <= MAX_NUMBERS
+        and {int} == set(map(type, numbers))
+        and type(target) is int
+        and numbers[0] >= 0
+        and numbers[-1] <= MAX_NUMBER
+        and 0 <= target <= MAX_NUMBER
+        and sorted(numbers) == numbers
+        and problem.get("id") == problem_id(numbers, target)
+    )
 
 
 def check_bounds(numbers: Sequence[int], target: int) -> None:

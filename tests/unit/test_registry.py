@@ -15,7 +15,8 @@ from envs.registry import at_hand, environment, known, listing
 TASK = """
 from pathlib import Path
 
-from envs.base import Environment, Options, Verdict
+from envs.base import Options, Verdict
+from envs.environment import Environment
 
 Path(__file__).with_suffix(".ran").touch()
 
@@ -104,7 +105,7 @@ def test_records_hold_no_folder_and_are_matched_by_file(task: Path) -> None:
         ("1/0", "fails when it is imported: ZeroDivisionError"),
         ("def f(:", "fails when it is imported: SyntaxError"),
         ("import no_such_module", "fails when it is imported: ModuleNotFoundError"),
-        ("Guess = 3", "no subclass of envs.base.Environment"),
+        ("Guess = 3", "no subclass of envs.environment.Environment"),
         ("class Other: pass", "has no Guess: it has Other"),
         ("class Guest: pass", "has no Guess, did you mean Guest"),
         ("import sys; sys.exit(0)", r"fails when it is imported: SystemExit: 0 \(broken.py:1, in <module>\)"),

@@ -12,7 +12,8 @@ from apr.user_code import NAMED
 
 TASK = """
 from apr.scripts.script import Answer, Say
-from envs.base import Environment, Options, Verdict
+from envs.base import Options, Verdict
+from envs.environment import Environment
 
 
 class Twice(Environment[Options]):
@@ -59,7 +60,7 @@ def made(tmp_path: Path, old: str, new: str) -> Path:
         ('("twice", *"', '("twice", "a b", *"', "'a b', which is no word"),
         ('("twice", *"', '("twice", "twice", *"', "'twice' twice"),
         ('problem["n"]))\n\n    def voc', 'problem["m"]))\n\n    def voc', r"KeyError: 'm' \(task.py:\d+, in words\)"),
-        ("return (Answer(tuple(str(2 * problem[\"n\"]))),)", 'return (Say(("1",)),)', "does not end with an `Answer`"),
+        ("return (Answer(tuple(str(2 * problem[\"n\"]))),)", 'return (Say(("1",)),)', "does not end with an answer"),
         ("def script", "def other", "has no teacher: write its `script`"),
         ('{"n":', '{"tokens": 1, "n":', "cannot have fields called tokens"),
         ('{"n":', '{"id": 1, "n":', "cannot have fields called id"),

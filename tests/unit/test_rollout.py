@@ -9,7 +9,8 @@ from apr.errors import JudgeError
 from apr.rollout import JUDGE_ATTEMPTS, Job, Roller, verified
 from apr.threads.session import Sampling
 from apr.threads.spawn_join import SpawnJoin
-from envs.base import Environment, Options, Verdict
+from envs.base import Options, Verdict
+from envs.environment import Environment
 
 PROTOCOL = SpawnJoin(CONTROL)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from apr.cli import main
 from apr.data.store import read_demonstrations
-from apr.errors import DataError, SchemaError
+from apr.errors import DataError, SchemaError, ScriptError
 from apr.protocols import protocol_by_name
 from apr.scripts.files import MAX_DEPTH, read_scripts, to_json
 from apr.scripts.script import Answer, Branch, Fork, Join, Say, Script, faults
@@ -96,7 +96,7 @@ def test_what_no_grammar_can_express_is_named(script: Script, said: str) -> None
 
 def test_what_spawn_join_cannot_express_is_refused() -> None:
     branch = Branch(("a",), ("a",), (), ())
-    dialect = WordsDialect(["a", "b"])
+    dialect = WordsDialect(["a", "b", *environment(SORTING).vocabulary()])
     for script in (
         (Fork((branch,)), Say(("b",)), Join(), Answer(())),  # words between
         (Fork((branch, branch)), Join((0,)), Answer(())),  # waits for one
@@ -109,7 +109,7 @@ def test_what_spawn_join_cannot_express_is_refused() -> None:
     teacher = Teacher(
         environment(SORTING), PlainTeacher(protocol="serial"), dialect, protocol_by_name("serial", dialect), 0
     )
-    with pytest.raises(ValueError, match="serial opens no threads"):
+    with pytest.raises(ScriptError, match="serial opens no threads"):
         written(two, {"id": "x", "digits": [1]}, teacher)
 
 
@@ -179,7 +179,7 @@ def test_scripts_of_people_are_checked_and_taught(tmp_path: Path, capsys: pytest
         capsys.readouterr().out
     )
     assert main(["data", "verify", str(path), "--env", SORTING, "--protocol", "serial"]) == 2
-    assert f"{path}, line 1: the script forks, and the protocol serial opens no threads" in capsys.readouterr().err
+    assert f"{path}, line 1: a script for problem" in capsys.readouterr().err
     mine = [f"solvers.mine.scripts={path}", "solvers.mine.protocol=spawn_join"]
     assert main(["data", "generate", *sorting, "train=5", *mine, f"out={data}"]) == 0
     traces = list(read_demonstrations(data, "mine", environment(SORTING, {"length": 4})))
