@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,6 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from apr.config import LearnerConfig, RlConfig
 from apr.engines.cluster import cause_of
-from apr.engines.placement import own_address
 from apr.errors import AprError, LearnerLostError
 from rl.learner import Learner
 from rl.packing import shares
@@ -29,32 +29,51 @@ class RankActor:
     type."""
 
     def address(self) -> str:
-        """Where the ranks can meet on this node: a port that is free now, chosen anew for each start."""
-        host, port = own_address()
-        return f"{host}:{port}"
+        """Where the ranks can meet on this node, which listens there from now on; chosen anew for each start."""
+        self.meeting = listening(ray.util.get_node_ip_address())
+        host, port, *_ = self.meeting.getsockname()
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def start(self, rank: Rank, address: str, timeout: float, **arguments: Any) -> None:
         if address:
-            _meet(rank, address, timeout)
+            _meet(rank, address, timeout, self.meeting if rank.index == 0 else None)
         self.learner = Learner(**arguments, rank=rank)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         return await getattr(self.learner, method)(*arguments)
 
 
-def _meet(rank: Rank, address: str, timeout: float) -> None:
+def listening(host: str, port: int = 0) -> socket.socket:
+    """A socket that listens at this address of the node alone; at a free port if none is given."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)
+
+
+def _meet(rank: Rank, address: str, timeout: float, meeting: socket.socket | None = None) -> None:
+    """Join the ranks. The first listens at `meeting`, by default at `address`: torch by itself would at every address of
+    the node."""
     import torch
     import torch.distributed as dist
 
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if rank.index == 0 and meeting is None:
+        meeting = listening(host, int(port))
+    if host.startswith("127.") or host == "::1":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it had to guess
     # DeepSpeed reads these; each actor sees its own device alone.
     os.environ |= {"RANK": str(rank.index), "WORLD_SIZE": str(rank.count), "LOCAL_RANK": "0"}
+    most = timedelta(seconds=timeout)
+    handle = None if meeting is None else meeting.detach()
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, int(port), rank.count, rank.index == 0, most, False, master_listen_fd=handle
+    )
     dist.init_process_group(
-        "nccl" if cuda else "gloo", init_method=f"tcp://{address}", rank=rank.index, world_size=rank.count,
-        timeout=timedelta(seconds=timeout),
-    )  # fmt: skip
+        "nccl" if cuda else "gloo", store=store, rank=rank.index, world_size=rank.count, timeout=most
+    )
 
 
 class RemoteLearner:
