@@ -24,8 +24,8 @@ results: setup
 	$(BIN)/python benchmarks/study.py --publish $(ROW)
 
 lint: setup
-	$(BIN)/ruff format --check apr envs solvers rl tests benchmarks docs
-	$(BIN)/ruff check apr envs solvers rl tests benchmarks docs
+	$(BIN)/ruff format --check apr envs solvers rl tests benchmarks docs examples
+	$(BIN)/ruff check apr envs solvers rl tests benchmarks docs examples
 	$(BIN)/mypy
 
 unit: setup

@@ -15,7 +15,7 @@ from apr.checkpoints.checkpoint import Checkpoint
 from apr.checkpoints.folder import ModelFolder, model_folder
 from apr.config import RlConfig, refuse_idle
 from apr.contact import trained_on
-from apr.data.store import data_env, problems_hash, read_problems
+from apr.data.store import data_env, problems_hash, read_problems, say_if_fewer
 from apr.engines.build import build_engine
 from apr.errors import EngineLostError, LearnerLostError, RunDirectoryError
 from apr.presets import check, load_recorded
@@ -96,6 +96,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
     """Run to `config.steps`, or to a signal; returns the newest checkpoint. `resume`: go on from the newest one. Raises what
     `prepare` does."""
     ready = prepare(config, resume)
+    say_if_fewer(len(ready.validation), config.validate_problems, "validation", config.data)
     config, env, opened, start, found = ready.config, ready.env, ready.opened, ready.start, ready.resumed
     train, validation, start_from = ready.train, ready.validation, opened.folder
     data_hash, checkpoint_hash = ready.data_hash, ready.checkpoint_hash

@@ -6,7 +6,6 @@ so a killed one goes on where it stopped. What is in a shard depends on the conf
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import islice
@@ -27,6 +26,7 @@ from apr.data.store import (
     problems_folder,
     problems_of,
     problems_table,
+    say_if_fewer,
     write_demonstrations,
     write_problems,
 )
@@ -152,8 +152,7 @@ def _taken(config: DataConfig, folder: Path) -> tuple[DataConfig, dict[str, pa.T
     rows = problems_from(folder, env)
     counts = {split: min(getattr(config, split), len(rows.get(split, []))) for split in SPLITS}
     for split, count in counts.items():
-        if count < (asked := getattr(config, split)):
-            print(f"{folder} has {count:,} {split} problems, fewer than the {asked:,} asked for", file=sys.stderr)
+        say_if_fewer(count, getattr(config, split), split, folder)
     tables = {split: problems_table(rows[split][:count]) for split, count in counts.items() if count}
     own = EnvConfig.model_validate({**env.config(), "name": config.env.name})
     return config.model_copy(update={**counts, "env": own}), tables

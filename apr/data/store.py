@@ -11,6 +11,7 @@ columns beside them, for those who filter.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -136,6 +137,12 @@ def read_problems(folder: Path, split: str, env: Env | None = None) -> list[dict
     env = env or data_env(folder)
     seen: set[str] = set()
     return [problem for path in shard_paths(problems_folder(folder), split) for problem in problems_of(path, seen, env)]
+
+
+def say_if_fewer(count: int, asked: int | None, split: str, data: Path) -> None:
+    """Say on standard error that there are fewer problems than asked for."""
+    if asked is not None and count < asked:
+        print(f"apr: {data} has {count:,} {split} problems, fewer than the {asked:,} asked for", file=sys.stderr)
 
 
 def problems_of(path: Path, seen: set[str], env: Env) -> list[dict[str, Any]]:

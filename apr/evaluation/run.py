@@ -14,7 +14,7 @@ from apr.checkpoints.checkpoint import MERGED, Checkpoint
 from apr.checkpoints.folder import ModelFolder
 from apr.config import EvalConfig
 from apr.contact import contact
-from apr.data.store import data_env, problems_hash, read_problems
+from apr.data.store import data_env, problems_hash, read_problems, say_if_fewer
 from apr.engines.build import build_engine
 from apr.errors import EngineLostError, RunDirectoryError
 from apr.evaluation.folder import SUMMARY, TRACES, read_facts
@@ -80,6 +80,7 @@ def evaluate(config: EvalConfig) -> Summary:
     """
     prepared = prepare(config)
     env, jobs, checkpoint = prepared.env, prepared.jobs, _whole(prepared)
+    say_if_fewer(len(jobs) // config.samples, config.problems, config.split, config.data)
     config = config.model_copy(update={"checkpoint": checkpoint.folder, "base": None})
     dialect = checkpoint.dialect
     shared = contact(checkpoint.card, config.data, [job.problem for job in jobs if job.sample == 0], env)

@@ -64,7 +64,9 @@ def test_an_evaluation_goes_on_where_data_or_checkpoint_have_moved(place: Place,
         evaluate(place.config(**{**places, "checkpoint": other}))
 
 
-def test_more_problems_are_added_and_an_old_summary_goes_first(place: Place) -> None:
+def test_more_problems_are_added_and_an_old_summary_goes_first(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = place.evaluation(problems=2)
     place.dies_at = 1
     with pytest.raises(EngineLostError):
@@ -72,6 +74,9 @@ def test_more_problems_are_added_and_an_old_summary_goes_first(place: Place) -> 
     assert not (folder / "summary.json").exists()
     place.dies_at = 1_000
     assert evaluate(place.config(problems=4)).n == 4
+    assert "fewer than" not in capsys.readouterr().err
+    assert evaluate(place.config(problems=9)).n == 4
+    assert "has 4 test problems, fewer than the 9 asked for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, "{}", "[]", "{", '{"checkpoint_hash": 3, "data_hash": "a"}'])
