@@ -240,7 +240,7 @@ def test_a_model_does_what_it_was_trained_for(tmp_path: Path) -> None:
 
 def adapter(folder: Path, base: object) -> Path:
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
     (folder / "adapter_model.safetensors").write_text("products")
     return folder
 
