@@ -98,6 +98,9 @@ def _opening(title: str, kind: str) -> str:
     )
 
 
+NO_ID = 1 << 31  # no model has as many outputs; ids below it that no vocabulary has may be sampled, and are shown
+
+
 @dataclass
 class _Spelling:
     """The texts of the tokens that occurred, by id; `joined`: put together they are the text."""
@@ -110,7 +113,7 @@ class _Spelling:
         """Raises `DataError` for a token that cannot be spelt."""
         for i in token_ids(trace).difference(self.pieces):
             try:
-                if i < 0:  # would count from the end of a list
+                if not 0 <= i < NO_ID:
                     raise LookupError(i)
                 self.pieces[i] = self.text((i,))
             except (LookupError, OverflowError) as error:

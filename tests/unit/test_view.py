@@ -405,7 +405,14 @@ def test_traces_that_cannot_be_spelt_are_refused(runs: Runs) -> None:
     (runs.evaluation("bare", attempts(1)) / "config.yaml").unlink()
     assert "no configuration file" in runs.refused(runs.folder / "bare")
     [trace] = attempts(0)[:1]
-    for token in (len(VOCABULARY), -1, 1 << 70):
+    for token in (1 << 31, -1, 1 << 70):
         beyond = replace(trace, threads=(replace(trace.root, message=(token,)),))
         said = runs.refused(runs.evaluation(f"beyond {token}", [beyond]))
         assert f"has the token {token}, which is not in its run's vocabulary" in said
+
+
+def test_an_id_of_the_model_that_is_no_token_is_shown_as_one(runs: Runs) -> None:
+    [trace] = attempts(0)[:1]
+    padded = replace(trace, threads=(replace(trace.root, message=(len(VOCABULARY),)),))
+    index, said = runs.view(runs.evaluation("padded", [padded]))
+    assert said == "" and "\ufffd" in json.dumps(index, ensure_ascii=False)
