@@ -9,20 +9,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from apr.config import LoraConfig
 from apr.errors import CheckpointError
+from apr.seeds import derive_seed
 
 
 def add(model: nn.Module, config: LoraConfig) -> None:
-    """Adapters in place, seeded by torch's generator; everything else is frozen. A fresh adapter changes no output."""
+    """Put adapters in place, the same in every run and on every rank; everything else is frozen. A fresh adapter changes no
+    output."""
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(
-        PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", task_type="CAUSAL_LM"), model
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(0, "adapters"))
+        inject_adapter_in_model(
+            PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", task_type="CAUSAL_LM"),
+            model,
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 

@@ -347,3 +347,10 @@ def test_adapters_train_alone_and_are_merged_into_what_leaves_the_learner(
     assert all(torch.equal(after[0][name], after[1][name]) for name in start)
     with pytest.raises(CheckpointError, match="adapters of another model or rank"):
         adapters.load(learner.model, {}, tmp_path)
+
+
+def test_first_adapters_are_the_same_in_every_run(make_learner: Callable[..., Learner]) -> None:
+    first = adapters.state(make_learner(lora=LoraConfig(rank=4, alpha=8)).scorer.model)
+    torch.randn(3)  # whatever was drawn before
+    again = adapters.state(make_learner(lora=LoraConfig(rank=4, alpha=8)).scorer.model)
+    assert first and all(torch.equal(first[name], again[name]) for name in first)
