@@ -15,7 +15,7 @@ import pyarrow as pa
 from apr.checkpoints.adapters import merged_in_place, trained_files
 from apr.checkpoints.card import Card
 from apr.checkpoints.checkpoint import save_checkpoint
-from apr.checkpoints.pretrained import absent, located, pretrained_model, source_hash
+from apr.checkpoints.pretrained import absent, pretrained_model, source_hash
 from apr.checkpoints.state import read_state
 from apr.checkpoints.weights import check_finite_files
 from apr.config import ModelConfig, SftConfig
@@ -61,18 +61,18 @@ def prepare(config: SftConfig) -> Prepared:
     """
     check_out(config.out, config)
     start, finished = _last_checkpoint(config.out), (config.out / CHECKPOINT).is_dir()
-    facts = demonstrations_facts(config.data, config.solver)
-    vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
-    check_base(config.base, vocabulary)
+    data_env(config.data, config.env)
     hashes = {"data_hash": demonstrations_hash(config.data, config.solver)}
     if config.base is not None and not (finished and absent(config.base)):  # a finished training reads no base
         hashes["base_hash"] = source_hash(config.base)
     if finished or start:
         refuse_other(config.out, config, MAY_DIFFER, **hashes)
-    if config.base is not None and not finished:
-        located(config.base)
-    if start and not finished:
-        _check_whole(start)
+    facts = demonstrations_facts(config.data, config.solver)
+    vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
+    if not finished:
+        check_base(config.base, vocabulary)
+        if start:
+            _check_whole(start)
     return Prepared(hashes, facts, vocabulary, start, finished)
 
 

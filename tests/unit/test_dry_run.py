@@ -105,7 +105,7 @@ def nothing(place: Path) -> None: ...
         ("sft", nothing, ["data=nowhere"], "nowhere"),
         ("sft", nothing, ["solver=other"], "no data file"),
         ("sft", truncated_demonstrations, [], "truncated or corrupt"),
-        ("sft", nothing, ["base=nowhere", "lr=1e-4"], "`base` is given"),
+        ("sft", nothing, ["base=nowhere", "lr=1e-4"], "nowhere is not there"),
         ("sft", nothing, ["model.window=16", "overlong=drop"], "no row to train on"),
         ("sft", out_is_a_file, [], "is a file"),
         ("sft", out_is_of_another_kind, [], "is the folder of an `apr rl`"),
