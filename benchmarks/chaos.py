@@ -146,7 +146,8 @@ def settings(out: Path, engine: str, steps: int, kills: int) -> tuple[RlConfig, 
     }  # fmt: skip
     common = {
         "steps": steps, "problems_per_step": PROBLEMS, "group_size": GROUP, "checkpoint_every": 2,
-        "traces_per_step": PROBLEMS * GROUP, "engine": {"kind": engine, "threads": 1, "kv_cache_mib": 64},
+        "traces_per_step": PROBLEMS * GROUP,
+        "engine": {"kind": engine, "threads": 1, **({"kv_cache_mib": 64} if engine == "vllm" else {})},
     }  # fmt: skip
     return rl_config(task, out / "undisturbed", **common), rl_config(task, out / "disturbed", **common, cluster=cluster)
 
