@@ -63,7 +63,7 @@ def test_sft_makes_it_a_checkpoint_of_ours(data: Path, trained: Path) -> None:
 
 def test_rl_and_evaluation_with_vllm(data: Path, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "rl"
-    more = ["steps=2", "learner.lr=1e-5", "checkpoint_every=2", "tensorboard=false"]
+    more = ["steps=2", "learner.lr=1e-5", "checkpoint_every=2", "tensorboard=false", "engine.threads=2"]
     where = [f"data={data}", f"checkpoint={trained}", f"out={out}"]
     final = launch(load(RlConfig, [preset("rl", "smollm2")], [*where, *more]), resume=False)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -72,7 +72,7 @@ def test_rl_and_evaluation_with_vllm(data: Path, trained: Path, tmp_path: Path) 
     assert gaps and all(mean < 1e-4 and most < 1e-2 for mean, most in gaps)
     assert all(line["rollout/threads"] > 1.5 for line in lines)
     assert Card.read(final).trained == ("sft", "rl")
-    where = [f"data={data}", f"checkpoint={final}", f"out={tmp_path / 'eval'}"]
+    where = [f"data={data}", f"checkpoint={final}", f"out={tmp_path / 'eval'}", "engine.threads=2"]
     evaluate(load(EvalConfig, [preset("eval", "smollm2")], where))
     traces = read_traces(tmp_path / "eval" / TRACES)
     assert any(len(trace.threads) > 1 and trace.correct for trace in traces)
