@@ -20,24 +20,25 @@ def check_scripts(path: Path, env_name: str | None, protocol: str | None) -> str
     """A few lines of counts. Without `protocol` every protocol is tried, and a script that one cannot express is no fault.
 
     Raises `DataError` that names the line of what is no script, is of no problem of the environment, uses words that it does
-    not have, or cannot be written under `protocol`; `ConfigError` if no environment is named.
+    not have, or cannot be written under `protocol`; `ConfigError` if no environment is named, or no such protocol.
     """
     if env_name is None:
         raise ConfigError(f"{path} is a file of scripts: name their environment, --env NAME (`apr envs` lists them)")
+    if protocol not in (None, *PROTOCOLS):
+        raise ConfigError(f"--protocol {protocol}: there are {', '.join(PROTOCOLS)}")
     env = EnvConfig.model_validate(env_name).build()
     dialect = _dialect(env)
     found = scripts_by_problem(path, env)
     scripts = [one for group in found.values() for one in group]
     if not scripts:
         raise DataError(f"{path} holds no script: each line is one")
+    teachers = [_teacher(env, name, dialect) for name in (PROTOCOLS if protocol is None else (protocol,))]
     right, written_under = 0, Counter[str]()
     for one in scripts:
         problem = env.problem(one.problem)
         refused = {}
-        for name in PROTOCOLS if protocol is None else (protocol,):
-            teacher = Teacher(
-                env, PlainTeacher.model_validate({"protocol": name}), dialect, protocol_by_name(name, dialect), 0
-            )
+        for teacher in teachers:
+            name = teacher.options.protocol
             try:
                 trace = written(one.script, problem, teacher)
             except ScriptError as error:
@@ -52,6 +53,11 @@ def check_scripts(path: Path, env_name: str | None, protocol: str | None) -> str
     counts = ", ".join(f"{count:,} under {name}" for name, count in written_under.items())
     what = f"{len(scripts):,} scripts for {len(found):,} problems of {env.name}"
     return f"{path}: {what}, {right:,} right; can be written: {counts}"
+
+
+def _teacher(env: Env, protocol: str, dialect: Dialect) -> Teacher:
+    options = PlainTeacher.model_validate({"protocol": protocol})
+    return Teacher(env, options, dialect, protocol_by_name(protocol, dialect), 0)
 
 
 def _dialect(env: Env) -> Dialect:

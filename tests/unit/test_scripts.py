@@ -180,6 +180,8 @@ def test_scripts_of_people_are_checked_and_taught(tmp_path: Path, capsys: pytest
     )
     assert main(["data", "verify", str(path), "--env", SORTING, "--protocol", "serial"]) == 2
     assert f"{path}, line 1: a script for problem" in capsys.readouterr().err
+    assert main(["data", "verify", str(path), "--env", SORTING, "--protocol", "no_such"]) == 2
+    assert "--protocol no_such: there are serial, spawn_join" in capsys.readouterr().err
     mine = [f"solvers.mine.scripts={path}", "solvers.mine.protocol=spawn_join"]
     assert main(["data", "generate", *sorting, "train=5", *mine, f"out={data}"]) == 0
     traces = list(read_demonstrations(data, "mine", environment(SORTING, {"length": 4})))
