@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from apr.errors import ConfigError, ScriptError
 from apr.scripts.script import Fork, Script, faults
 from apr.scripts.write import spell
+from apr.seeds import derive_seed
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect, Message
@@ -63,6 +64,13 @@ class Options(BaseModel):
     split_seed: int = Field(
         default=0, description="decides which split a problem belongs to; keep it to keep the splits"
     )
+
+    def split_of(self, part: Part) -> str:
+        """The split that a part of a problem belongs to."""
+        share = derive_seed(self.split_seed, "split", *part) / 2**63
+        if share < self.test_share:
+            return "test"
+        return "validation" if share < self.test_share + self.validation_share else "train"
 
 
 class TeacherOptions(BaseModel):

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from apr.errors import ConfigError, DataError
 from apr.scripts.script import Script
-from apr.seeds import derive_rng, derive_seed
+from apr.seeds import derive_rng
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect, Message
 from apr.user_code import short
@@ -171,10 +171,7 @@ class Environment(Generic[Own]):
     # What it inherits.
 
     def split_of(self, part: Part) -> str:
-        share = derive_seed(self.options.split_seed, "split", *part) / 2**63
-        if share < self.options.test_share:
-            return "test"
-        return "validation" if share < self.options.test_share + self.options.validation_share else "train"
+        return self.options.split_of(part)
 
     def problem(self, row: Mapping[str, Any]) -> Problem:
         fields = self.check(row)

@@ -105,9 +105,8 @@ def env_class(name: str) -> type[Environment[Any]]:
             f"no environment {name!r}{f' (did you mean {near[0]}?)' if near else ''}: there are {', '.join(targets)}; or name "
             "a class in a file, env=PATH.py:CLASS"
         )
-    module, _, attribute = targets[name].partition(":")
     try:
-        return _checked(getattr(importlib.import_module(module), attribute), name)
+        return _checked(_target(targets[name]), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"environment {name} cannot be imported from {targets[name]}: {error}") from error
 
@@ -117,15 +116,13 @@ def built_dialect(name: str) -> Dialect:
     """A dialect with a vocabulary and a grammar of its own. Raises `ConfigError` for any other."""
     if name not in DIALECTS:
         raise ConfigError(f"no dialect {name!r} with a grammar of its own: there are {', '.join(DIALECTS)}")
-    module, _, attribute = DIALECTS[name].partition(":")
-    dialect: Dialect = getattr(importlib.import_module(module), attribute)()
+    dialect: Dialect = _target(DIALECTS[name])()
     return dialect
 
 
 def textual_dialect(name: str, vocabulary: TextVocabulary) -> Dialect:
     """A dialect of `TEXTUAL` in another vocabulary than the one built for it."""
-    module, _, attribute = DIALECTS[name].partition(":")
-    dialect: Dialect = getattr(importlib.import_module(module), attribute)(vocabulary)
+    dialect: Dialect = _target(DIALECTS[name])(vocabulary)
     return dialect
 
 
@@ -133,6 +130,12 @@ def rebuilt(name: str, options: dict[str, Any]) -> Env:
     """The environment that another process of this run had."""
     user_code.allow(name)
     return environment(name, options)
+
+
+def _target(path: str) -> Any:
+    """What `MODULE:NAME` names."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _checked(found: Any, name: str) -> type[Environment[Any]]:

@@ -29,12 +29,9 @@ class EnvConfig(BaseModel):
     @classmethod
     def _complete(cls, content: Any, info: ValidationInfo) -> Any:
         """Options of an environment that may be imported are checked, and defaults filled in."""
-        if isinstance(content, str):
-            content = {"name": content}
-        if not isinstance(content, dict) or not isinstance(name := content.get("name"), str):
+        content, name = _named(content, info)
+        if name is None:
             return content
-        if info.context == NAMED:
-            allow(name)
         options = {key: value for key, value in content.items() if key != "name"}
         if not may_import(name):
             return {"name": name, **typed(options, [])}
@@ -77,15 +74,22 @@ class EnvOfData(BaseModel):
     @classmethod
     def _known(cls, content: Any, info: ValidationInfo) -> Any:
         """Raises `ValueError` if there is no such environment, where it may be imported."""
-        if isinstance(content, str):
-            content = {"name": content}
-        if not isinstance(content, dict) or not isinstance(name := content.get("name"), str):
-            return content
-        if info.context == NAMED:
-            allow(name)
+        content, name = _named(content, info)
         try:
-            if may_import(name):
+            if name is not None and may_import(name):
                 env_class(name)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return content
+
+
+def _named(content: Any, info: ValidationInfo) -> tuple[Any, str | None]:
+    """The content, as a mapping where it was a name alone, and the name, None where there is none to check. If the user gave
+    it, its file may be imported from here on."""
+    if isinstance(content, str):
+        content = {"name": content}
+    if not isinstance(content, dict) or not isinstance(name := content.get("name"), str):
+        return content, None
+    if info.context == NAMED:
+        allow(name)
+    return content, name

@@ -63,9 +63,6 @@ class Countdown(Environment[CountdownSpec]):
     def parts(self, problems: Sequence[Problem]) -> list[list[Part]]:
         return self.options.parts([p["numbers"] for p in problems], [p["target"] for p in problems])
 
-    def split_of(self, part: Part) -> str:
-        return self.options.split_of(part)
-
     def possible(self, problem: Problem) -> bool:
         """Whether its multiset, or its size and target (split by states), are within the ranges."""
         spec, numbers = self.options, problem["numbers"]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from apr.errors import DataError
-from apr.seeds import derive_rng, derive_seed
+from apr.seeds import derive_rng
 from envs.base import SPLITS, Options, Part
 from envs.countdown.states import winning_states
 from solvers.exhaustive import reachable
@@ -68,13 +68,6 @@ class CountdownSpec(Options):
             return [[tuple(sorted(row))] for row in numbers]
         states = winning_states(numbers, targets)
         return [[(target, *state) for state in row] for row, target in zip(states, targets)]
-
-    def split_of(self, part: Part) -> str:
-        """The split that a number multiset, or a state, belongs to."""
-        share = derive_seed(self.split_seed, "split", *part) / 2**63
-        if share < self.test_share:
-            return "test"
-        return "validation" if share < self.test_share + self.validation_share else "train"
 
     def splits(self, numbers: Sequence[Sequence[int]], targets: Sequence[int]) -> list[set[str]]:
         """The splits that the parts of each problem belong to. It is a problem of a split if that is the only one."""
