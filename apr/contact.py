@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from apr.checkpoints.card import Card, TrainingProblems
 from apr.config import EnvConfig
-from apr.data.store import problems_folder, problems_hash, read_problems
+from apr.data.store import has_problems, problems_hash, read_problems
 from apr.errors import CheckpointError
 from envs.base import Env, splits_of
 
@@ -90,7 +90,7 @@ def told(contact: Contact | None) -> str:
 
 def trained_on(data: Path, stage: str, env: Env) -> tuple[TrainingProblems, ...]:
     """For a card: the training problems of the data set in `data`. Empty, so unknown, if it has none."""
-    if not any(problems_folder(data).glob(f"{TRAIN}-*.parquet")):
+    if not has_problems(data, TRAIN):
         return ()
     return (TrainingProblems(stage=stage, split=TRAIN, hash=problems_hash(data, TRAIN), env=env.config()),)
 
@@ -125,7 +125,7 @@ def _seen(
     known: Sequence[Source], touched: Sequence[list[bool]], data: Path, problems: Sequence[dict[str, Any]], env: Env
 ) -> int | None:
     """How many of the problems are training problems; None where that needs data that are not at hand."""
-    here = problems_hash(data, TRAIN) if any(problems_folder(data).glob(f"{TRAIN}-*.parquet")) else None
+    here = problems_hash(data, TRAIN) if has_problems(data, TRAIN) else None
     if any(any(found) for source, found in zip(known, touched) if source.hash != here):
         return None
     if not any(source.hash == here for source in known):

@@ -117,12 +117,17 @@ def _rule(config: DataConfig, env: Env) -> str:
 
 
 def _header(config: DataConfig, folder: Path, title: str) -> dict[str, Any]:
-    splits = [{"split": split, "path": f"problems/{split}-*.parquet"} for split in splits_in(folder)]
-    configs: list[dict[str, Any]] = [{"config_name": "problems", "data_files": splits}]
+    configs = [problems_files(folder)]
     for name in config.solvers:
         files = [{"split": "train", "path": f"demonstrations/{name}/train-*.parquet"}]
         configs.append({"config_name": name, "data_files": files})
     return {"pretty_name": f"{title} problems and demonstrations", "configs": configs}
+
+
+def problems_files(folder: Path) -> dict[str, Any]:
+    """The problems as a configuration of the card's header."""
+    splits = [{"split": split, "path": f"problems/{split}-*.parquet"} for split in splits_in(folder)]
+    return {"config_name": "problems", "data_files": splits}
 
 
 def _problems(folder: Path, split: str) -> list[str]:

@@ -19,7 +19,7 @@ from apr.data.store import problems_folder, problems_table, write_problems
 from apr.data.tables import elements
 from apr.errors import DataError, RunDirectoryError
 from apr.progress import Progress
-from apr.runs import CONFIG, disk_error, followed, whole_folder
+from apr.runs import CONFIG, followed, whole_file, whole_folder
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.trace import Trace
 from envs.countdown.env import Countdown
@@ -180,28 +180,18 @@ def export_file(path: Path, out: Path, dialect: PaperDialect) -> str:
     left_out: dict[int, str] = {}  # why, by trace
     written = 0
     out = followed(out)
-    beside = out.with_name(f".{out.name}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8") as file:
-            for number, trace in enumerate(read_traces(path)):
-                try:
-                    row = to_row(trace, dialect)
-                except DataError as error:
-                    left_out[number] = str(error)
-                    continue
-                file.write(("[\n" if not written else ",\n") + json.dumps(row))
-                written += 1
-            if not written:
-                raise DataError(
-                    f"{path} holds no trace that the published format can hold: {_first('trace', left_out)}"
-                )
-            file.write("\n]\n")
-        beside.replace(out)
-    except OSError as error:
-        raise disk_error(out, error) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole_file(out) as file:
+        for number, trace in enumerate(read_traces(path)):
+            try:
+                row = to_row(trace, dialect)
+            except DataError as error:
+                left_out[number] = str(error)
+                continue
+            file.write((("[\n" if not written else ",\n") + json.dumps(row)).encode())
+            written += 1
+        if not written:
+            raise DataError(f"{path} holds no trace that the published format can hold: {_first('trace', left_out)}")
+        file.write(b"\n]\n")
     lines = [f"{written} traces in {out}, {len(left_out)} left out"]
     lines += [f"  trace {number}: {why}" for number, why in islice(left_out.items(), SHOWN)]
     return "\n".join(lines)

@@ -19,16 +19,16 @@ from apr.config import DataConfig, EnvConfig
 from apr.data.card import CARD, card
 from apr.data.imported import problems_from
 from apr.data.rehearsal import rehearse
-from apr.data.shards import shard_path, sweep
+from apr.data.shards import sweep
 from apr.data.store import (
     data_env,
     demonstrations_folder,
-    problems_folder,
+    problem_shards,
     problems_of,
     problems_table,
     say_if_fewer,
     write_demonstrations,
-    write_problems,
+    write_missing,
 )
 from apr.data.teach import demonstrations_of, facts_of_teacher
 from apr.data.workers import ended_by_signals, in_processes, processes
@@ -70,7 +70,7 @@ def generate(config: DataConfig, dry_run: bool = False) -> None:
     if config.problems_from is not None:
         config, given = _taken(config, config.problems_from)
     _refuse_other_data(config)
-    problems = {split: _problem_shards(config, split) for split in SPLITS}
+    problems = {split: problem_shards(config.out, split, getattr(config, split), config.shard_rows) for split in SPLITS}
     env = config.env.build()
     dialect = _dialect(config, env)
     if isinstance(dialect, ChatDialect | WordsDialect) and (config.out / TOKENIZER).is_dir():
@@ -92,7 +92,7 @@ def generate(config: DataConfig, dry_run: bool = False) -> None:
             if isinstance(dialect, ChatDialect | WordsDialect):
                 _keep_tokenizer(dialect, out / TOKENIZER)
             for split in list(drawn):
-                _write_problems(problems[split], drawn.pop(split), config.shard_rows)
+                write_missing(problems[split], drawn.pop(split), config.shard_rows)
             try:
                 _teach([one for one in lessons if not one.demonstrations.is_file()], config)
             finally:
@@ -125,11 +125,6 @@ def _keep_tokenizer(dialect: ChatDialect | WordsDialect, folder: Path) -> None:
         return
     with whole_folder(folder) as beside:
         dialect.vocabulary.save(beside)
-
-
-def _problem_shards(config: DataConfig, split: str) -> list[Path]:
-    count = -(-getattr(config, split) // config.shard_rows)
-    return [shard_path(problems_folder(config.out), split, i, count) for i in range(count)]
 
 
 def _lessons(config: DataConfig, name: str, env: Env, dialect: Dialect, problems: Sequence[Path]) -> list[Lesson]:
@@ -168,12 +163,6 @@ def _draw(config: DataConfig, env: Env, split: str) -> pa.Table:
             batches.append(problems_table(batch))
             progress.advance(len(batch))
     return pa.concat_tables(batches, promote_options="permissive")
-
-
-def _write_problems(paths: Sequence[Path], problems: pa.Table, shard_rows: int) -> None:
-    for i, path in enumerate(paths):
-        if not path.is_file():
-            write_problems(path, problems.slice(i * shard_rows, shard_rows).combine_chunks())
 
 
 def _teach(lessons: Sequence[Lesson], config: DataConfig) -> None:

@@ -23,17 +23,17 @@ from typing import Any, NamedTuple, TextIO
 
 import yaml
 
-from apr.data.shards import combined, shard_facts, shard_path
-from apr.data.store import PROBLEMS, problems_folder, problems_table, read_problems, write_problems
+from apr.data.card import CARD, content_hashes, problems_files
+from apr.data.store import has_problems, problem_shards, problems_table, read_problems, write_missing
 from apr.data.tables import Row, read_table
 from apr.errors import ConfigError, DataError, RunDirectoryError
 from apr.progress import Progress
-from apr.runs import whole_folder
+from apr.runs import CONFIG, whole_folder
 from envs.base import SPLITS, Env, Problem, splits_of
 
 SPLIT_COLUMN = "split"
 OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}  # of splits, in files
-CARD, CONFIG, REPORT, LEFT_OUT = "README.md", "config.yaml", "report.json", "left_out.jsonl"
+REPORT, LEFT_OUT = "report.json", "left_out.jsonl"
 SHARD_ROWS = 10_000
 SHOWN = 10  # rows of each kind that the summary names; `left_out.jsonl` has all
 _AT_ONCE = 4096  # problems checked for solutions together
@@ -111,7 +111,8 @@ def import_problems(
     with whole_folder(out) as folder:
         with (folder / LEFT_OUT).open("w", encoding="utf-8") as left_out:
             report, problems = _read(path, env, columns or {}, split, left_out)
-        _write(folder, problems)
+        for name, rows in problems.items():
+            write_missing(problem_shards(folder, name, len(rows), SHARD_ROWS), problems_table(rows), SHARD_ROWS)
         counts = {name: count for name, count in report.problems.items() if count}
         fitted = env.having(env.fitted(list(chain.from_iterable(problems.values()))))
         settings = {"env": fitted.config(), **counts, "solvers": {}}
@@ -221,20 +222,12 @@ def _keep(
             problems[one.split].append(one.problem)
 
 
-def _write(folder: Path, problems: Mapping[str, Sequence[Problem]]) -> None:
-    for split, rows in problems.items():
-        count = -(-len(rows) // SHARD_ROWS)
-        for i in range(count):
-            path = shard_path(problems_folder(folder), split, i, count)
-            write_problems(path, problems_table(rows[i * SHARD_ROWS : (i + 1) * SHARD_ROWS]))
-
-
 def problems_from(folder: Path, env: Env) -> dict[str, list[Problem]]:
     """Return the problems of each split that the data set in `folder` has, checked as every command does.
 
     Raises `DataError` if it has none, or has no problems to train on.
     """
-    there = [split for split in SPLITS if any(problems_folder(folder).glob(f"{split}-*.parquet"))]
+    there = [split for split in SPLITS if has_problems(folder, split)]
     if "train" not in there:
         has = f"only {' and '.join(there)} problems" if there else "no problems"
         raise DataError(
@@ -253,19 +246,7 @@ def _sha256(path: Path) -> str:
 
 def _card(report: Imported, folder: Path, settings: Mapping[str, Any]) -> str:
     splits = [split for split, count in report.problems.items() if count]
-    files = [{"split": split, "path": f"problems/{split}-*.parquet"} for split in splits]
-    header = {
-        "pretty_name": f"{report.env} problems from {report.file}",
-        "configs": [{"config_name": "problems", "data_files": files}],
-    }
-    hashes = {
-        f"problems/{split}": combined(
-            shard_facts(path, PROBLEMS).get("content_hash", "")
-            for path in sorted(problems_folder(folder).glob(f"{split}-*.parquet"))
-        )
-        for split in splits
-    }
-    hashes["all"] = combined([f"{part} {hash}" for part, hash in hashes.items()])
+    header = {"pretty_name": f"{report.env} problems from {report.file}", "configs": [problems_files(folder)]}
     counts = "\n".join(f"| {split} | {report.problems[split]:,} |" for split in splits)
     by = {
         "rule": "by the environment's own rule", "column": f"as its column `{SPLIT_COLUMN}` says", "option": "as was asked for",
@@ -288,7 +269,7 @@ Held-out problems that share with a training problem what splits should not shar
 ## Content hashes
 
 ```json
-{json.dumps(hashes, indent=1)}
+{json.dumps(content_hashes(folder, ()), indent=1)}
 ```
 
 ## Settings

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apr.errors import DataError
+from apr.replacing import beside
 from apr.runs import disk_error, followed
 
 AGAIN = "make it again with `apr data generate`"
@@ -60,20 +61,20 @@ def sweep(folder: Path) -> None:
 def write_shard(path: Path, table: pa.Table, schema: str, facts: Mapping[str, str]) -> None:
     """Write one shard atomically. Raises `ResourceError` if the disk is full."""
     path = followed(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new = beside(path)
     facts = {**facts, "schema": schema, "content_hash": rows_hash(table)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.replace_schema_metadata(facts), beside, compression="zstd", write_page_checksum=True)
-        with beside.open("rb+") as file:
+        pq.write_table(table.replace_schema_metadata(facts), new, compression="zstd", write_page_checksum=True)
+        with new.open("rb+") as file:
             os.fsync(file.fileno())
-        beside.replace(path)
+        new.replace(path)
     except OSError as error:
         if (full := disk_error(path, error)) is error:
             raise
         raise full from error
     finally:
-        beside.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
 
 
 def read_shard(path: Path, schema: str, columns: Sequence[str]) -> pa.Table:

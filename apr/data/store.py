@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from apr.config import DataConfig, EnvOfData
-from apr.data.shards import AGAIN, content_hash, read_shard, shard_facts, shard_paths, write_shard
+from apr.data.shards import AGAIN, content_hash, read_shard, shard_facts, shard_path, shard_paths, write_shard
 from apr.dialects import DIALECTS, dialect_in
 from apr.errors import ConfigError, DataError
 from apr.presets import load_recorded
@@ -99,9 +99,14 @@ def demonstrations_hash(folder: Path, solver: str) -> str:
 # Problems
 
 
+def has_problems(folder: Path, split: str) -> bool:
+    """Whether the data set in `folder` has problems of a split."""
+    return any(problems_folder(folder).glob(f"{split}-*.parquet"))
+
+
 def splits_in(folder: Path) -> list[str]:
     """The splits that the data set in `folder` has problems of. Raises `DataError` if there is none."""
-    found = [split for split in SPLITS if any(problems_folder(folder).glob(f"{split}-*.parquet"))]
+    found = [split for split in SPLITS if has_problems(folder, split)]
     if not found:
         raise DataError(f"{folder} holds no problems: make some with `apr data generate` or `apr data import`")
     return found
@@ -127,6 +132,19 @@ def write_problems(path: Path, table: pa.Table) -> None:
     """One shard of problems. Raises `DataError` as `check_columns` does."""
     check_columns(table)
     write_shard(path, table, PROBLEMS, {"rows": str(len(table))})
+
+
+def problem_shards(folder: Path, split: str, count: int, shard_rows: int) -> list[Path]:
+    """The files of `count` problems of a split, `shard_rows` in each but the last."""
+    shards = -(-count // shard_rows)
+    return [shard_path(problems_folder(folder), split, i, shards) for i in range(shards)]
+
+
+def write_missing(paths: Sequence[Path], table: pa.Table, shard_rows: int) -> None:
+    """Those of a split's `problem_shards` that are not there yet."""
+    for i, path in enumerate(paths):
+        if not path.is_file():
+            write_problems(path, table.slice(i * shard_rows, shard_rows).combine_chunks())
 
 
 def read_problems(folder: Path, split: str, env: Env | None = None) -> list[dict[str, Any]]:

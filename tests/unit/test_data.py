@@ -257,7 +257,7 @@ def test_a_generator_stopped_between_files_goes_on(
 
     out = tmp_path / "set"
     with monkeypatch.context() as patch:
-        patch.setattr(generating, "write_problems", stopping(write_problems))
+        patch.setattr(store, "write_problems", stopping(write_problems))
         patch.setattr(generating, "write_demonstrations", stopping(write_demonstrations))
         with pytest.raises(KeyboardInterrupt):
             generate(config(out))

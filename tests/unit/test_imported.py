@@ -14,10 +14,11 @@ from apr.config import DataConfig
 from apr.contact import trained_on
 from apr.data.card import content_hashes
 from apr.data.check import check_folder
-from apr.data.imported import CONFIG, LEFT_OUT, REPORT, Imported, columns_of, import_problems, problems_from
+from apr.data.imported import LEFT_OUT, REPORT, Imported, columns_of, import_problems, problems_from
 from apr.data.store import read_problems
 from apr.errors import ConfigError, DataError, RunDirectoryError
 from apr.presets import load
+from apr.runs import CONFIG
 from apr.seeds import derive_rng
 from envs.base import SPLITS, splits_of
 from envs.countdown.env import Countdown
