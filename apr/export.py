@@ -17,9 +17,9 @@ from apr.checkpoints.weights import content_id, weight_files
 from apr.errors import ConfigError, RunDirectoryError
 from apr.model_card import CARD, model_card
 from apr.protocols import PROTOCOLS, OwnProtocols, protocol_by_name
+from apr.protocols.serial import Serial
 from apr.provenance import Result, check_same, read_results, stages
 from apr.runs import whole_folder
-from apr.threads.serial import Serial
 from apr.tokens.dialect import Dialect
 from envs.registry import at_hand
 

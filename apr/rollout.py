@@ -104,7 +104,7 @@ def _judged(trace: Trace, env: Env, dialect: Dialect, protocol: ThreadProtocol) 
     failures = 0
     while True:
         try:
-            ids = protocol.answer(trace.root)
+            ids = protocol.answer(trace.threads)
             answer = None if ids is None else env.read(dialect.answer(ids))
             vote = env.canonical(answer) if answer is not None and answer.strip() else None
             return Judged(answer, env.verify(trace.problem, answer), vote)

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from apr.protocols.spawn_join import SpawnJoin
 from apr.report.viewer import Source, trace_view
 from apr.sft.rows import rows
 from apr.threads.codec import from_json, to_json
@@ -34,7 +35,6 @@ from apr.threads.engine import Completion, Request
 from apr.threads.layout import blocks, causal
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling, attempt
-from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import (
     EngineStop,
     Injected,

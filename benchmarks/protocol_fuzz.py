@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.seeds import SplitMix64
-from apr.threads.protocol import Continue, Decision, Fail, Finish, Spawn, ThreadProtocol, seen_length
+from apr.threads.protocol import Continue, Decision, Fail, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import ROOT, EngineStop, Injected, Origin, StopReason, Strand, StrandId, Thread
 from apr.tokens.control import CONTROL_TOKENS, ControlTokens
 from envs.countdown.compact import CompactDialect
 from envs.countdown.log import Node
 from envs.countdown.paper import CALL, CALL_END, FAILURE, JOIN, PaperDialect, call
-from envs.countdown.wording import root_prompt, spell
+from envs.countdown.wording import root_prompt
 from solvers.search import SearchOptions, search
 
 CONTROL = ControlTokens(*range(len(CONTROL_TOKENS)))
@@ -139,7 +139,7 @@ class Paper:
         options = SearchOptions(rng.randint(1, 4), 3, rng.random(), spawn_depth=seed % 2)
         log = search(24, Node(numbers, ()), options, SplitMix64(seed))
         prompt = root_prompt(self.dialect, numbers, 24)
-        yield from ((prompt, sampled) for sampled in spell(log, self.dialect))
+        yield from ((prompt, sampled) for sampled in self.dialect.spell(log))
 
 
 PAPER = Paper()
@@ -187,6 +187,12 @@ def results(language: Language, rng: random.Random, count: int) -> list[Thread]:
     return children
 
 
+def stands_after(plan: Continue, strand: Strand) -> bool:
+    """Whether it goes on from a part of `strand`, at the position that follows it."""
+    [(id, length)] = plan.sees
+    return id == strand.id and 0 <= length <= len(strand.ids) and plan.position == strand.position + length
+
+
 def check(
     language: Language, protocol: ThreadProtocol, rng: random.Random, prompt: tuple[int, ...], sampled: tuple[int, ...]
 ) -> tuple[Decision, int]:
@@ -204,14 +210,14 @@ def check(
     if isinstance(decision, Finish):
         return decision, spent
     if isinstance(decision, Continue):
-        assert decision.position == seen_length(decision.sees, strands) <= len(strand.ids), (sampled, decision)
+        assert stands_after(decision, strand), (sampled, decision)
         return decision, spent
     children = results(language, rng, len(decision.children))
     started = time.perf_counter_ns()
     joined = protocol.joined(strand, children, strands)
     spent += time.perf_counter_ns() - started
     assert isinstance(joined, Continue), (sampled, joined)
-    assert joined.position == seen_length(joined.sees, strands) <= len(strand.ids), (sampled, joined)
+    assert stands_after(joined, strand), (sampled, joined)
     messages = [token for child in children for token in child.message]
     injected = [token for run in joined.inject for token in run.ids if run.origin is Origin.MESSAGE]
     assert injected == messages, (sampled, joined)

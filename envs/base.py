@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from apr.errors import ConfigError, ScriptError
-from apr.scripts.script import Fork, Script, faults
-from apr.scripts.write import spell
+from apr.scripts.demonstration import demonstration
+from apr.scripts.script import Script, faults
 from apr.seeds import derive_seed
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect, Message
-from apr.tokens.encode import demonstration
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -239,9 +238,7 @@ def written(script: Script, problem: Problem, teacher: Teacher) -> Trace:
     try:
         if fault := next(faults(script), None):
             raise ValueError(fault)
-        if teacher.protocol.name == "serial" and any(isinstance(piece, Fork) for piece in script):
-            raise ValueError("the script forks, and the protocol serial opens no threads")
-        strands = spell(script, teacher.dialect)
+        strands = teacher.protocol.write(script, teacher.dialect)
         trace = demonstration(prompt, strands, teacher.protocol, problem, True, read)
     except ValueError as error:
         raise ScriptError(f"a script for problem {problem['id']!r}: {error}") from error

@@ -4,7 +4,7 @@
     demonstrations/spawn_join/train-00000-of-00050.parquet    of the same shard of problems, in the same order
 
 A demonstration is stored as the tokens that its strands sample, and no more: the protocol lays the strands out again
-(`apr.tokens.encode.demonstration`), so a trace that is read equals the one that was written. Costs and outcome are
+(`apr.scripts.demonstration.demonstration`), so a trace that is read equals the one that was written. Costs and outcome are
 columns beside them, for those who filter.
 """
 
@@ -29,9 +29,9 @@ from apr.presets import load_recorded
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.runs import CONFIG
 from apr.scripts.columns import COSTS, ENCODED, encoded
+from apr.scripts.demonstration import demonstration
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Dialect
-from apr.tokens.encode import demonstration
 from apr.user_code import file_of
 from envs.base import SPLITS, Env, reader
 from envs.registry import environment

@@ -1,6 +1,6 @@
 """The seam between the runtime and a protocol: the rules of spawn and join, as data.
 
-The runtime (`apr.threads.session`) knows strands, limits and an engine. It asks the protocol what to do next and gets
+The interpreter (`apr.threads.interpreter`) knows threads, strands and limits. It asks the protocol what to do next and gets
 one of five answers. A protocol only reads token ids; it never sees text, never evaluates anything, and never raises on
 what a model sampled: text that parses as nothing is `Fail(MALFORMED)`.
 """
@@ -11,7 +11,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from apr.scripts.script import Script
 from apr.threads.trace import Injected, Reference, StopReason, Strand, StrandId, Thread
+from apr.tokens.dialect import Dialect
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,9 @@ class Continue:
 
 @dataclass(frozen=True, slots=True)
 class Await:
-    """Wait for all children of this thread that are still open, then ask `joined`."""
+    """Wait for children of this thread, by their numbers in spawn order, then ask `joined`. None: for all that are open."""
+
+    children: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,17 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """End the thread and give its parent `message`; the empty message means "found nothing"."""
+    """End the thread and give its parent `message`; the empty message means "found nothing". None: nothing is sent and nothing
+    is lacking, since the parent sees what the thread wrote."""
 
-    message: tuple[int, ...]
+    message: tuple[int, ...] | None
+
+    @property
+    def stop(self) -> StopReason:
+        """Why a thread that finished so has stopped."""
+        if self.message is None:
+            return StopReason.RETURNED
+        return StopReason.ANSWERED if self.message else StopReason.NO_ANSWER
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +81,17 @@ class ThreadProtocol(typing.Protocol):
         ...
 
     def joined(self, last: Strand, children: Sequence[Thread], strands: Mapping[StrandId, Strand]) -> Decision:
-        """What a thread does when its children, in spawn order, have ended. `last`: its own latest strand."""
+        """What a thread does when the children that it waited for have ended. `last`: its own latest strand."""
         ...
 
-    def answer(self, root: Thread) -> tuple[int, ...] | None:
-        """The ids of the trace's answer, or None if the root gave none."""
+    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
+        """The ids of the trace's answer, or None if it has none. `threads`: all of the trace, the root first."""
         ...
 
+    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
+        """What each strand of a demonstration samples, stop token included, in the order of `Trace.strands`: those of children
+        where their parent waits for them.
 
-def seen_length(references: Sequence[Reference], strands: Mapping[StrandId, Strand]) -> int:
-    """Tokens in a chain of single references: the serial position of a strand that sees it."""
-    seen = 0
-    while references:
-        if len(references) > 1:
-            raise ValueError("serial positions need one reference per strand; this strand has several")
-        (strand, length), *_ = references
-        seen += length
-        references = strands[strand].sees
-    return seen
+        Raises `ValueError` for a script that this grammar cannot express, `DataError` for words that the dialect cannot spell.
+        """
+        ...

@@ -1,14 +1,8 @@
-"""The thread runtime: one attempt at one problem, as a tree of coroutines over an engine and a protocol.
+"""The thread runtime: one attempt at one problem, sampled from an engine.
 
     attempt()
-      Session.thread("r")            one coroutine per thread
-        Session.strand(...)          one engine call; limits are checked before it
-        protocol.ended(strand)       Continue | Spawn | Await | Finish | Fail
-        Session.thread("r.0") ...    children run side by side; their results are taken in spawn order
-      Branch.ends                    what the parent's next strand comes after
-
-A thread ends when the children that it left running have ended too, however it ends. So a parent that waits for a child
-waits for the child's last strand and for the descendants that outlast it, and `Strand.after` names them all.
+      Interpreter.thread("r")      by the protocol's rules (`apr.threads.interpreter`), one coroutine per thread
+        Session.strand(...)        one engine call; limits are checked before it
 
 The runtime knows strands, limits and an engine; the rules of spawn and join are the protocol's. Model text is data: it
 cannot recurse past the depth limit, spawn past the thread limit, or stall a run, and whatever it says, `attempt`
@@ -20,24 +14,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from apr.errors import EngineLostError
 from apr.seeds import derive_seed
 from apr.threads.costs import costs, weight
 from apr.threads.engine import Completion, Engine, Request
+from apr.threads.interpreter import Branch, Interpreter
 from apr.threads.limits import Allowance, Limits
-from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn, ThreadProtocol
+from apr.threads.protocol import Continue, ThreadProtocol
 from apr.threads.trace import (
-    ROOT,
     EngineStop,
     StopReason,
     Strand,
     StrandId,
     StrandKey,
-    Thread,
     Trace,
     closure_ids,
 )
@@ -66,7 +59,7 @@ async def attempt(
 ) -> Trace:
     """Run one attempt to its end. The trace has costs, but no answer text, verdict or reward yet."""
     session = Session(problem["id"], engine, protocol, limits, sampling, step, sample)
-    branch = await session.thread(ROOT, None, 0, protocol.start(prompt), (), Allowance.whole(limits))
+    branch = await session.root(protocol.start(prompt))
     threads, strands = branch.flat()
     return Trace(
         problem, protocol.name, step, sample, threads, strands,
@@ -74,59 +67,34 @@ async def attempt(
     )  # fmt: skip
 
 
-@dataclass
-class Branch:
-    """A thread and the branches below it, and what it left of its allowance.
+class Session(Interpreter):
+    """One attempt: the threads side by side, each strand a call of the engine, with the clock and the limits."""
 
-    `parts`: its own strands and its children's branches, in the order in which it started the ones and gathered the others.
-    `ends`: the strands after which the branch has ended. They are the thread's own last strand, and the ends of those
-    children that no strand of its own came after. A thread that never started has none.
-    """
+    def __init__(
+        self, problem: str, engine: Engine, protocol: ThreadProtocol, limits: Limits, sampling: Sampling, step: int,
+        sample: int,
+    ) -> None:  # fmt: skip
+        super().__init__(protocol, limits)
+        self.problem = problem
+        self.engine = engine
+        self.sampling = sampling
+        self.step = step
+        self.sample = sample
+        self.until: dict[StrandId, int] = {}  # sampled tokens on the longest chain ending there
+        self.sent: dict[str, tuple[StrandId, tuple[int, ...]]] = {}  # the latest strand of each open thread, its prompt
+        self.born = time.monotonic()
 
-    parts: list[Strand | Branch]
-    allowance: Allowance
-    ends: tuple[StrandId, ...] = ()
-    ended: Thread | None = None
+    def open(self, thread: Coroutine[Any, Any, Branch]) -> asyncio.Task[Branch]:
+        return asyncio.create_task(thread)
 
-    @property
-    def thread(self) -> Thread:
-        assert self.ended is not None, "its thread is still running"
-        return self.ended
+    async def gather(self, children: Sequence[Awaitable[Branch]]) -> Sequence[Branch]:
+        return await asyncio.gather(*children)
 
-    def flat(self) -> tuple[tuple[Thread, ...], tuple[Strand, ...]]:
-        """All threads and all strands, depth first in spawn order. No recursion: branches nest deeper than Python calls."""
-        threads = [self.thread]
-        strands: list[Strand] = []
-        stack = [iter(self.parts)]
-        while stack:
-            match next(stack[-1], None):
-                case None:
-                    stack.pop()
-                case Branch() as branch:
-                    threads.append(branch.thread)
-                    stack.append(iter(branch.parts))
-                case strand:
-                    strands.append(strand)
-        return tuple(threads), tuple(strands)
-
-
-@dataclass
-class Session:
-    """State shared by the threads of one trace: the strands that ended, and the clock."""
-
-    problem: str
-    engine: Engine
-    protocol: ThreadProtocol
-    limits: Limits
-    sampling: Sampling
-    step: int
-    sample: int
-    ended: dict[StrandId, Strand] = field(default_factory=dict)
-    until: dict[StrandId, int] = field(default_factory=dict)  # sampled tokens on the longest chain ending there
-    sent: dict[StrandId, tuple[int, ...]] = field(
-        default_factory=dict
-    )  # prompts of the latest strand of each open thread
-    born: float = field(default_factory=time.monotonic)
+    async def drop(self, children: Iterable[Awaitable[Branch]]) -> None:
+        tasks = [asyncio.ensure_future(child) for child in children]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def thread(
         self,
@@ -137,70 +105,10 @@ class Session:
         after: tuple[StrandId, ...],
         allowance: Allowance,
     ) -> Branch:
-        """Run one thread to its end, and with it all threads that it spawns. Its first strand comes `after` these."""
-        own: list[StrandId] = []
-        below = Branch([], allowance)
-        open_children: list[asyncio.Task[Branch]] = []
-        spawned = 0
-        decision: Decision = first
         try:
-            while True:
-                match decision:
-                    case Continue():
-                        result = await self.strand(StrandId(id, len(own)), decision, below.ends or after, allowance)
-                        if isinstance(result, StopReason):
-                            decision = Fail(result)
-                            continue
-                        strand, cut = result
-                        self.ended[strand.id] = strand
-                        if own:
-                            del self.sent[own[-1]]
-                        own.append(strand.id)
-                        below.parts.append(strand)
-                        below.ends = (strand.id,)
-                        decision = Fail(cut) if cut else self.protocol.ended(strand, self.ended)
-                    case Spawn(children, then):
-                        refusal = allowance.refuse(len(children), depth, self.limits)
-                        if refusal:
-                            decision = Fail(refusal)
-                            continue
-                        shares = allowance.split(len(children), goes_on=isinstance(then, Continue))
-                        for share, child in zip(shares, children):
-                            run = self.thread(f"{id}.{spawned}", id, depth + 1, child, below.ends, share)
-                            open_children.append(asyncio.create_task(run))
-                            spawned += 1
-                        decision = then
-                    case Await():
-                        ended = await self._gather(open_children, below)
-                        decision = self.protocol.joined(self.ended[own[-1]], ended, self.ended)
-                    case Finish(message):
-                        await self._gather(open_children, below)
-                        stop = StopReason.ANSWERED if message else StopReason.NO_ANSWER
-                        below.ended = Thread(id, parent, depth, tuple(own), stop, message)
-                        return below
-                    case Fail(reason):
-                        await self._gather(open_children, below)
-                        below.ended = Thread(id, parent, depth, tuple(own), reason)
-                        return below
-        finally:  # if anything raised, here or in a child, no thread outlives its parent
-            if own:
-                del self.sent[own[-1]]
-            if open_children:
-                for task in open_children:
-                    task.cancel()
-                await asyncio.gather(*open_children, return_exceptions=True)
-
-    async def _gather(self, open_children: list[asyncio.Task[Branch]], below: Branch) -> list[Thread]:
-        """Wait for all open children; take over their strands, their ends and what they left, in spawn order."""
-        if not open_children:  # gathering nothing costs a turn of the event loop all the same
-            return []
-        branches = await asyncio.gather(*open_children)
-        open_children.clear()
-        below.parts += branches
-        for branch in branches:
-            below.allowance.give_back(branch.allowance)
-        below.ends += tuple(strand for branch in branches for strand in branch.ends)
-        return [branch.thread for branch in branches]
+            return await super().thread(id, parent, depth, first, after, allowance)
+        finally:
+            self.sent.pop(id, None)
 
     async def strand(
         self, id: StrandId, plan: Continue, after: tuple[StrandId, ...], allowance: Allowance
@@ -228,7 +136,7 @@ class Session:
             completion.logprobs, completion.versions, completion.cached, started, self._clock(),
         )  # fmt: skip
         self.until[id] = waited + len(strand.sampled)
-        self.sent[id] = ids
+        self.sent[id.thread] = id, ids
         if allowance.work is not None:
             allowance.work -= weight(strand)
         cut = {EngineStop.STOP: None, EngineStop.LENGTH: binding, EngineStop.ABORT: StopReason.SECONDS}
@@ -240,7 +148,8 @@ class Session:
         injected = tuple(token for run in plan.inject for token in run.ids)
         if len(plan.sees) == 1:
             ((id, length),) = plan.sees
-            if (sent := self.sent.get(id)) is not None:
+            latest, sent = self.sent.get(id.thread, (None, ()))
+            if latest == id:
                 strand = self.ended[id]
                 more = length - sum(len(run.ids) for run in strand.injected)
                 if more >= 0:

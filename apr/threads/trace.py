@@ -7,8 +7,8 @@ then sampled ones, with no spawn or join inside. A *thread* is a chain of strand
     child                                                      |-- r.0#0: message 1, search, <join> --|
     child                                                      |-- r.1#0: message 2, search, <join> --|
 
-Solvers (through `encode`) and the runtime both write traces; SFT rows, verifier, rewards, RL samples, metrics, report
-and viewer read them. A trace holds token ids: text is a view, and nothing is ever decoded and tokenised again.
+Scripts (`apr.scripts.demonstration`) and the runtime both write traces; SFT rows, verifier, rewards, RL samples, metrics,
+report and viewer read them. A trace holds token ids: text is a view, and nothing is ever decoded and tokenised again.
 
 Two relations join the strands, and they differ:
 
@@ -47,6 +47,7 @@ class StopReason(StrEnum):
 
     ANSWERED = "answered"  # joined with a message
     NO_ANSWER = "no_answer"  # joined with the empty message
+    RETURNED = "returned"  # ended; its parent sees what it wrote
     CONTEXT = "context"
     WORK = "work"
     SPAN = "span"
@@ -133,6 +134,11 @@ class Strand:
     def ids(self) -> tuple[int, ...]:
         """Injected, then sampled: what a `Reference.length` counts."""
         return self.injected_ids + self.sampled
+
+    @property
+    def end(self) -> int:
+        """The position that follows its last token."""
+        return self.position + sum(len(run.ids) for run in self.injected) + len(self.sampled)
 
 
 @dataclass(frozen=True, slots=True)

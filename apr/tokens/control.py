@@ -9,7 +9,7 @@ CONTROL_TOKENS = ("<pad>", "<bos>", "<eos>", "<spawn>", "<msg>", "</spawn>", "<j
 
 @dataclass(frozen=True)
 class ControlTokens:
-    """Ids of the tokens that protocols act on (see `apr.threads.spawn_join` for their grammar)."""
+    """Ids of the tokens that protocols act on (see `apr.protocols.spawn_join` for their grammar)."""
 
     pad: int
     bos: int

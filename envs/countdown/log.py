@@ -1,4 +1,4 @@
-"""The search log: what a solver did on Countdown, as events without text. `apr.tokens.encode` makes it a trace.
+"""The search log: what a solver did on Countdown, as events without text. `envs.countdown.wording` makes it a script.
 
 Each thread of a solver has its own log. A serial solver has one; a spawn/join solver has a log whose `Spawned` events
 hold the children's logs in spawn order. What it found is the log's `solution`; no event says so.

@@ -36,8 +36,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from apr.errors import DataError
-from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn, seen_length
+from apr.scripts.script import Script
+from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn
 from apr.threads.trace import Injected, Origin, Reference, StopReason, Strand, StrandId, Thread, closure_ids
+from apr.tokens.dialect import Dialect
 from apr.tokens.text import Spelt, TextVocabulary
 from envs.countdown.paper import (
     CALL,
@@ -55,6 +57,7 @@ from envs.countdown.paper import (
     verdict,
 )
 
+NO_SCRIPTS = "the published models' text is written from search logs, not from scripts: take another dialect"
 MALFORMED = Fail(StopReason.MALFORMED)
 _GOAL = "Goal Reached\n"
 _EXITS = re.compile(f"(?:Exit Sub Search at level {NUMBER}\n)*")
@@ -87,8 +90,11 @@ class PaperSerial:
     def joined(self, last: Strand, children: Sequence[Thread], strands: Mapping[StrandId, Strand]) -> Decision:
         raise AssertionError("a serial thread has no children")
 
-    def answer(self, root: Thread) -> tuple[int, ...] | None:
-        return root.message or None
+    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
+        return threads[0].message or None
+
+    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
+        raise ValueError(NO_SCRIPTS)
 
 
 class PaperSpawnJoin:
@@ -112,7 +118,7 @@ class PaperSpawnJoin:
         place = _place_of_join(said.text, stopped)
         try:
             if place is not None:
-                return self._call_instead(strand, place, strands)
+                return self._call_instead(strand, place)
             if said.text.endswith(CALL_END):
                 return self._spawn(strand, strands)
         except DataError:  # what a cut leaves of a token may be no text that can be spelt, such as half a character
@@ -131,10 +137,13 @@ class PaperSpawnJoin:
                 inject += (self._forced(text), Injected(Origin.MESSAGE, child.message))
                 text = ""
         inject.append(self._forced(text + JOIN_END))
-        return self._continue(last, called.kept, tuple(inject), strands)
+        return self._continue(last, called.kept, tuple(inject))
 
-    def answer(self, root: Thread) -> tuple[int, ...] | None:
-        return root.message or None
+    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
+        return threads[0].message or None
+
+    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
+        raise ValueError(NO_SCRIPTS)
 
     def _spawn(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
         called = _called(self._words, strand)
@@ -145,20 +154,17 @@ class PaperSpawnJoin:
         told = _children(self._words.text(seen), called.names)
         return MALFORMED if told is None else Spawn(tuple(self._child(text) for text in told), then=Await())
 
-    def _call_instead(self, strand: Strand, place: int, strands: Mapping[StrandId, Strand]) -> Decision:
+    def _call_instead(self, strand: Strand, place: int) -> Decision:
         """Go on with a call in place of the join that was sampled at `place`, unless a call is open there already."""
         whole = Spelt(self._words, strand.ids)
         place += len(self._words.text(strand.injected_ids))
         if CALL in whole.text[:place]:
             return MALFORMED
         kept, rest = whole.before(place)
-        return self._continue(strand, kept, (self._forced(rest + CALL),), strands)
+        return self._continue(strand, kept, (self._forced(rest + CALL),))
 
-    def _continue(
-        self, last: Strand, kept: int, inject: tuple[Injected, ...], strands: Mapping[StrandId, Strand]
-    ) -> Continue:
-        sees = (Reference(last.id, kept),)
-        return Continue(inject, sees, seen_length(sees, strands), self._stop_ids)
+    def _continue(self, last: Strand, kept: int, inject: tuple[Injected, ...]) -> Continue:
+        return Continue(inject, (Reference(last.id, kept),), last.position + kept, self._stop_ids)
 
     def _forced(self, text: str) -> Injected:
         return Injected(Origin.FORCED, self._words.continued(text))

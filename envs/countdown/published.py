@@ -23,8 +23,8 @@ from itertools import pairwise
 from typing import Any
 
 from apr.errors import DataError
+from apr.scripts.demonstration import demonstration
 from apr.threads.trace import EngineStop, Strand, StrandId, Thread, Trace, closure_ids
-from apr.tokens.encode import demonstration
 from envs.countdown.paper import (
     CALL,
     CONDITIONS,

@@ -17,12 +17,11 @@ import typing
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from apr.scripts.demonstration import demonstration
 from apr.scripts.script import Answer, Branch, Fork, Join, Say, Script
-from apr.scripts.write import spell as spell_script
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Condition, Dialect, condition_of
-from apr.tokens.encode import demonstration
 from envs.countdown.log import Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
 
 SYSTEM = (
@@ -50,11 +49,11 @@ class HasWording(typing.Protocol):
     wording: Wording
 
 
-def spell(log: SearchLog, dialect: Dialect) -> list[tuple[int, ...]]:
-    """The sampled tokens of each strand of the demonstration, stop tokens included, in depth-first spawn order."""
+def spell(log: SearchLog, dialect: Dialect, protocol: ThreadProtocol) -> list[tuple[int, ...]]:
+    """The sampled tokens of each strand of the demonstration, stop tokens included, in the order of `Trace.strands`."""
     if isinstance(dialect, SpellsLogs):
         return dialect.spell(log)
-    return spell_script(script_of(log, dialect.wording if isinstance(dialect, HasWording) else PLAIN), dialect)
+    return protocol.write(script_of(log, dialect.wording if isinstance(dialect, HasWording) else PLAIN), dialect)
 
 
 def root_prompt(
@@ -70,7 +69,9 @@ def root_prompt(
 def encode(log: SearchLog, dialect: Dialect, protocol: ThreadProtocol, problem: dict[str, Any]) -> Trace:
     """The demonstration of `log`. Raises `ValueError` if the protocol cannot express it (a spawn, in `serial`)."""
     told = root_prompt(dialect, log.start.numbers, log.target, condition_of(problem))
-    return demonstration(told, spell(log, dialect), protocol, problem, log.solution is not None, dialect.answer)
+    return demonstration(
+        told, spell(log, dialect, protocol), protocol, problem, log.solution is not None, dialect.answer
+    )
 
 
 def script_of(log: SearchLog, wording: Wording) -> Script:

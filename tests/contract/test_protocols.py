@@ -90,4 +90,4 @@ def test_the_root_starts_with_the_whole_prompt(protocol: ThreadProtocol) -> None
 @pytest.mark.parametrize("stop", StopReason)
 def test_only_a_message_is_an_answer(protocol: ThreadProtocol, stop: StopReason) -> None:
     message = (30, 31) if stop is StopReason.ANSWERED else ()
-    assert protocol.answer(Thread(ROOT, None, 0, (), stop, message)) == (message or None)
+    assert protocol.answer([Thread(ROOT, None, 0, (), stop, message)]) == (message or None)

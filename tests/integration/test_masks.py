@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from apr.protocols.spawn_join import SpawnJoin
 from apr.seeds import SplitMix64
 from apr.threads.protocol import Continue
-from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import Reference, Strand, StrandId, Trace, closure_ids
 from envs.countdown.compact import CompactDialect
 from envs.countdown.log import Node

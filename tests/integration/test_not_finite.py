@@ -25,11 +25,11 @@ from apr.cli import main
 from apr.config import SftConfig
 from apr.engines.tiny import TinyEngine
 from apr.errors import CheckpointError, EngineError, NotFiniteError
+from apr.protocols.serial import Serial
 from apr.sft import train as sft
 from apr.sft.train import train
 from apr.threads.engine import Engine, Request
 from apr.threads.limits import Limits
-from apr.threads.serial import Serial
 from apr.threads.session import Sampling, attempt
 from apr.threads.trace import StrandKey
 from envs.countdown.compact import CompactDialect

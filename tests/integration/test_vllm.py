@@ -15,11 +15,11 @@ import pytest
 from apr.checkpoints.folder import ModelFolder
 from apr.engines.weights import mark_complete
 from apr.errors import CheckpointError, ConfigError, EngineError, EngineLostError, ResourceError
+from apr.protocols.spawn_join import SpawnJoin
 from apr.seeds import SplitMix64
 from apr.threads.engine import Completion, Engine, Request
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling, attempt
-from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import EngineStop, StopReason, StrandKey, Trace, closure_ids
 from envs.countdown.compact import CompactDialect
 from envs.countdown.wording import encode, root_prompt

@@ -1,16 +1,27 @@
 """A scripted engine and short spellings of what a thread may say, shared by the unit tests."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from apr.protocols.spawn_join import SpawnJoin
 from apr.threads.engine import Completion, Request
 from apr.threads.limits import Limits
-from apr.threads.protocol import ThreadProtocol
+from apr.threads.protocol import Await, Continue, Decision, Spawn, ThreadProtocol
 from apr.threads.session import Sampling, attempt
-from apr.threads.spawn_join import SpawnJoin
-from apr.threads.trace import EngineStop, Strand, StrandId, StrandKey, Trace, VersionSpan
+from apr.threads.trace import (
+    EngineStop,
+    Injected,
+    Origin,
+    Reference,
+    Strand,
+    StrandId,
+    StrandKey,
+    Thread,
+    Trace,
+    VersionSpan,
+)
 from apr.tokens.control import CONTROL_TOKENS, ControlTokens
 
 CONTROL = ControlTokens(*range(len(CONTROL_TOKENS)))
@@ -88,6 +99,27 @@ def replays(trace: Trace) -> Script:
     """A script that samples what the strands of `trace` sampled."""
     sampled = {strand.id: strand.sampled for strand in trace.strands}
     return lambda request: sampled[StrandId(request.key.thread, request.key.number)]
+
+
+class GoesOn(SpawnJoin):
+    """The parent writes on while its children run (as in AsyncThink); `<ret>` asks for their messages."""
+
+    name = "goes_on"
+
+    def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
+        if strand.sampled[-1] == CONTROL.ret:
+            return Await()
+        decision = super().ended(strand, strands)
+        if isinstance(decision, Spawn):
+            return Spawn(decision.children, self._on(strand))
+        return decision
+
+    def joined(self, last: Strand, children: Sequence[Thread], strands: Mapping[StrandId, Strand]) -> Decision:
+        return self._on(last, *(Injected(Origin.MESSAGE, child.message) for child in children))
+
+    def _on(self, last: Strand, *inject: Injected) -> Continue:
+        length = len(last.ids)
+        return Continue(inject, (Reference(last.id, length),), last.position + length, (*self._stop_ids, CONTROL.ret))
 
 
 def run(

@@ -18,6 +18,7 @@ from apr.data.store import facts_of
 from apr.dialects import dialect_of
 from apr.errors import CheckpointError
 from apr.protocols import protocol_by_name
+from apr.protocols.spawn_join import SpawnJoin
 from apr.seeds import SplitMix64
 from apr.sft.rows import rows
 from apr.tokens.chat import ChatDialect
@@ -82,7 +83,10 @@ def test_events_and_messages_read_back(name: str, node: Node, step: Step, target
     verdict = "hit" if step.result == target else "low" if step.result < target else "high"
     events = (Promising(node), Visited(node), Leaf(step, target), Spawned((child, child)), Queued(node))
     told = state(node, target)
-    assert [dialect.words.text(ids) for ids in spell(SearchLog(target, node, events, (step,)), dialect)] == [
+    assert [
+        dialect.words.text(ids)
+        for ids in spell(SearchLog(target, node, events, (step,)), dialect, SpawnJoin(dialect.vocabulary.control))
+    ] == [
         f"at {told}{step} vs {target}: {verdict}\n{spawn}{msg}{told}{msg}{told}{spawn_end}",
         f"{join}{eos}",
         f"{join}{eos}",
@@ -97,7 +101,11 @@ def test_events_and_messages_read_back(name: str, node: Node, step: Step, target
 def test_a_number_is_the_same_tokens_wherever_it_stands(name: str, number: int, node: Node) -> None:
     dialect = MADE[name]
     alone = dialect.words.continued(str(number))
-    [*_, ids] = spell(SearchLog(number, node, (Visited(node), Queued(node)), (Step(number, "+", 0, number),)), dialect)
+    [*_, ids] = spell(
+        SearchLog(number, node, (Visited(node), Queued(node)), (Step(number, "+", 0, number),)),
+        dialect,
+        SpawnJoin(dialect.vocabulary.control),
+    )
     text = dialect.words.text(ids)
     for control in dialect.words.names:  # some have a digit in them
         text = text.replace(control, " ")
@@ -113,7 +121,7 @@ def test_a_number_is_the_same_tokens_wherever_it_stands(name: str, number: int, 
 def test_answers_are_the_steps_as_the_verifier_reads_them(name: str, path: list[Step]) -> None:
     dialect = MADE[name]
     control = dialect.vocabulary.control
-    [ids] = spell(SearchLog(24, Node((24,), ()), (), tuple(path)), dialect)
+    [ids] = spell(SearchLog(24, Node((24,), ()), (), tuple(path)), dialect, SpawnJoin(dialect.vocabulary.control))
     message = control.join_message(ids)
     assert message is not None
     assert dialect.answer(message) == ", ".join(map(str, path))

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apr.errors import DataError, ResourceError
+from apr.protocols.spawn_join import SpawnJoin
 from apr.seeds import SplitMix64
 from apr.threads.codec import TraceWriter, from_json, read_traces, to_json
 from apr.threads.costs import costs
-from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import (
     Costs,
     EngineStop,

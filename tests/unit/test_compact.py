@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apr.protocols.spawn_join import SpawnJoin
 from apr.tokens.control import CONTROL_TOKENS
 from apr.tokens.dialect import Condition
 from envs.countdown.compact import OPERATORS, CompactDialect
@@ -15,6 +16,7 @@ from envs.countdown.wording import root_prompt, spell
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 
 DIALECT = CompactDialect()
+PROTOCOL = SpawnJoin(DIALECT.vocabulary.control)
 NUMBER = st.integers(0, 99) | st.integers(0, 10_000) | st.integers(0, 10**30)
 NUMBERS = st.lists(NUMBER, min_size=1, max_size=6).map(lambda ns: tuple(sorted(ns)))
 STEPS = st.builds(Step, NUMBER, st.sampled_from(OPERATORS), NUMBER, NUMBER)
@@ -56,7 +58,7 @@ def test_events_and_messages_read_back(node: Node, step: Step, target: int) -> N
     child = SearchLog(target, node, (), None)
     verdict = "!" if step.result == target else "<" if step.result < target else ">"
     events = (Promising(node), Visited(node), Leaf(step, target), Spawned((child, child)), Queued(node))
-    assert [read(ids) for ids in spell(SearchLog(target, node, events, (step,)), DIALECT)] == [
+    assert [read(ids) for ids in spell(SearchLog(target, node, events, (step,)), DIALECT, PROTOCOL)] == [
         [
             "@", *state(node, target), *spelt(step), target, verdict,
             "<spawn>", "<msg>", *state(node, target), "<msg>", *state(node, target), "</spawn>",
@@ -70,7 +72,7 @@ def test_events_and_messages_read_back(node: Node, step: Step, target: int) -> N
 @PATIENT
 @given(st.lists(STEPS, max_size=5))
 def test_answers_are_the_steps_as_the_verifier_reads_them(path: list[Step]) -> None:
-    [ids] = spell(SearchLog(24, Node((24,), ()), (), tuple(path)), DIALECT)
+    [ids] = spell(SearchLog(24, Node((24,), ()), (), tuple(path)), DIALECT, PROTOCOL)
     assert DIALECT.answer(ids[1:-1]) == ", ".join(map(str, path))
 
 
@@ -93,7 +95,7 @@ def test_what_it_looks_like() -> None:
     assert text(root_prompt(DIALECT, (5, 3), 24, Condition("children", 6))) == "<bos> <spawn> 6 ; 24 : 3 5 ;"
     assert text(root_prompt(DIALECT, (5, 3), 24, Condition("context", 2048))) == "<bos> < 20 '48 ; 24 : 3 5 ;"
     events = (Visited(node), Leaf(Step(16, "+", 8, 24), 24), Leaf(Step(8, "+", 8, 16), 24))
-    [ids] = spell(SearchLog(24, node, events, None), DIALECT)
+    [ids] = spell(SearchLog(24, node, events, None), DIALECT, PROTOCOL)
     assert text(ids) == "@ 3 + 5 = 8 : 8 20 '48 : 24 16 + 8 = 24 24 ! 8 + 8 = 16 24 < <join> <eos>"
 
 
@@ -103,7 +105,7 @@ def test_control_tokens_are_no_words_of_the_dialect() -> None:
     control = set(range(len(CONTROL_TOKENS)))
     node = Node((3, 99, 100), (Step(3, "*", 5, 15),))
     events = (Visited(node), Queued(node), Leaf(Step(3, "*", 5, 15), 8))
-    [ids] = spell(SearchLog(8, node, events, node.path), DIALECT)
+    [ids] = spell(SearchLog(8, node, events, node.path), DIALECT, PROTOCOL)
     assert set(ids) & control == {vocabulary.control.join, vocabulary.control.eos}
     assert not {*root_prompt(DIALECT, (3, 5), 8)[1:]} & control
     assert root_prompt(DIALECT, (3, 5), 8)[0] == vocabulary.control.bos

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from apr.errors import DataError
 from apr.protocols import protocol_by_name
+from apr.protocols.spawn_join import SpawnJoin
 from apr.seeds import SplitMix64
 from apr.threads.trace import Trace
 from apr.tokens.dialect import condition_of
@@ -30,6 +31,7 @@ from solvers.search import SearchOptions, search, unfold
 
 ROOT = Path(__file__).parents[2]
 DIALECT = CompactDialect()
+PROTOCOL = SpawnJoin(DIALECT.vocabulary.control)
 WIDE = 10_000  # a beam that keeps all
 
 OPTIONS = st.builds(
@@ -122,7 +124,7 @@ def test_a_search_that_outgrows_its_room_starts_again(monkeypatch: pytest.Monkey
     assert sum(map(events, plain)) > 500
     assert batch.fast(options, False) == plain
     chunk = batch.chunk(options, False)
-    assert [strands(chunk, row) for row in range(len(batch))] == [spell(log, DIALECT) for log in plain]
+    assert [strands(chunk, row) for row in range(len(batch))] == [spell(log, DIALECT, PROTOCOL) for log in plain]
 
 
 def test_numbers_beyond_32_bits() -> None:
@@ -134,7 +136,9 @@ def test_numbers_beyond_32_bits() -> None:
         batch.beams[:] = WIDE
         assert batch.fast(options, False) == batch.plain(options, False)
         chunk = batch.chunk(options, False)
-        assert [strands(chunk, row) for row in range(3)] == [spell(log, DIALECT) for log in batch.plain(options, False)]
+        assert [strands(chunk, row) for row in range(3)] == [
+            spell(log, DIALECT, PROTOCOL) for log in batch.plain(options, False)
+        ]
 
 
 def test_numbers_may_come_in_any_order_and_arrays_read_only() -> None:
@@ -174,7 +178,7 @@ def test_demonstrations_are_those_of_the_plain_path(
     for row, log in enumerate(batch.plain(options, unfolded)):
         problem = {"id": "p", "numbers": list(log.start.numbers), "target": log.target}
         trace = conditioned(log, solver, DIALECT, protocol, problem)
-        assert strands(chunk, row) == spell(log, DIALECT) == [strand.sampled for strand in trace.strands]
+        assert strands(chunk, row) == spell(log, DIALECT, PROTOCOL) == [strand.sampled for strand in trace.strands]
         assert facts(chunk, row) == facts_of(trace, log)
 
 

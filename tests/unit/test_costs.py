@@ -4,10 +4,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apr.protocols.serial import Serial
 from apr.seeds import SplitMix64
 from apr.threads.costs import costs, critical_path
 from apr.threads.limits import Budgets
-from apr.threads.serial import Serial
 from apr.threads.trace import Costs, EngineStop, Injected, Origin, Reference, StopReason, Strand, StrandId, Thread
 from envs.countdown.compact import CompactDialect
 from envs.countdown.log import Node

@@ -1,19 +1,20 @@
 """Demonstrations: what `encode` writes is what the runtime makes of a model that says the same."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from fakes import FREE, FakeEngine, replays, run, timeless
+from fakes import FREE, FakeEngine, GoesOn, join, replays, run, spawn, timeless
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apr.protocols.serial import Serial
+from apr.protocols.spawn_join import SpawnJoin
+from apr.scripts.demonstration import demonstration as laid_out
 from apr.seeds import SplitMix64
-from apr.threads.protocol import Decision, Spawn, ThreadProtocol
-from apr.threads.serial import Serial
-from apr.threads.spawn_join import SpawnJoin
-from apr.threads.trace import EngineStop, Origin, StopReason, Strand, StrandId, Trace
+from apr.threads.protocol import ThreadProtocol
+from apr.threads.trace import EngineStop, Origin, StopReason, Trace
 from envs.countdown.compact import CompactDialect
 from envs.countdown.log import Node, SearchLog, Spawned
 from envs.countdown.verify import verify
@@ -118,22 +119,40 @@ def test_children_spawn_in_turn(seed: int) -> None:
 def test_the_serial_protocol_cannot_express_a_spawn() -> None:
     log = search(7919, Node((3, 7, 11), ()), SearchOptions(3, 3, spawn_depth=1), SplitMix64(0))
     assert any(isinstance(event, Spawned) for event in log.events)
-    with pytest.raises(ValueError, match="serial cannot express"):
+    with pytest.raises(ValueError, match="serial opens no threads"):
         encode(log, DIALECT, Serial(CONTROL), {"id": "p"})
 
 
-def test_a_demonstration_needs_a_parent_that_waits() -> None:
-    """Strands come depth first, so a parent that goes on beside its children would be laid out as one that waits."""
+@pytest.mark.parametrize(
+    ("sampled", "said"),
+    [
+        (((30, 31),), "cannot express this demonstration: thread r is malformed"),
+        ((spawn((30,)),), "ends before thread r.0 does"),
+        ((join(), (30,)), "ends before the last strand"),
+    ],
+)
+def test_strands_that_the_protocol_lays_out_otherwise_are_refused(
+    sampled: Sequence[tuple[int, ...]], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        laid_out((CONTROL.bos,), sampled, SpawnJoin(CONTROL), {"id": "p"}, True, DIALECT.answer)
 
-    class GoesOn(SpawnJoin):
-        def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
-            decision = super().ended(strand, strands)
-            return Spawn(decision.children, self.start(())) if isinstance(decision, Spawn) else decision
 
-    log, trace, _ = demonstration((3, 5, 8), 23, SearchOptions(2, 2, 1.0, spawn_depth=1))
-    assert len(trace.threads) > 1
-    with pytest.raises(ValueError, match="cannot express"):
-        encode(log, DIALECT, GoesOn(CONTROL), trace.problem)
+def test_children_of_a_parent_that_goes_on_come_where_it_waits_for_them() -> None:
+    strands = [
+        spawn((30,), search=(40,)), spawn((31,), search=(41,)), (42, 43, CONTROL.ret), join(50), join(51), join(60)
+    ]  # fmt: skip
+    trace = laid_out((CONTROL.bos,), strands, GoesOn(CONTROL), {"id": "p"}, True, DIALECT.answer)
+    assert [str(strand.id) for strand in trace.strands] == ["r#0", "r#1", "r#2", "r.0#0", "r.1#0", "r#3"]
+    replayed = run(replays(trace), FREE, GoesOn(CONTROL), (CONTROL.bos,), trace.problem)
+    assert replayed.threads == trace.threads
+    assert timeless(replayed.strands) == timeless(trace.strands)
+
+
+def test_demonstrations_nest_deeper_than_python_calls() -> None:
+    down, up = [spawn((30,))] * 1500, [join(40)] * 1501
+    trace = laid_out((CONTROL.bos,), [*down, *up], SpawnJoin(CONTROL), {"id": "p"}, True, DIALECT.answer)
+    assert trace.costs is not None and (trace.costs.depth, len(trace.strands)) == (1500, 3001)
 
 
 def test_what_one_looks_like() -> None:

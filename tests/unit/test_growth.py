@@ -84,8 +84,8 @@ class GoingOn:
     def joined(self, last: Strand, children: Sequence[Thread], strands: Mapping[StrandId, Strand]) -> Decision:
         raise AssertionError("it has no children")
 
-    def answer(self, root: Thread) -> tuple[int, ...] | None:
-        return root.message or None
+    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
+        return threads[0].message or None
 
 
 def test_threads_nest_four_hundred_deep_and_join_thousands_of_times() -> None:

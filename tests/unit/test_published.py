@@ -20,11 +20,11 @@ from apr.data.exchange import REPORT, TRACES, export_file, import_file
 from apr.data.store import read_problems
 from apr.data.tables import elements
 from apr.errors import DataError, RunDirectoryError
+from apr.protocols.serial import Serial
+from apr.protocols.spawn_join import SpawnJoin
 from apr.seeds import SplitMix64
 from apr.sft.rows import rows
 from apr.threads.codec import TraceWriter, read_traces
-from apr.threads.serial import Serial
-from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import EngineStop, Trace
 from envs.countdown.compact import CompactDialect
 from envs.countdown.log import Node, SearchLog

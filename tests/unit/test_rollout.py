@@ -6,9 +6,9 @@ import pytest
 from fakes import CONTROL, FREE, FakeEngine, join, run, says
 
 from apr.errors import JudgeError
+from apr.protocols.spawn_join import SpawnJoin
 from apr.rollout import JUDGE_ATTEMPTS, Job, Roller, verified
 from apr.threads.session import Sampling
-from apr.threads.spawn_join import SpawnJoin
 from envs.base import Options, Verdict
 from envs.environment import Environment
 

@@ -13,9 +13,9 @@ from apr.cli import main
 from apr.data.store import read_demonstrations
 from apr.errors import DataError, SchemaError, ScriptError
 from apr.protocols import protocol_by_name
+from apr.protocols.spawn_join import SpawnJoin
 from apr.scripts.files import MAX_DEPTH, read_scripts, to_json
 from apr.scripts.script import Answer, Branch, Fork, Join, Say, Script, faults
-from apr.scripts.write import spell
 from apr.seeds import SplitMix64
 from apr.tokens.words import WordsDialect
 from apr.user_code import allow
@@ -59,7 +59,7 @@ def test_a_script_is_read_as_it_was_written(script: Script) -> None:
 @given(SCRIPTS)
 def test_strands_are_laid_out_by_the_protocol_and_hold_all_words(script: Script) -> None:
     dialect = WordsDialect(["a", "b", "cd", "e", "f"])
-    strands = spell(script, dialect)
+    strands = SpawnJoin(dialect.vocabulary.control).write(script, dialect)
     control = dialect.vocabulary.control
 
     def words(pieces: Script, result: tuple[str, ...] | None) -> int:
@@ -97,15 +97,16 @@ def test_what_no_grammar_can_express_is_named(script: Script, said: str) -> None
 def test_what_spawn_join_cannot_express_is_refused() -> None:
     branch = Branch(("a",), ("a",), (), ())
     dialect = WordsDialect(["a", "b", *environment(SORTING).vocabulary()])
+    protocol = protocol_by_name("spawn_join", dialect)
     for script in (
         (Fork((branch,)), Say(("b",)), Join(), Answer(())),  # words between
         (Fork((branch, branch)), Join((0,)), Answer(())),  # waits for one
         (Fork((branch,)), Answer(())),  # never waits
     ):
         with pytest.raises(ValueError, match="spawn_join|joined"):
-            spell(script, dialect)
+            protocol.write(script, dialect)
     two = (Fork((branch,)), Fork((branch,)), Join(), Answer(("b",)))  # two forks before one join are one spawn
-    assert len(spell(two, dialect)) == 4
+    assert len(protocol.write(two, dialect)) == 4
     teacher = Teacher(
         environment(SORTING), PlainTeacher(protocol="serial"), dialect, protocol_by_name("serial", dialect), 0
     )

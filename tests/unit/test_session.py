@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from fakes import BLOCK, CONTROL, FREE, PROMPT, FakeEngine, join, run, says, spawn, timeless
+from fakes import BLOCK, CONTROL, FREE, PROMPT, FakeEngine, GoesOn, join, run, says, spawn, timeless
 
 from apr.errors import EngineError, EngineLostError
+from apr.protocols.spawn_join import SpawnJoin
 from apr.seeds import derive_seed
 from apr.threads.engine import Request
 from apr.threads.limits import Limits
-from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
+from apr.threads.protocol import Continue, Decision, Finish
 from apr.threads.session import Sampling, attempt
-from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import Injected, Origin, Reference, StopReason, Strand, StrandId, StrandKey, Thread, Trace
 
 C = CONTROL
@@ -362,27 +362,6 @@ def test_an_attempt_that_is_cancelled_leaves_nothing_running(seconds: float | No
 
 
 # --- other protocols over the same runtime
-
-
-class GoesOn(SpawnJoin):
-    """The parent writes on while its children run (as in AsyncThink); `<ret>` asks for their messages."""
-
-    name = "goes_on"
-
-    def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
-        if strand.sampled[-1] == C.ret:
-            return Await()
-        decision = super().ended(strand, strands)
-        if isinstance(decision, Spawn):
-            return Spawn(decision.children, self._on(strand))
-        return decision
-
-    def joined(self, last: Strand, children: Sequence[Thread], strands: Mapping[StrandId, Strand]) -> Decision:
-        return self._on(last, *(Injected(Origin.MESSAGE, child.message) for child in children))
-
-    def _on(self, last: Strand, *inject: Injected) -> Continue:
-        length = len(last.ids)
-        return Continue(inject, (Reference(last.id, length),), last.position + length, (*self._stop_ids, C.ret))
 
 
 GOING_ON = says(

@@ -3,9 +3,9 @@
 import pytest
 from fakes import CONTROL, PROMPT, join, spawn
 
+from apr.protocols.serial import Serial
+from apr.protocols.spawn_join import SpawnJoin
 from apr.threads.protocol import Await, Continue, Fail, Finish, Spawn
-from apr.threads.serial import Serial
-from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import (
     EngineStop,
     Injected,
@@ -125,6 +125,6 @@ def test_returned_messages_take_the_place_of_the_spawn_block() -> None:
 @pytest.mark.parametrize("protocol", [Serial(C), SpawnJoin(C)], ids=lambda p: p.name)
 def test_the_roots_message_is_the_answer(protocol: Serial | SpawnJoin) -> None:
     root = Thread("r", None, 0, (FIRST,), StopReason.ANSWERED, (30, 31))
-    assert protocol.answer(root) == (30, 31)
-    assert protocol.answer(Thread("r", None, 0, (FIRST,), StopReason.NO_ANSWER)) is None
-    assert protocol.answer(Thread("r", None, 0, (FIRST,), StopReason.MALFORMED)) is None
+    assert protocol.answer([root]) == (30, 31)
+    assert protocol.answer([Thread("r", None, 0, (FIRST,), StopReason.NO_ANSWER)]) is None
+    assert protocol.answer([Thread("r", None, 0, (FIRST,), StopReason.MALFORMED)]) is None

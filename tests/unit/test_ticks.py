@@ -149,8 +149,8 @@ class Scripted:
                 return self._next(script, at + 1, last)
         raise AssertionError("no child is joined but by a Wait")
 
-    def answer(self, root: Thread) -> tuple[int, ...] | None:
-        return root.message or None
+    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
+        return threads[0].message or None
 
     def words(self, request: Request) -> tuple[int, ...]:
         script = find(self.root, request.key.thread)

@@ -20,14 +20,14 @@ from apr.config import DataConfig, EvalConfig, RlConfig
 from apr.errors import DataError
 from apr.evaluation.folder import TRACES
 from apr.presets import check
+from apr.protocols.serial import Serial
+from apr.protocols.spawn_join import SpawnJoin
 from apr.report.spelling import spelling
 from apr.report.timeline import summary, trace_data
 from apr.report.viewer import NOTHING, Source, trace_view, write_view
 from apr.runs import run_directory
 from apr.seeds import SplitMix64
 from apr.threads.codec import TraceWriter, from_json, to_json
-from apr.threads.serial import Serial
-from apr.threads.spawn_join import SpawnJoin
 from apr.threads.trace import Outcome, StopReason, StrandId, Thread, Trace
 from apr.tokens.vocabulary import TOKENIZER_FILE
 from envs.countdown.compact import CompactDialect

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from apr.scripts.script import Answer, Say, Script
 from apr.threads.protocol import Continue, Decision, Fail, Finish
 from apr.threads.trace import Injected, Origin, StopReason, Strand, StrandId, Thread
 from apr.tokens.control import ControlTokens
+from apr.tokens.dialect import Dialect
 
 
 class Serial:
@@ -28,5 +30,19 @@ class Serial:
     def joined(self, last: Strand, children: Sequence[Thread], strands: Mapping[StrandId, Strand]) -> Decision:
         raise AssertionError("a serial thread has no children")
 
-    def answer(self, root: Thread) -> tuple[int, ...] | None:
-        return root.message or None
+    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
+        return threads[0].message or None
+
+    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
+        if self.control.join < 0:
+            raise ValueError("this vocabulary has no token for join: a model is to be taught with one that has")
+        out: list[str | int] = []
+        for piece in script:
+            match piece:
+                case Say(pieces):
+                    out += pieces
+                case Answer(pieces):
+                    return [dialect.ids([*out, self.control.join, *pieces, self.control.eos])]
+                case _:
+                    raise ValueError("the script forks, and the protocol serial opens no threads")
+        raise ValueError("a root's script ends with an Answer")

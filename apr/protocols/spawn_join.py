@@ -10,11 +10,13 @@ spawn block, then `<ret>` and the returned message of each child, in spawn order
 own join message is the answer. Children may spawn in turn, as deep as the limits allow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from apr.scripts.script import Answer, Fork, Join, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn
 from apr.threads.trace import Injected, Origin, Reference, StopReason, Strand, StrandId, Thread
 from apr.tokens.control import ControlTokens
+from apr.tokens.dialect import Dialect
 
 
 class SpawnJoin:
@@ -48,8 +50,41 @@ class SpawnJoin:
                 inject.append(Injected(Origin.MESSAGE, child.message))
         return Continue(tuple(inject), sees, last.position + kept, self._stop_ids)
 
-    def answer(self, root: Thread) -> tuple[int, ...] | None:
-        return root.message or None
+    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
+        return threads[0].message or None
+
+    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
+        return [dialect.ids(pieces) for pieces in self._strands(script, None)]
+
+    def _strands(self, script: Script, result: Pieces | None) -> Iterator[Sequence[str | int]]:
+        """The pieces of each strand, control tokens as their ids. `result`: of a child; None for the root."""
+        control = self.control
+        out: list[str | int] = []
+        forked: list[Fork] = []
+        for piece in script:
+            if forked and not isinstance(piece, Fork | Join):
+                raise ValueError("spawn_join's parent waits at once: nothing may stand between a fork and its join")
+            match piece:
+                case Say(pieces):
+                    out += pieces
+                case Fork():
+                    forked.append(piece)
+                case Join(some):
+                    if some is not None or not forked:
+                        raise ValueError("spawn_join waits for all children of a spawn, once: join all of them")
+                    branches = [branch for fork in forked for branch in fork.branches]
+                    messages: list[str | int] = []
+                    for branch in branches:
+                        messages += (control.msg, *branch.message)
+                    yield [*out, control.spawn, *messages, control.spawn_end]
+                    for branch in branches:
+                        yield from self._strands(branch.script, branch.result)
+                    out, forked = [], []
+                case Answer(pieces):
+                    result = pieces
+        if result is None or forked:
+            raise ValueError("a root's script ends with an Answer, and every fork is joined")
+        yield [*out, control.join, *result, control.eos]
 
     def _child(self, message: tuple[int, ...]) -> Continue:
         inject = (Injected(Origin.FORCED, (self.control.msg,)), Injected(Origin.MESSAGE, message))

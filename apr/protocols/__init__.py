@@ -3,9 +3,9 @@
 import typing
 
 from apr.errors import ConfigError
+from apr.protocols.serial import Serial
+from apr.protocols.spawn_join import SpawnJoin
 from apr.threads.protocol import ThreadProtocol
-from apr.threads.serial import Serial
-from apr.threads.spawn_join import SpawnJoin
 from apr.tokens.dialect import Dialect
 
 PROTOCOLS = (Serial.name, SpawnJoin.name)
