@@ -22,7 +22,9 @@ from apr.checkpoints.weights import check_finite_files
 from apr.config import ConditionConfig
 from apr.dialects import dialect_of
 from apr.errors import ConfigError, RunDirectoryError
+from apr.protocols import SHARING
 from apr.runs import whole_folder
+from apr.threads.limits import Limits
 from apr.tokens.dialect import Dialect
 from apr.tokens.vocabulary import Vocabulary
 
@@ -77,12 +79,13 @@ class Checkpoint:
         """What tells the adapter and its base from others; None for a whole model."""
         return adapter_facts(self.folder, self.model) if self.is_adapter else None
 
-    def check_fits(self, protocol: str, condition: ConditionConfig | None, context: int) -> None:
+    def check_fits(self, protocol: str, condition: ConditionConfig | None, limits: Limits) -> None:
         """Raise `ConfigError` unless the model was trained in `protocol` and on such a `condition`, as far as its card says,
-        and has a window of `context` tokens."""
-        if context > self.model.window:
+        and has a window for `limits`: for positions, where strands share what they see, and else for tokens."""
+        name, bound = ("reach", limits.reach) if protocol in SHARING else ("context", limits.context)
+        if bound is not None and bound > self.model.window:
             raise ConfigError(
-                f"limits.context ({context}) exceeds the window ({self.model.window}) of the model in {self.folder}: lower it"
+                f"limits.{name} ({bound}) exceeds the window ({self.model.window}) of the model in {self.folder}: lower it"
             )
         self.card.check_protocol(protocol, self.folder)
         self.card.check_condition(condition, self.folder)

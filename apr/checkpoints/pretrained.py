@@ -82,7 +82,7 @@ def pretrained_model(source: Path, vocabulary: Vocabulary, seed: int) -> Any:
         raise CheckpointError(f"{name} in {source} is not finite: fetch the model again, or give another")
     if len(vocabulary) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(vocabulary), mean_resizing=False)
-    _embed(model, vocabulary.control.spawning_and_joining, seed)
+    _embed(model, vocabulary.unknown_to_text, seed)
     return model
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from apr.config import LoraConfig
 from apr.errors import ConfigError
 from apr.tokens.chat_vocabulary import ChatVocabulary
-from apr.tokens.control import ControlTokens
 from apr.tokens.vocabulary import Vocabulary
 
 
@@ -25,12 +24,12 @@ def check_base(base: Path | None, vocabulary: Vocabulary) -> None:
         )
 
 
-def adapters(lora: LoraConfig, control: ControlTokens) -> Any:
-    """Adapters on all projections inside the layers; and the embeddings, in and out, of the five tokens that spawn and
-    join, which mean nothing to the model yet, are trained in full."""
+def adapters(lora: LoraConfig, vocabulary: Vocabulary) -> Any:
+    """Adapters on all projections inside the layers; and the embeddings, in and out, of the control tokens, which mean nothing
+    to the model yet, are trained in full."""
     from peft import LoraConfig as PeftConfig
 
-    tokens = list(control.spawning_and_joining)
+    tokens = list(vocabulary.unknown_to_text)
     return PeftConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", bias="none",
         task_type="CAUSAL_LM", trainable_token_indices={"embed_tokens": tokens, "lm_head": tokens},

@@ -1,4 +1,5 @@
-"""The vocabulary of a pretrained chat model: its own tokens, five of which are the control tokens of spawn and join.
+"""The vocabulary of a pretrained chat model: its own tokens, five of which are the control tokens of spawn and join, and
+those of the family where they were added, or where the model has them.
 
 The five are either tokens that the model has and that its template does not use (most models reserve some), or tokens
 that are added to it. The other three are its own: BOS is the token that its prompts open with, EOS the one that ends
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.errors import CheckpointError
-from apr.tokens.control import CONTROL_TOKENS, ControlTokens
+from apr.tokens.control import CONTROL_TOKENS, FAMILY_TOKENS, ControlTokens
 from apr.tokens.dialect import Message
 from apr.tokens.text import PretrainedVocabulary, load_tokenizer
 from apr.tokens.vocabulary import TOKENIZER_FILE
@@ -28,15 +29,14 @@ TODAY = datetime(2024, 7, 26)
 
 
 class ChatVocabulary(PretrainedVocabulary):
-    """Around the tokenizer of a chat model. `names`: tokens of its own to be spawn, msg, </spawn>, join and ret; tokens
-    of these names are added to it if none are given; an empty list: it has none, and can neither spawn nor join.
+    """Around the tokenizer of a chat model. `names`: tokens of its own to be spawn, msg, </spawn>, join and ret; an empty list:
+    it has none, and can neither spawn nor join. If none are given, tokens of these names and those of the family are added.
 
-    Raises `CheckpointError` for a tokenizer without a template or EOS,
-    and for names that it lacks or uses."""
+    Raises `CheckpointError` for a tokenizer without a template or EOS, and for names that it lacks or uses."""
 
     def __init__(self, tokenizer: Any, names: Sequence[str] | None = None) -> None:
         if names is None:
-            tokenizer.add_tokens(list(SPAWNING_TOKENS), special_tokens=True)
+            tokenizer.add_tokens([*SPAWNING_TOKENS, *FAMILY_TOKENS], special_tokens=True)
         self.names = tuple(SPAWNING_TOKENS if names is None else names)
         super().__init__("chat", tokenizer, _control(tokenizer, self.names))
 

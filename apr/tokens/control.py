@@ -1,15 +1,30 @@
-"""Control tokens: single reserved ids, which no codec of numbers or words may use."""
+"""Control tokens: single reserved ids, which no codec of numbers or words may use.
+
+`CONTROL_TOKENS` open every built vocabulary, and are what `serial` and `spawn_join` act on. `FAMILY_TOKENS` follow its words:
+the tokens of the other systems, in their published names and order, so that one vocabulary serves students of all.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 CONTROL_TOKENS = ("<pad>", "<bos>", "<eos>", "<spawn>", "<msg>", "</spawn>", "<join>", "<ret>")
+MULTIVERSE = (  # arXiv 2506.09991
+    "<Think>", "</Think>", "<Parallel>", "</Parallel>", "<Goal>", "</Goal>", "<Outline>", "</Outline>", "<Path>", "</Path>",
+    "<Conclusion>", "</Conclusion>",
+)  # fmt: skip
+ASPD = ("<|branch|>", "<|/branch|>", "<|title|>", "<|/title|>", "<|para|>", "<|/para|>")  # arXiv 2508.08895
+PASTA = ("<promise>", "<tokens>", "</promise>", "<async>", "</async>", "<sync/>")  # arXiv 2502.11517, a tag in pieces
+APAR = ("[Fork]", "[Child]")  # arXiv 2401.06761
+THREADWEAVER = ("<Outlines>", "</Outlines>", "<Thread>", "</Thread>")  # the others are Multiverse's
+ASYNCTHINK = ("<FORK>", "</FORK>", "<JOIN>", "<QUERY>", "<RETURN>", "<RET>", "</RET>", "<ANSWER>")
+FAMILY_TOKENS = (*MULTIVERSE, *ASPD, *PASTA, *APAR, *THREADWEAVER, *ASYNCTHINK)
+MARKS = (":", ".", *"0123456789")  # words that grammars number children with
 
 
 @dataclass(frozen=True)
 class ControlTokens:
-    """Ids of the tokens that protocols act on (see `apr.protocols.spawn_join` for their grammar)."""
+    """Ids of the tokens that every vocabulary has (see `apr.protocols.spawn_join` for their grammar)."""
 
     pad: int
     bos: int
@@ -19,11 +34,6 @@ class ControlTokens:
     spawn_end: int
     join: int
     ret: int
-
-    @property
-    def spawning_and_joining(self) -> tuple[int, ...]:
-        """Tokens that no text has: a model trained elsewhere has to learn what they mean."""
-        return (self.spawn, self.msg, self.spawn_end, self.join, self.ret)
 
     @property
     def spawning(self) -> frozenset[int]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from apr.errors import CheckpointError, DataError
 from apr.tokens.control import CONTROL_TOKENS, ControlTokens
-from apr.tokens.vocabulary import CONTROL_NAMES, NO_TOKEN, TOKENIZER_FILE, Vocabulary
+from apr.tokens.vocabulary import NO_TOKEN, TOKENIZER_FILE, Vocabulary
 
 _IDS = 1 << 32  # a Hugging Face tokenizer takes smaller ids only
 
@@ -81,12 +81,13 @@ class Spelt:
 
 
 class PhraseVocabulary(TextVocabulary):
-    """Tokens: the control tokens, a dialect's phrases, and each character of either, so that any text of these characters
-    can be spelt, numbers of any size digit by digit. Text is cut into the longest tokens from left to right."""
+    """Tokens: the control tokens (those of the family aside: here the grammar is in the text), a dialect's phrases, and each
+    character of either, so that any text of these characters can be spelt, numbers of any size digit by digit. Text is cut
+    into the longest tokens from left to right."""
 
     def __init__(self, dialect: str, phrases: Sequence[str], characters: str = "") -> None:
         alphabet = sorted({*characters, *"".join(phrases), *"".join(CONTROL_TOKENS)})
-        super().__init__(dialect, [*phrases, *(c for c in alphabet if c not in phrases)])
+        super().__init__(dialect, [*phrases, *(c for c in alphabet if c not in phrases)], family=())
         self._pattern = re.compile(_longest_first(self.tokens))
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
@@ -110,9 +111,9 @@ class PhraseVocabulary(TextVocabulary):
         from transformers import PreTrainedTokenizerFast
 
         tokenizer = Tokenizer(models.WordLevel(self.ids, unk_token="<pad>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_longest_first(self.tokens)), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(self._pattern.pattern), "isolated")
         tokenizer.decoder = decoders.Fuse()
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **CONTROL_NAMES).save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **self.control_names()).save_pretrained(folder)
 
 
 def _longest_first(tokens: Iterable[str]) -> str:

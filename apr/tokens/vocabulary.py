@@ -13,23 +13,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from apr.errors import CheckpointError
-from apr.tokens.control import CONTROL_TOKENS, ControlTokens
+from apr.errors import CheckpointError, ConfigError
+from apr.tokens.control import CONTROL_TOKENS, FAMILY_TOKENS, MARKS, ControlTokens
 
 TOKENIZER_FILE = "apr_vocabulary.json"
 NO_TOKEN = "\ufffd"  # the text of an id that is no token: models may have more outputs than their tokenizer has tokens
-CONTROL_NAMES: dict[str, Any] = {  # how a Hugging Face tokenizer is told of the control tokens
-    "pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>",
-    "additional_special_tokens": list(CONTROL_TOKENS[3:]), "clean_up_tokenization_spaces": False,
-}  # fmt: skip
 
 
 class Vocabulary:
-    """Tokens by id. Ids 0..7 are the control tokens; a dialect names the rest."""
+    """Tokens by id: the control tokens (ids 0..7), the dialect's words, the control tokens of the family, and what marks these
+    number children with, where that is no word already."""
 
-    def __init__(self, dialect: str, words: Sequence[str]) -> None:
+    def __init__(self, dialect: str, words: Sequence[str], family: Sequence[str] = FAMILY_TOKENS) -> None:
+        """`family`: the control tokens of other systems that it has; without them it needs no `MARKS` either."""
         self.dialect = dialect
-        self.tokens = (*CONTROL_TOKENS, *words)
+        self.family = tuple(family)
+        marks = [mark for mark in MARKS if mark not in words] if family else []
+        self.tokens = (*CONTROL_TOKENS, *words, *family, *marks)
         self.ids = {token: i for i, token in enumerate(self.tokens)}
         if len(self.ids) != len(self.tokens):
             raise ValueError("a vocabulary names some token twice")
@@ -37,6 +37,27 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @cached_property
+    def reserved(self) -> frozenset[int]:
+        """The ids of all control tokens: no text has them."""
+        family = (self.ids[token] for token in FAMILY_TOKENS if token in self.ids)
+        return frozenset((*vars(self.control).values(), *family)) - {-1}
+
+    @property
+    def unknown_to_text(self) -> tuple[int, ...]:
+        """Control tokens that no text has, by ids: a model trained elsewhere has to learn what they mean."""
+        control = self.control
+        return tuple(sorted(self.reserved - {control.pad, control.bos, control.eos}))
+
+    def tags(self, names: Sequence[str]) -> tuple[int, ...]:
+        """The ids of the control tokens of a grammar. Raises `ConfigError` if the vocabulary lacks some."""
+        if missing := [name for name in names if name not in self.ids]:
+            raise ConfigError(
+                f"this vocabulary has no {' '.join(missing)}, which the protocol needs: take a model that was taught it, or "
+                "train one with `apr sft`"
+            )
+        return self.encode(names)
 
     @cached_property
     def hash(self) -> str:
@@ -54,6 +75,13 @@ class Vocabulary:
         """For people: tokens separated by spaces."""
         return " ".join(self.decode(ids))
 
+    def control_names(self) -> dict[str, Any]:
+        """How a Hugging Face tokenizer is told of the control tokens."""
+        return {
+            "pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "clean_up_tokenization_spaces": False,
+            "additional_special_tokens": [*CONTROL_TOKENS[3:], *self.family],
+        }  # fmt: skip
+
     def save(self, folder: Path) -> None:
         """Write the vocabulary, and a tokenizer that `AutoTokenizer` opens, into a checkpoint folder."""
         self._save_tokenizer(folder)
@@ -67,7 +95,7 @@ class Vocabulary:
 
         tokenizer = Tokenizer(models.WordLevel(self.ids, unk_token="<pad>"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **CONTROL_NAMES).save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **self.control_names()).save_pretrained(folder)
 
     def check(self, folder: Path) -> None:
         """Raise `CheckpointError` unless the checkpoint in `folder` was trained with this vocabulary."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.errors import CheckpointError, ConfigError, DataError
-from apr.tokens.control import CONTROL_TOKENS
+from apr.tokens.control import CONTROL_TOKENS, FAMILY_TOKENS
 from apr.tokens.dialect import Told, condition_of
 from apr.tokens.vocabulary import TOKENIZER_FILE, Vocabulary
 
@@ -34,6 +34,8 @@ class WordsDialect:
             )
         if twice := [word for word, times in Counter(words).items() if times > 1]:
             raise ConfigError(f"the vocabulary has {twice[0]!r} twice: name each word once")
+        if taken := sorted({*CONTROL_TOKENS, *FAMILY_TOKENS}.intersection(words)):
+            raise ConfigError(f"the vocabulary has {taken[0]!r}, which is a control token: take another word")
         self.vocabulary = Vocabulary(self.name, words)
 
     @classmethod
@@ -42,7 +44,7 @@ class WordsDialect:
         path = folder / TOKENIZER_FILE
         try:
             tokens = json.loads(path.read_text(encoding="utf-8"))["tokens"]
-            return cls(tokens[len(CONTROL_TOKENS) :])
+            return cls(tokens[len(CONTROL_TOKENS) : tokens.index(FAMILY_TOKENS[0])])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is missing or corrupt ({error!r}): make its folder again") from error
 
@@ -60,7 +62,10 @@ class WordsDialect:
                 ids.append(piece)
                 continue
             for word in piece.split():
-                if word not in self.vocabulary.ids or self.vocabulary.ids[word] < len(CONTROL_TOKENS):
+                if word.isdecimal() and word.isascii() and word not in self.vocabulary.ids:
+                    ids += self.vocabulary.encode(word)  # digit by digit
+                    continue
+                if self.vocabulary.ids.get(word, -1) in self.vocabulary.reserved or word not in self.vocabulary.ids:
                     raise DataError(f"{word!r} is no word of this vocabulary: add it to the environment's `vocabulary`")
                 ids.append(self.vocabulary.ids[word])
         return tuple(ids)

@@ -35,8 +35,10 @@ class CompactDialect:
     about = "A token per number below 100, and a few words."
 
     def __init__(self) -> None:
+        words = [*_HEADS, *_TAILS, *OPERATORS, *_WORDS]
         self.wording = CompactWording()
-        self.vocabulary = Vocabulary(self.name, [*_HEADS, *_TAILS, *OPERATORS, *_WORDS])
+        self.vocabulary = Vocabulary(self.name, words)
+        self._words = {*words, "."}
 
     def prompt(self, env: Told, problem: dict[str, Any]) -> tuple[int, ...]:
         """`<bos>`, the condition if there is one, target, numbers in ascending order."""
@@ -51,7 +53,7 @@ class CompactDialect:
         """Words of the vocabulary, separated by spaces within a piece. Raises `DataError` for others."""
         known = self.vocabulary.ids
         words = [word for piece in pieces for word in (piece.split() if isinstance(piece, str) else [piece])]
-        if unknown := [word for word in words if isinstance(word, str) and word not in known]:
+        if unknown := [word for word in words if isinstance(word, str) and word not in self._words]:
             raise DataError(f"{unknown[0]!r} is no word of the compact dialect")
         return tuple(known[word] if isinstance(word, str) else word for word in words)
 
@@ -83,6 +85,9 @@ class CompactWording:
             if i:
                 yield ","
             yield from _step(step)
+
+    def numbered(self, child: int) -> Iterator[str]:
+        yield from (*_number(child), ":")
 
     def state(self, node: Node, target: int) -> Iterator[str]:
         yield from self.path(node.path)

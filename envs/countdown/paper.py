@@ -40,6 +40,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from apr.errors import ConfigError
 from apr.threads.protocol import ThreadProtocol
 from apr.tokens.dialect import Told, condition_of
 from apr.tokens.text import PhraseVocabulary, TextVocabulary
@@ -135,9 +136,14 @@ class PaperDialect:
         return [(*self.words.continued(text), eos) for text in texts(log)]
 
     def protocol(self, name: str) -> ThreadProtocol:
-        """The protocol `name` in the published wording."""
+        """The protocol `name` in the published wording. Raises `ConfigError` if there is none."""
         from envs.countdown.paper_protocols import PaperSerial, PaperSpawnJoin
 
+        if name not in (PaperSerial.name, PaperSpawnJoin.name):
+            raise ConfigError(
+                f"the published wording has no protocol {name}: set protocol={PaperSerial.name} or {PaperSpawnJoin.name}, or "
+                "take another dialect"
+            )
         return PaperSerial(self) if name == PaperSerial.name else PaperSpawnJoin(self)
 
     def ids(self, pieces: Iterable[str | int]) -> tuple[int, ...]:

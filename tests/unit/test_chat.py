@@ -20,7 +20,7 @@ from apr.errors import CheckpointError
 from apr.protocols import protocol_by_name
 from apr.protocols.spawn_join import SpawnJoin
 from apr.seeds import SplitMix64
-from apr.sft.rows import rows
+from apr.sft.rows import IGNORED, rows
 from apr.tokens.chat import ChatDialect
 from apr.tokens.chat_vocabulary import SPAWNING_TOKENS, ChatVocabulary
 from apr.tokens.dialect import Condition, Message
@@ -152,7 +152,7 @@ def test_a_replayed_demonstration_is_the_demonstration(
         assert trace.answer is None
     else:
         assert trace.answer == ", ".join(map(str, log.solution)) and verify(numbers, target, trace.answer).ok
-    trained = sum(run.count for row in rows(trace) for run in row.trained)
+    trained = sum(target != IGNORED for row in rows(trace) for target in row.targets)
     assert trained == sum(len(strand.sampled) for strand in trace.strands)
 
 

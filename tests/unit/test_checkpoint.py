@@ -22,6 +22,7 @@ from apr.checkpoints.weights import INDEX_FILE, WEIGHTS_FILE, content_hash, cont
 from apr.config import ConditionConfig
 from apr.engines.weights import mark_complete, read_weights
 from apr.errors import CheckpointError, ConfigError, RunDirectoryError, TornWeightsError
+from apr.threads.limits import Limits
 from envs.countdown.compact import CompactDialect
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "tiny_cpu" / "spawn_join"
@@ -89,7 +90,7 @@ def test_the_card_is_opened_once(command: str, place: Place) -> None:
         if command == "eval":
             place.evaluation()
         else:
-            Checkpoint.open(place.folder / "model").check_fits("serial", None, 100)
+            Checkpoint.open(place.folder / "model").check_fits("serial", None, Limits(context=100))
         assert count() == 1
 
 
@@ -226,13 +227,13 @@ def test_a_configuration_that_is_none(content: str | None, tmp_path: Path) -> No
 
 def test_a_model_does_what_it_was_trained_for(tmp_path: Path) -> None:
     opened = Checkpoint.open(words(tmp_path, protocol="serial", condition="children"))
-    opened.check_fits("serial", ConditionConfig(kind="children", value=3), 256)
+    opened.check_fits("serial", ConditionConfig(kind="children", value=3), Limits(context=256))
     with pytest.raises(ConfigError, match=r"limits\.context \(257\) exceeds the window \(256\) of the model in"):
-        opened.check_fits("serial", None, 257)
+        opened.check_fits("serial", None, Limits(context=257))
     with pytest.raises(ConfigError, match="protocol serial"):
-        opened.check_fits("spawn_join", None, 100)
+        opened.check_fits("spawn_join", None, Limits(context=100))
     with pytest.raises(ConfigError, match="ask for children"):
-        opened.check_fits("serial", ConditionConfig(kind="context", value=64), 100)
+        opened.check_fits("serial", ConditionConfig(kind="context", value=64), Limits(context=100))
 
 
 # Adapters
@@ -324,7 +325,9 @@ def test_a_chat_model_from_elsewhere(kind: str, tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
     told = Checkpoint.open(tmp_path, "paper")
     assert told.dialect.name == "paper" and told.card == Card() and told.model.window == 300
-    told.check_fits("spawn_join", ConditionConfig(kind="context", value=64), 300)  # it says nothing against it
+    told.check_fits(
+        "spawn_join", ConditionConfig(kind="context", value=64), Limits(context=300)
+    )  # it says nothing against it
     assert told.model.outputs == len(tokenizer) + 8 and told.model.load().config.vocab_size == told.model.outputs
     chat_vocabulary(tmp_path, None).save(tmp_path)
     assert Checkpoint.open(tmp_path).dialect.name == "chat"

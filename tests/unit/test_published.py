@@ -134,7 +134,7 @@ def test_the_damage_of_the_trainer_is_counted_and_not_in_the_rows() -> None:
     assert (found.misnamed, found.repeated, found.joined) == (0, len(BEFORE), len(join))
     assert found.characters == sum(map(len, (CALLED, AFTER, FIRST, SECOND)))
     trace = from_row(ROW, DIALECT)
-    trained = "".join(WORDS.text(i for i in row.labels if i >= 0) for row in rows(trace))
+    trained = "".join(WORDS.text(i for i in row.targets if i >= 0) for row in rows(trace))
     assert trained.count("Generated Node #0,2,0:") == 1  # the prefix trains once (D6)
     assert "<Sub Searches>" not in trained  # join text does not (D7)
     assert trained.count("<eos>") == 4 and trained.count("Current State: 10:[8, 1, 6, 4]") == 1  # told once, said once
