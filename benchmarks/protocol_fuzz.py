@@ -13,12 +13,12 @@ import sys
 import time
 import typing
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from apr.protocols import PROTOCOLS, protocol_by_name
+from apr.protocols import protocol_by_name
 from apr.seeds import SplitMix64
-from apr.threads.protocol import Continue, Decision, Fail, Finish, Spawn, ThreadProtocol
+from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import ROOT, EngineStop, Injected, Origin, StopReason, Strand, StrandId, Thread
 from apr.tokens.control import CONTROL_TOKENS, ControlTokens
 from envs.countdown.compact import CompactDialect
@@ -142,11 +142,76 @@ class Paper:
         yield from ((prompt, sampled) for sampled in self.dialect.spell(log))
 
 
-PAPER = Paper()
+class Tagged:
+    """The language of a grammar of tags: what opens children, answers, and what is neither. `spawn`: what opens one child, with
+    `*` for words and `#` for its number; `opening` before all of these, and `closing` after them."""
+
+    def __init__(self, dialect: CompactDialect, opening: str, spawn: str, closing: str) -> None:
+        self.vocabulary = dialect.vocabulary
+        self.opening, self.spawn, self.closing = opening.split(), spawn.split(), closing.split()
+
+    def strand(self, rng: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (CONTROL.bos, *_words(rng)), self._sampled(rng)
+
+    def message(self, rng: random.Random) -> tuple[int, ...]:
+        return ()
+
+    def says_again(self, sampled: tuple[int, ...], decision: Finish | Spawn | Continue) -> bool:
+        text = self.vocabulary.text(sampled)
+        if isinstance(decision, Finish) and decision.message is None:
+            return text.endswith("<eos>") and "<join>" not in text
+        if isinstance(decision, Finish):
+            said = self.vocabulary.text(decision.message or ())
+            return text.endswith(f"<join> {said} <eos>" if said else "<join> <eos>")
+        assert isinstance(decision, Spawn)
+        one = " ".join(
+            {"*": r"(?:(?!<[A-Za-z/|]|\[).)+", "#": "[0-9 ']+"}.get(word, re.escape(word)) for word in self.spawn
+        )
+        parts = [*map(re.escape, self.opening), f"({one}(?: {one})*)", *map(re.escape, self.closing)]
+        found = re.search(" ".join(parts) + "$", text)
+        tag = next(word for word in self.spawn if word not in "*#")
+        return found is not None and len(decision.children) <= found[1].count(tag)
+
+    def _sampled(self, rng: random.Random) -> tuple[int, ...]:
+        kind, tag = rng.randrange(4), self.vocabulary.ids
+        if kind == 0:
+            return tuple(rng.randrange(len(self.vocabulary)) for _ in range(_length(rng)))
+        if kind == 1:  # mostly control tokens
+            reserved = sorted(self.vocabulary.reserved)
+            return tuple(rng.choice(reserved) for _ in range(rng.randrange(16)))
+        ids = list(_words(rng))
+        if kind == 2:
+            ids += (CONTROL.join, *_words(rng), CONTROL.eos)
+        else:
+            ids = [] if self.spawn[0] == "#" else ids  # a skeleton holds points alone
+            ids += (tag[word] for word in self.opening)
+            for number in range(1, 2 if not self.closing else rng.randint(2, 6)):
+                for word in self.spawn:
+                    ids += (
+                        (rng.choice(WORDS), *_words(rng))
+                        if word == "*"
+                        else (tag[str(number) if word == "#" else word],)
+                    )
+            ids += (tag[word] for word in self.closing)
+        return _edited(rng, ids, WORDS)
+
+
+NEVER_JOIN = ("apar",)
+PAPER, COMPACT = Paper(), CompactDialect()
+CHAINS = ("serial", "spawn_join")
+TAGGED = {  # how children are opened
+    "multiverse": ("<Parallel> <Goal>", "<Outline> # : * </Outline>", "</Goal>"),
+    "aspd": ("", "<|title|> * <|/title|>", "<|para|>"),
+    "pasta": ("", "<promise> * <tokens> # </promise>", ""),
+    "threadweaver": ("<Parallel> <Outlines>", "<Outline> # : * </Outline>", "</Outlines>"),
+    "apar": ("", "* [Fork]", ""),
+    "skeleton": ("", "# . *", "<eos>"),
+}
 # The languages and their protocols, by name.
 IMPLEMENTATIONS: dict[str, tuple[Language, ThreadProtocol]] = {
-    **{f"compact {name}": (Compact(), protocol_by_name(name, CompactDialect())) for name in PROTOCOLS},
-    **{f"paper {name}": (PAPER, protocol_by_name(name, PAPER.dialect)) for name in PROTOCOLS},
+    **{f"compact {name}": (Compact(), protocol_by_name(name, COMPACT)) for name in CHAINS},
+    **{f"paper {name}": (PAPER, protocol_by_name(name, PAPER.dialect)) for name in CHAINS},
+    **{f"compact {name}": (Tagged(COMPACT, *said), protocol_by_name(name, COMPACT)) for name, said in TAGGED.items()},
 }
 
 
@@ -176,21 +241,28 @@ def _length(rng: random.Random) -> int:
     return rng.randrange(12) if rng.random() < 0.999 else rng.randrange(4096)
 
 
-def results(language: Language, rng: random.Random, count: int) -> list[Thread]:
-    """What `count` children may have come to: messages, empty messages, failures; some of them never started."""
+def results(language: Language, rng: random.Random, count: int, shares: bool) -> list[Thread]:
+    """What `count` children may have come to: messages, empty messages, what they wrote, failures; some never started."""
     children = []
     for number in range(count):
         stop = rng.choice(tuple(StopReason))
+        if shares and stop is StopReason.ANSWERED:
+            stop = StopReason.RETURNED
         message = language.message(rng) if stop is StopReason.ANSWERED else ()
         strands = () if stop is StopReason.WORK else (StrandId(f"{ROOT}.{number}", 0),)
         children.append(Thread(f"{ROOT}.{number}", ROOT, 1, strands, stop, message))
     return children
 
 
-def stands_after(plan: Continue, strand: Strand) -> bool:
-    """Whether it goes on from a part of `strand`, at the position that follows it."""
-    [(id, length)] = plan.sees
-    return id == strand.id and 0 <= length <= len(strand.ids) and plan.position == strand.position + length
+def stands_after(plan: Continue, strand: Strand, strands: Mapping[StrandId, Strand], room: bool = False) -> bool:
+    """Whether it goes on from a part of `strand`, and perhaps from whole others, at a position that follows what it follows.
+    `room`: positions may be left free."""
+    lengths = dict(plan.sees)
+    length = lengths.pop(strand.id)
+    whole = all(len(strands[other].ids) == seen for other, seen in lengths.items())
+    least = strand.position + length
+    most = max([least + sum(lengths.values()), *(strands[other].end for other in lengths)]) + 10_000 * room
+    return whole and 0 <= length <= len(strand.ids) and least <= plan.position <= most
 
 
 def check(
@@ -205,19 +277,36 @@ def check(
     if isinstance(decision, Fail):
         assert decision.reason is StopReason.MALFORMED, (sampled, decision)
         return decision, spent
+    if isinstance(decision, Await):  # it waits for what it opened before
+        return decision, spent
     assert isinstance(decision, Finish | Spawn | Continue), (sampled, decision)
     assert language.says_again(sampled, decision), (sampled, decision)
     if isinstance(decision, Finish):
         return decision, spent
     if isinstance(decision, Continue):
-        assert stands_after(decision, strand), (sampled, decision)
+        assert stands_after(decision, strand, strands), (sampled, decision)
         return decision, spent
-    children = results(language, rng, len(decision.children))
+    last = strand
+    if isinstance(decision.then, Continue):  # it goes on, and waits in its next strand
+        assert stands_after(decision.then, strand, strands, room=True), (sampled, decision)
+        last = Strand(
+            StrandId(ROOT, 1), decision.then.sees, (), decision.then.position, (), sampled[:1], EngineStop.STOP
+        )
+        strands[last.id] = last
+    children = results(language, rng, len(decision.children), protocol.shares)
+    for child, plan in zip(children, decision.children):
+        for id in child.strands:
+            strands[id] = Strand(id, plan.sees, (), plan.position, plan.inject, sampled[:3], EngineStop.STOP)
     started = time.perf_counter_ns()
-    joined = protocol.joined(strand, children, strands)
+    if protocol.name in NEVER_JOIN:
+        return decision, spent
+    joined = protocol.joined(last, children, strands)
     spent += time.perf_counter_ns() - started
+    if protocol.name == "skeleton":
+        assert joined == Finish(None), (sampled, joined)
+        return decision, spent
     assert isinstance(joined, Continue), (sampled, joined)
-    assert stands_after(joined, strand), (sampled, joined)
+    assert stands_after(joined, last, strands), (sampled, joined)
     messages = [token for child in children for token in child.message]
     injected = [token for run in joined.inject for token in run.ids if run.origin is Origin.MESSAGE]
     assert injected == messages, (sampled, joined)

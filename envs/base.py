@@ -78,9 +78,9 @@ class TeacherOptions(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    protocol: typing.Literal["serial", "spawn_join"] = Field(
-        description="how its demonstrations are written: serially, or with spawns and joins"
-    )
+    protocol: typing.Literal[
+        "serial", "spawn_join", "multiverse", "aspd", "pasta", "threadweaver", "apar", "skeleton"
+    ] = Field(description="how its demonstrations are written: serially, or with spawns and joins")
     condition: typing.Literal["none", "context", "children"] = Field(
         default="none", description="what prompts of its demonstrations ask for"
     )

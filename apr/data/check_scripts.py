@@ -9,7 +9,7 @@ from apr.config.env import EnvConfig
 from apr.data.teach import scripts_by_problem
 from apr.dialects import DIALECTS
 from apr.errors import ConfigError, DataError, ScriptError
-from apr.protocols import PROTOCOLS, protocol_by_name
+from apr.protocols import PROTOCOLS, protocol_by_name, spoken
 from apr.tokens.dialect import Dialect
 from apr.tokens.words import WordsDialect
 from envs.base import Env, PlainTeacher, Teacher, written
@@ -32,7 +32,7 @@ def check_scripts(path: Path, env_name: str | None, protocol: str | None) -> str
     scripts = [one for group in found.values() for one in group]
     if not scripts:
         raise DataError(f"{path} holds no script: each line is one")
-    teachers = [_teacher(env, name, dialect) for name in (PROTOCOLS if protocol is None else (protocol,))]
+    teachers = [_teacher(env, name, dialect) for name in (spoken(dialect) if protocol is None else (protocol,))]
     right, written_under = 0, Counter[str]()
     for one in scripts:
         problem = env.problem(one.problem)
@@ -47,7 +47,7 @@ def check_scripts(path: Path, env_name: str | None, protocol: str | None) -> str
             except DataError as error:
                 raise DataError(f"{path}, line {one.line}: {error}") from error
             written_under[name] += 1
-        if protocol in refused or len(refused) == len(PROTOCOLS):
+        if protocol in refused or len(refused) == len(teachers):
             raise DataError(f"{path}, line {one.line}: {next(iter(refused.values()))}")
         right += trace.correct
     counts = ", ".join(f"{count:,} under {name}" for name, count in written_under.items())

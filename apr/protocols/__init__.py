@@ -1,14 +1,26 @@
 """The protocols by name, each as its dialect spells it."""
 
 import typing
+from contextlib import suppress
 
 from apr.errors import ConfigError
+from apr.protocols.apar import Apar
+from apr.protocols.aspd import Aspd
+from apr.protocols.multiverse import Multiverse
+from apr.protocols.pasta import Pasta
 from apr.protocols.serial import Serial
+from apr.protocols.skeleton import Skeleton
 from apr.protocols.spawn_join import SpawnJoin
+from apr.protocols.threadweaver import ThreadWeaver
 from apr.threads.protocol import ThreadProtocol
 from apr.tokens.dialect import Dialect
 
-PROTOCOLS = (Serial.name, SpawnJoin.name)
+_TAGGED = {protocol.name: protocol for protocol in (Multiverse, Aspd, Pasta, ThreadWeaver, Apar, Skeleton)}
+BY_NAME = {Serial.name: Serial, SpawnJoin.name: SpawnJoin, **_TAGGED}
+PROTOCOLS = tuple(BY_NAME)
+SHARING = tuple(
+    name for name, protocol in BY_NAME.items() if protocol.shares
+)  # parents join over children's keys and values
 
 
 @typing.runtime_checkable
@@ -16,6 +28,15 @@ class OwnProtocols(typing.Protocol):
     """A dialect that opens and joins threads in words of its own."""
 
     def protocol(self, name: str) -> ThreadProtocol: ...
+
+
+def spoken(dialect: Dialect) -> tuple[str, ...]:
+    """The protocols that a dialect's vocabulary can spell."""
+    found = []
+    for name in PROTOCOLS:
+        with suppress(ConfigError):
+            found.append(protocol_by_name(name, dialect).name)
+    return tuple(found)
 
 
 def protocol_by_name(name: str, dialect: Dialect) -> ThreadProtocol:
@@ -31,4 +52,4 @@ def protocol_by_name(name: str, dialect: Dialect) -> ThreadProtocol:
             f"protocol {name} needs a model that was taught its control tokens, and this one has none: set protocol=serial, or "
             "train it first by `apr sft` with `base`"
         )
-    return SpawnJoin(control)
+    return SpawnJoin(control) if name == SpawnJoin.name else _TAGGED[name](dialect)

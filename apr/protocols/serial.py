@@ -14,6 +14,12 @@ class Serial:
     join, all that it writes is the answer, in which the environment finds what counts."""
 
     name = "serial"
+    shares = False
+    nests = False
+    purpose = "It writes its search in one line."
+    grammar = (
+        "A thread samples its search, then `join`, its answer and `eos`. An empty answer means that it found none."
+    )
 
     def __init__(self, control: ControlTokens) -> None:
         self.control = control

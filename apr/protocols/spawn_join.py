@@ -12,7 +12,8 @@ own join message is the answer. Children may spawn in turn, as deep as the limit
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from apr.scripts.script import Answer, Fork, Join, Pieces, Say, Script
+from apr.protocols.grammar import Block, blocks
+from apr.scripts.script import Answer, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn
 from apr.threads.trace import Injected, Origin, Reference, StopReason, Strand, StrandId, Thread
 from apr.tokens.control import ControlTokens
@@ -23,6 +24,22 @@ class SpawnJoin:
     """Stateless; positions are serial, so a stock engine serves every strand with its prefix cache."""
 
     name = "spawn_join"
+    shares = False
+    nests = True
+    purpose = (
+        "It can open threads of its own decoding (spawn) and use what they return (join), as in\n"
+        "[arXiv 2504.15466](https://arxiv.org/abs/2504.15466)."
+    )
+    grammar = """A thread samples its search, then one of
+
+```
+spawn (msg MESSAGE)+ spawn_end     open a child for each message, and wait for all of them
+join MESSAGE eos                   end, and give the parent this message, which may be empty
+```
+
+A child's context is `msg` and its message, nothing else. When all children have ended, the parent goes on: its own tokens
+up to `spawn`, then for each child, in order, `ret` and the message that it returned, in place of the spawn block. The
+root's own join message is the answer."""
 
     def __init__(self, control: ControlTokens) -> None:
         self.control = control
@@ -54,36 +71,26 @@ class SpawnJoin:
         return threads[0].message or None
 
     def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
-        return [dialect.ids(pieces) for pieces in self._strands(script, None)]
+        return [dialect.ids(pieces) for pieces in self._strands(script, ())]
 
-    def _strands(self, script: Script, result: Pieces | None) -> Iterator[Sequence[str | int]]:
-        """The pieces of each strand, control tokens as their ids. `result`: of a child; None for the root."""
+    def _strands(self, script: Script, result: Pieces) -> Iterator[Sequence[str | int]]:
+        """The pieces of each strand, control tokens as their ids. `result`: of a child."""
         control = self.control
         out: list[str | int] = []
-        forked: list[Fork] = []
-        for piece in script:
-            if forked and not isinstance(piece, Fork | Join):
-                raise ValueError("spawn_join's parent waits at once: nothing may stand between a fork and its join")
+        for piece in blocks(script, self.name):
             match piece:
                 case Say(pieces):
                     out += pieces
-                case Fork():
-                    forked.append(piece)
-                case Join(some):
-                    if some is not None or not forked:
-                        raise ValueError("spawn_join waits for all children of a spawn, once: join all of them")
-                    branches = [branch for fork in forked for branch in fork.branches]
+                case Answer(pieces):
+                    result = pieces
+                case Block(branches):
                     messages: list[str | int] = []
                     for branch in branches:
                         messages += (control.msg, *branch.message)
                     yield [*out, control.spawn, *messages, control.spawn_end]
                     for branch in branches:
                         yield from self._strands(branch.script, branch.result)
-                    out, forked = [], []
-                case Answer(pieces):
-                    result = pieces
-        if result is None or forked:
-            raise ValueError("a root's script ends with an Answer, and every fork is joined")
+                    out = []
         yield [*out, control.join, *result, control.eos]
 
     def _child(self, message: tuple[int, ...]) -> Continue:

@@ -71,6 +71,8 @@ class ThreadProtocol(typing.Protocol):
     """Rules of spawn and join. Implementations are stateless: all they need is in their arguments."""
 
     name: str
+    nests: bool  # whether children may open children
+    shares: bool  # whether a strand may see several others' tokens, so that only an engine of views `dag` serves it
 
     def start(self, prompt: Sequence[int]) -> Continue:
         """The root's first strand. `prompt` opens with BOS, which occurs nowhere else."""

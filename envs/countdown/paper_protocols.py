@@ -74,6 +74,8 @@ class PaperSerial:
     """SoS and SoS+ as published: one thread, one strand. The prompt is told without the root's name."""
 
     name = "serial"
+    shares = False
+    nests = False
 
     def __init__(self, dialect: PaperDialect) -> None:
         self._dialect = dialect
@@ -101,6 +103,8 @@ class PaperSpawnJoin:
     """APR as published, except that children may spawn in turn, as deep as the limits allow. Stateless."""
 
     name = "spawn_join"
+    shares = False
+    nests = True
 
     def __init__(self, dialect: PaperDialect) -> None:
         self._words = dialect.words

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from apr.scripts.demonstration import demonstration
@@ -23,6 +24,7 @@ from apr.threads.protocol import ThreadProtocol
 from apr.threads.trace import Trace
 from apr.tokens.dialect import Condition, Dialect, condition_of
 from envs.countdown.log import Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
+from solvers.search import unfold
 
 SYSTEM = (
     "Reach the target with + - * /, using every number exactly once. Write your search, compare results with the target, "
@@ -53,7 +55,8 @@ def spell(log: SearchLog, dialect: Dialect, protocol: ThreadProtocol) -> list[tu
     """The sampled tokens of each strand of the demonstration, stop tokens included, in the order of `Trace.strands`."""
     if isinstance(dialect, SpellsLogs):
         return dialect.spell(log)
-    return protocol.write(script_of(log, dialect.wording if isinstance(dialect, HasWording) else PLAIN), dialect)
+    wording = dialect.wording if isinstance(dialect, HasWording) else PLAIN
+    return protocol.write(script_of(log if protocol.nests else _one_level(log), wording), dialect)
 
 
 def root_prompt(
@@ -74,6 +77,15 @@ def encode(log: SearchLog, dialect: Dialect, protocol: ThreadProtocol, problem: 
     )
 
 
+def _one_level(log: SearchLog) -> SearchLog:
+    """The log with the searches of its children's children written serially."""
+    events = [
+        Spawned(tuple(unfold(child) for child in event.children)) if isinstance(event, Spawned) else event
+        for event in log.events
+    ]
+    return replace(log, events=tuple(events))
+
+
 def script_of(log: SearchLog, wording: Wording) -> Script:
     """What the threads of a search say: children's results are their whole solutions, the root's is its answer."""
     return (*_said(log, wording), Answer(tuple(wording.path(log.solution or ()))))
@@ -92,7 +104,8 @@ def _said(log: SearchLog, wording: Wording) -> Iterator[Say | Fork | Join]:
             case Tested(step, goal):
                 words += wording.tested(step, goal)
             case Spawned(children):
-                yield from (Say(tuple(words)), Fork(tuple(_branch(child, wording) for child in children)), Join())
+                yield from (Say(tuple(words)), Fork(tuple(_branch(child, wording) for child in children)))
+                yield Join(conclusion=_concluded(children, wording))
                 words = []
     yield Say(tuple(words))
 
@@ -100,6 +113,14 @@ def _said(log: SearchLog, wording: Wording) -> Iterator[Say | Fork | Join]:
 def _branch(log: SearchLog, wording: Wording) -> Branch:
     state = tuple(wording.state(log.start, log.target))
     return Branch(state, state, tuple(_said(log, wording)), tuple(wording.path(log.solution or ())))
+
+
+def _concluded(children: Sequence[SearchLog], wording: Wording) -> tuple[str, ...]:
+    """The first child that reached the target, by its number, and its solution; nothing if none did."""
+    for number, child in enumerate(children, 1):
+        if child.solution is not None:
+            return (*wording.numbered(number), *wording.path(child.solution))
+    return ()
 
 
 class Wording(typing.Protocol):
@@ -117,6 +138,10 @@ class Wording(typing.Protocol):
 
     def path(self, steps: Sequence[Step]) -> Iterable[str]:
         """An answer, or what a child reports."""
+        ...
+
+    def numbered(self, child: int) -> Iterable[str]:
+        """What precedes words about the child of this number, counted from 1."""
         ...
 
 
@@ -138,6 +163,9 @@ class Plain:
             if i:
                 yield ", "
             yield from _step(step)
+
+    def numbered(self, child: int) -> Iterator[str]:
+        yield from (str(child), ": ")
 
     def state(self, node: Node, target: int) -> Iterator[str]:
         yield from self.path(node.path)

@@ -57,7 +57,7 @@ class CountdownContract(EnvContract):
         for problem in self.problems():
             prompt = dialect.prompt(self.env, problem)
             assert prompt[0] == control.bos and max(prompt) < len(dialect.vocabulary)
-            assert not {*control.spawning_and_joining, control.pad} & {*prompt}
+            assert not {*dialect.vocabulary.unknown_to_text, control.pad} & {*prompt}
             if dialect is DIALECT:  # the templates of chat models have turns before theirs
                 assert not {control.bos, control.eos} & {*prompt[1:]}
 

@@ -10,8 +10,8 @@ from chat_tokenizers import smol_like
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apr.protocols import PROTOCOLS, protocol_by_name
-from apr.threads.protocol import Continue, Fail, Finish, Spawn, ThreadProtocol
+from apr.protocols import protocol_by_name
+from apr.threads.protocol import Await, Continue, Fail, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import ROOT, EngineStop, Injected, Origin, StopReason, Strand, StrandId, Thread
 from apr.tokens.chat import ChatDialect
 from apr.tokens.chat_vocabulary import ChatVocabulary
@@ -28,7 +28,7 @@ SPELT = {"compact": CompactDialect(), "chat": ChatDialect(ChatVocabulary(smol_li
 BY_TOKENS = [
     pytest.param(protocol_by_name(name, dialect), dialect.vocabulary.control, id=f"{spelt}-{name}")
     for spelt, dialect in SPELT.items()
-    for name in PROTOCOLS
+    for name in FUZZ["CHAINS"]
 ]
 TOKENS = st.integers(0, 15) | st.integers(0, 250)  # control tokens (and phrases) more often than not
 
@@ -41,7 +41,7 @@ def test_any_sequence_gets_a_decision(name: str, sampled: tuple[int, ...], seed:
     rng = random.Random(seed)
     prompt, _ = language.strand(rng)
     decision, _ = FUZZ["check"](language, protocol, rng, prompt, sampled)
-    assert isinstance(decision, Finish | Spawn | Fail | Continue)
+    assert isinstance(decision, Finish | Spawn | Fail | Continue | Await)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -50,7 +50,7 @@ def test_20_000_random_and_mutated_sequences(name: str) -> None:
     tally = FUZZ["fuzz"](name, 20_000, 1)
     assert tally.micros < FUZZ["BAR"]
     assert tally.decisions["Fail"] > 1_000 and tally.decisions["Finish"] > 1_000  # the sample reaches both sides
-    assert (tally.decisions["Spawn"] > 1_000) == (protocol.name == "spawn_join")
+    assert (tally.decisions["Spawn"] > 1_000) == (protocol.name != "serial")
 
 
 @pytest.mark.parametrize(("protocol", "control"), BY_TOKENS)

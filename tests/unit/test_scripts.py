@@ -176,8 +176,9 @@ def test_scripts_of_people_are_checked_and_taught(tmp_path: Path, capsys: pytest
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     capsys.readouterr()
     assert main(["data", "verify", str(path), "--env", SORTING]) == 0
-    assert "2 scripts for 2 problems of sorting, 1 right; can be written: 1 under serial" in _sorted(
-        capsys.readouterr().out
+    assert (
+        "2 scripts for 2 problems of sorting, 1 right; can be written: 2 under multiverse, 1 under serial, "
+        in _sorted(capsys.readouterr().out)
     )
     assert main(["data", "verify", str(path), "--env", SORTING, "--protocol", "serial"]) == 2
     assert f"{path}, line 1: a script for problem" in capsys.readouterr().err
