@@ -44,6 +44,7 @@ from apr.threads.trace import (
     StopReason,
     Strand,
     StrandId,
+    StrandKey,
     Thread,
     Trace,
     VersionSpan,
@@ -210,7 +211,8 @@ SIZES = 4
 class Scripted:
     """An engine that says at once what the strands of `trace` sampled. It notes how many prompt tokens it was sent."""
 
-    max_context = 1 << 40
+    views = "chain"
+    max_context = max_reach = 1 << 40
     version = 0
 
     def __init__(self, trace: Trace) -> None:
@@ -219,6 +221,9 @@ class Scripted:
             for strand in trace.strands
         }
         self.prompted = 0
+
+    async def release(self, key: StrandKey) -> None:
+        pass
 
     async def generate(self, request: Request) -> Completion:
         self.prompted += len(request.ids)
@@ -258,7 +263,7 @@ PARTS: dict[str, Callable[[Trace], Callable[[], Any]]] = {
     "codec": codec,
     "viewer": viewer,
 }
-CONTEXTS = ("SFT rows", "runtime")  # what must write out each context
+CONTEXTS = ("runtime",)  # what must write out each context
 CHAINS_ONLY = ("runtime",)
 
 

@@ -11,12 +11,11 @@ import heapq
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from apr.config import LearnerConfig
-from apr.threads.layout import Block
+from apr.threads.masks import mark_attended
 from rl.samples import Sample
 
 Row = list[Sample]
@@ -139,25 +138,3 @@ class Pass:
         padding = np.arange(length)
         mask[:, 0, padding, padding] = True  # it attends to itself: an empty row of a softmax is no number
         return torch.from_numpy(mask).to(self.ids.device)
-
-
-def mark_attended(mask: npt.NDArray[np.bool_], block: Block) -> None:
-    """Set `mask` [tokens, tokens] of `block`, all false, where a token attends to another.
-
-    A segment sees what the last token of each of its references sees: rows are copied, and no closure is walked.
-    """
-    longest = max((segment.stop - segment.start for segment in block.segments), default=0)
-    triangle = np.tri(longest, dtype=np.bool_)
-    seen: list[npt.NDArray[np.bool_]] = []  # by each segment, before its own tokens
-    for segment in block.segments:
-        views = [
-            mask[block.segments[older].start + length - 1] if length else seen[older] for older, length in segment.sees
-        ]
-        start, stop = segment.start, segment.stop
-        if len(views) == 1:
-            seen.append(views[0])
-        else:
-            seen.append(np.logical_or.reduce(views) if views else np.zeros(len(mask), np.bool_))
-        if views:
-            mask[start:stop, :start] = seen[-1][:start]
-        mask[start:stop, start:stop] = triangle[: stop - start, : stop - start]

@@ -30,6 +30,14 @@ class CheckedTrainer(SFTTrainer):  # type: ignore[misc]
     """Raises `NotFiniteError` before a step that is not finite changes a weight, and before weights that are not finite are
     saved."""
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
+        """TRL counts tokens by the attention mask, which may be that of blocks; here the batch says how many there are."""
+        tokens, before = int(inputs.pop("tokens")), self._total_train_tokens
+        loss = super().compute_loss(model, inputs, *arguments, **named)
+        self._total_train_tokens: int = before + tokens
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
+
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*arguments, **named)
         self._step_loss = loss

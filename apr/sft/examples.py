@@ -1,4 +1,4 @@
-"""What SFT trains on: the rows of all demonstrations as one table of token ids and labels, and the batches of them."""
+"""What SFT trains on: the rows of all demonstrations as one table, and the batches of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from apr.data.store import data_env, demonstrations_folder, traces_in
 from apr.data.workers import in_processes
 from apr.errors import ConfigError, DataError
 from apr.seeds import derive_rng, derive_seed
-from apr.sft.rows import rows
+from apr.sft.rows import pointers, rows
 from envs.base import Env
 
 MOST_BATCHES = 10_000_000  # of a training; a mistyped `tokens` would fill the memory with them
 COLUMN = pa.large_list(pa.int32())
-COLUMNS = pa.schema([("input_ids", COLUMN), ("labels", COLUMN)])
+# Tokens; for each the one that it predicts, or -100; who sees whom (`apr.sft.rows.pointers`), empty for causal sequences.
+COLUMNS = pa.schema([("input_ids", COLUMN), ("targets", COLUMN), ("segments", COLUMN)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,8 @@ class Reading:
 
 
 def examples_of(config: SftConfig) -> tuple[pa.Table, int]:
-    """Rows with labels that fit the window, as `COLUMNS` in a seeded order, and how many were cut or dropped. Shards are
-    read in up to `config.threads` processes. Raises `DataError` if no row is left."""
+    """Rows that fit the window, as `COLUMNS` in a seeded order, and how many were cut or dropped. Shards are read in up to
+    `config.threads` processes. Raises `DataError` if no row is left."""
     folder = demonstrations_folder(config.data, config.solver)
     env = data_env(config.data, config.env)
     readings = [
@@ -60,24 +61,24 @@ def examples_of(config: SftConfig) -> tuple[pa.Table, int]:
 
 def read(reading: Reading) -> tuple[int, pa.Table, int]:
     """The rows of one shard: its index, `COLUMNS`, and how many rows were cut or dropped. Runs in a worker process."""
-    ids, labels = array("i"), array("i")
-    ends = [0]
+    flat = [array("i") for _ in COLUMNS]
+    ends = [[0] for _ in COLUMNS]
     over = 0
     for trace in traces_in(reading.shard, reading.env):
         if reading.only_solved and not trace.correct:
             continue
         for row in rows(trace, reading.window):
-            if row.length > reading.window:
+            if row.over:
                 over += 1
                 if reading.overlong == "drop":
                     continue
-            if not row.trained or row.trained[0].at >= reading.window:
-                continue
-            ids.extend(row.ids)
-            labels.extend(row.labels)
-            ends.append(len(ids))
-    offsets = pa.array(ends, pa.int64())
-    columns = [pa.LargeListArray.from_arrays(offsets, pa.array(np.array(flat, np.int32))) for flat in (ids, labels)]
+            for values, end, own in zip(flat, ends, (row.block.ids, row.targets, pointers(row.block))):
+                values.extend(own)
+                end.append(len(values))
+    columns = [
+        pa.LargeListArray.from_arrays(pa.array(end, pa.int64()), pa.array(np.array(values, np.int32)))
+        for values, end in zip(flat, ends)
+    ]
     return reading.index, pa.table(columns, schema=COLUMNS), over
 
 

@@ -1,113 +1,114 @@
-"""Training rows of a trace: ordinary causal sequences in which each sampled token is labelled exactly once.
+"""Training rows of a trace: its blocks, as RL trains on them (`apr.threads.layout`).
 
-With one reference per strand, `sees` is a prefix tree and each root-to-leaf path is a causal sequence. A strand that is
-continued in full by another one needs no row of its own; a token that two rows contain is labelled in the first.
+Each token of a trace stands in one row, each sampled one is the target of the token that it follows in its own context, and
+injected ones are never a target. A row of several references is no causal sequence; who sees whom, and where tokens stand,
+comes from the block.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from apr.threads.trace import Reference, Strand, StrandId, Trace, closure_lengths
+from apr.errors import DataError
+from apr.threads.layout import Block, Segment, blocks
+from apr.threads.trace import StrandId, Trace
 
 IGNORED = -100
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """`count` sampled tokens of `strand`, from its sampled token `first` on, stand in a row at `at` and train there."""
-
-    at: int
-    strand: StrandId
-    first: int
-    count: int
+_NOBODY = StrandId("", 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`ids`: the sequence, or its beginning. `trained`: the runs of its tokens that train, in order and apart from each
-    other. `length`: tokens of the whole sequence."""
+    """`targets`: for each token of `block` the sampled token that it predicts, or -100. `over`: whether tokens that stand
+    beyond the window were cut off.
 
-    ids: tuple[int, ...]
-    trained: tuple[Trained, ...]
-    length: int
-
-    @property
-    def labels(self) -> list[int]:
-        """`ids` where a token trains, else -100 (the loss shifts them by itself)."""
-        labels = [IGNORED] * len(self.ids)
-        for run in self.trained:
-            labels[run.at : run.at + run.count] = self.ids[run.at : run.at + run.count]
-        return labels
-
-
-def rows(trace: Trace, most: int | None = None) -> list[Row]:
-    """All rows of one trace, in strand order. Every sampled token is labelled in exactly one, injected ones never.
-
-    `most`: the ids of a row that are wanted, from its beginning. The time is that of writing the ids out: a row extends an
-    earlier one, and only strands that are in no earlier row are looked at.
+    Example: a prompt of two tokens 1 7 and, sampled after it, 9 2: `block.ids == (1, 7, 9, 2)` and
+    `targets == [-100, 9, 2, -100]`.
     """
-    if any(len(strand.sees) > 1 for strand in trace.strands):
-        return _rows_of_dag(trace, most)
-    strands = trace.by_id()
-    ids = {strand.id: strand.ids for strand in trace.strands}
-    seen: dict[StrandId, int] = {}  # tokens before a strand in its context
-    continued: set[StrandId] = set()
-    for id, strand in strands.items():
-        seen[id] = 0
-        for older, length in strand.sees:
-            seen[id] = seen[older] + length
-            if length == len(ids[older]):
-                continued.add(older)
-    rows_with: dict[StrandId, tuple[int, ...]] = {}  # the first row with each strand
-    labelled: dict[StrandId, int] = {}  # how far into a strand rows so far have reached: each holds its beginning
-    result = []
-    for leaf in strands:
-        if leaf in continued:
-            continue
-        path = [(leaf, len(ids[leaf]))]  # back to the first strand that an earlier row has, whose own past it has too
-        while (oldest := path[-1][0]) not in rows_with and strands[oldest].sees:
-            ((older, length),) = strands[oldest].sees
-            path.append((older, length))
-        row = rows_with.get(oldest, ())[: seen[oldest]]
-        trained: list[Trained] = []
-        for id, length in reversed(path):
-            _train(trained, strands[id], len(ids[id]), length, seen[id], labelled)
-            if most is None or len(row) < most:
-                row += ids[id][:length]
-        row = row[:most]
-        for id, _ in path:
-            rows_with.setdefault(id, row)
-        result.append(Row(row, tuple(trained), seen[leaf] + len(ids[leaf])))
-    return result
+
+    block: Block
+    targets: list[int]
+    over: bool
 
 
-def _rows_of_dag(trace: Trace, most: int | None) -> list[Row]:
-    """The same, of strands with several references: each leaf's closure is walked as a whole."""
-    strands = trace.by_id()
-    ids = {strand.id: strand.ids for strand in trace.strands}
-    whole = {Reference(strand.id, len(ids[strand.id])) for strand in trace.strands}
-    continued = {ref.strand for strand in trace.strands for ref in strand.sees if ref in whole}
-    labelled: dict[StrandId, int] = {}
-    result = []
-    for leaf in trace.strands:
-        if leaf.id in continued:
-            continue
-        row: list[int] = []
-        trained: list[Trained] = []
-        for where, length in {**closure_lengths(strands, leaf.sees), leaf.id: len(ids[leaf.id])}.items():
-            _train(trained, strands[where], len(ids[where]), length, len(row), labelled)
-            row.extend(ids[where][:length])
-        result.append(Row(tuple(row[:most]), tuple(trained), len(row)))
-    return result
+def rows(trace: Trace, window: int | None = None) -> list[Row]:
+    """All rows of one trace that have a target, in the order of their first strands. Of each strand the tokens that stand at
+    positions below `window` are kept.
+
+    Raises `DataError` if one token would predict two, which no protocol of this project lays out.
+    """
+    sampled = {strand.id: len(strand.sampled) for strand in trace.strands}
+    found = []
+    for whole in blocks(trace.strands):
+        over = window is not None and max(whole.positions, default=0) >= window
+        block = _below(whole, window) if over and window is not None else whole
+        targets = [IGNORED] * len(block.ids)
+        before = None if block.causal else block.before()
+        for segment, uncut in zip(block.segments, whole.segments, strict=True):
+            first = segment.start + (uncut.stop - uncut.start) - sampled[segment.strand]
+            if first >= segment.stop:
+                continue
+            if first > segment.start or before is None:
+                start = max(first, 1)
+                targets[start - 1 : segment.stop - 1] = block.ids[start : segment.stop]
+                continue
+            predictor = before[first]
+            if predictor >= 0:
+                if targets[predictor] != IGNORED:
+                    raise DataError(f"strand {segment.strand} and another follow one token, and both are sampled there")
+                targets[predictor] = block.ids[first]
+            targets[first : segment.stop - 1] = block.ids[first + 1 : segment.stop]
+        if any(target != IGNORED for target in targets):
+            found.append(Row(block, targets, over))
+    return found
 
 
-def _train(
-    trained: list[Trained], strand: Strand, whole: int, length: int, at: int, labelled: dict[StrandId, int]
-) -> None:
-    """Add the run of `strand` that no earlier row has labelled. Of its `whole` tokens, `length` stand in the row at `at`."""
-    injected = whole - len(strand.sampled)
-    first = max(injected, labelled.get(strand.id, 0))
-    if first < length:
-        trained.append(Trained(at + first, strand.id, first - injected, length - first))
-        labelled[strand.id] = length
+def _below(block: Block, window: int) -> Block:
+    """The block without the tokens that stand at `window` or beyond."""
+    ids: list[int] = []
+    positions: list[int] = []
+    segments: list[Segment] = []
+    for segment in block.segments:
+        own = block.positions[segment.start : segment.stop]
+        kept = max(0, min(len(own), window - own[0])) if own else 0
+        start = len(ids)
+        ids += block.ids[segment.start : segment.start + kept]
+        positions += own[:kept]
+        sees = tuple(
+            (older, min(length, segments[older].stop - segments[older].start)) for older, length in segment.sees
+        )
+        segments.append(replace(segment, start=start, stop=len(ids), sees=sees))
+    return Block(tuple(ids), tuple(positions), tuple(segments))
+
+
+def pointers(block: Block) -> list[int]:
+    """A block's segments as numbers: of each its length, position and references. Empty for a causal sequence."""
+    if block.causal:
+        return []
+    found: list[int] = []
+    for segment in block.segments:
+        position = block.positions[segment.start] if segment.start < segment.stop else 0
+        found += (segment.stop - segment.start, position, len(segment.sees))
+        found += [number for reference in segment.sees for number in reference]
+    return found
+
+
+def told_block(ids: Sequence[int], numbers: Sequence[int]) -> Block:
+    """The block that `pointers` told; its strands have no names."""
+    positions: list[int] = []
+    segments: list[Segment] = []
+    for length, position, sees in _told(numbers) if numbers else [(len(ids), 0, ())]:
+        start = len(positions)
+        positions += range(position, position + length)
+        segments.append(Segment(_NOBODY, start, start + length, sees))
+    return Block(tuple(ids), tuple(positions), tuple(segments))
+
+
+def _told(numbers: Sequence[int]) -> Iterator[tuple[int, int, tuple[tuple[int, int], ...]]]:
+    at = 0
+    while at < len(numbers):
+        length, position, count = numbers[at : at + 3]
+        at += 3 + 2 * count
+        flat = numbers[at - 2 * count : at]
+        yield length, position, tuple(zip(flat[::2], flat[1::2], strict=True))

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, batches: list[lis
     from transformers import PrinterCallback
     from trl import SFTConfig
 
+    from apr.sft.batches import collate
     from apr.sft.callbacks import Lines
     from apr.sft.checked import CheckedTrainer
     from apr.sft.optimizer import MuonWithAdamW
@@ -183,7 +185,7 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, batches: list[lis
     trainer = Trainer(
         model=model,
         optimizers=(optimizer, None),
-        peft_config=adapters(config.lora, vocabulary.control) if config.lora else None,
+        peft_config=adapters(config.lora, vocabulary) if config.lora else None,
         args=SFTConfig(
             output_dir=str(run / "trainer"), num_train_epochs=1, use_cpu=not cuda, bf16=cuda,
             learning_rate=config.lr, lr_scheduler_type="cosine", warmup_steps=config.warmup_steps,
@@ -196,6 +198,7 @@ def _trainer(config: SftConfig, run: Path, examples: pa.Table, batches: list[lis
             disable_tqdm=True,
         ),
         train_dataset=Dataset(InMemoryTable(examples)),
+        data_collator=partial(collate, pad=vocabulary.control.pad),
         processing_class=_processing_class(run, vocabulary),
     )  # fmt: skip
     let_head_train(trainer.model)

@@ -44,11 +44,31 @@ class Block:
     positions: tuple[int, ...]
     segments: tuple[Segment, ...]
 
+    @property
+    def causal(self) -> bool:
+        """Whether it is one plain sequence: each token sees all before it and stands one further."""
+        older = None
+        for number, segment in enumerate(self.segments):
+            sees = () if older is None else ((number - 1, older.stop - older.start),)
+            if segment.sees != sees or (
+                segment.start < segment.stop and self.positions[segment.start] != segment.start
+            ):
+                return False
+            older = segment
+        return True
+
     def before(self) -> list[int]:
         """For each token the index of the one that it follows in its context, and that predicts it; -1 if it is first."""
         found = list(range(-1, len(self.ids) - 1))
+        for segment, end in zip(self.segments, self.ends()):
+            if segment.start < segment.stop:
+                found[segment.start] = end
+        return found
+
+    def ends(self) -> list[int]:
+        """For each segment the index of the last token that it sees, which its first token follows; -1 if it sees none."""
         views = Views()
-        ends: list[int] = []  # of what each segment sees: the last token, or -1
+        ends: list[int] = []
         for number, segment in enumerate(self.segments):
             last = views.add(segment.sees)
             if last is None:
@@ -60,9 +80,7 @@ class Block:
             else:  # the last reference is empty, and what comes before it depends on the others
                 end = next((stop - 1 for _, stop in reversed(self.seen(number))), -1)
             ends.append(end)
-            if segment.start < segment.stop:
-                found[segment.start] = end
-        return found
+        return ends
 
     def seen(self, number: int) -> tuple[Range, ...]:
         """The ranges of tokens that segment `number` sees, oldest first, before its own: its whole closure."""
@@ -101,18 +119,19 @@ def blocks(strands: Sequence[Strand]) -> list[Block]:
     together: dict[int, list[Strand]] = {}
     for number, strand in enumerate(strands):
         together.setdefault(find(number), []).append(strand)
-    return [_block(members) for members in together.values()]
+    return [block_of((strand, len(strand.ids)) for strand in members) for members in together.values()]
 
 
-def _block(members: Iterable[Strand]) -> Block:
+def block_of(parts: Iterable[tuple[Strand, int]]) -> Block:
+    """Strands, of each its first tokens, as one block. Whatever they see is among those before them."""
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
     numbers: dict[StrandId, int] = {}
-    for number, strand in enumerate(members):
+    for number, (strand, length) in enumerate(parts):
         numbers[strand.id] = number
         start = len(ids)
-        ids += strand.ids
+        ids += strand.ids[:length]
         positions += range(strand.position, strand.position + len(ids) - start)
         sees = tuple((numbers[older], length) for older, length in strand.sees)
         segments.append(Segment(strand.id, start, len(ids), sees))

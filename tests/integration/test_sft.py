@@ -33,7 +33,7 @@ from apr.presets import check, load
 from apr.sft import train as sft
 from apr.sft.callbacks import Lines
 from apr.sft.examples import examples_of, token_batches
-from apr.sft.rows import IGNORED, rows
+from apr.sft.rows import IGNORED, pointers, rows, told_block
 from apr.sft.train import train
 from envs.countdown.compact import CompactDialect
 from envs.countdown.wording import root_prompt
@@ -248,15 +248,15 @@ def test_rows_are_those_of_the_traces_cut_to_the_window(data: Path, tmp_path: Pa
     expected = [row for trace in read_demonstrations(data, "toy") for row in rows(trace)]
     examples, over = examples_of(sft_config(data, tmp_path))
     assert over == 0 and len(examples) == len(expected)
-    found = [(e["input_ids"], e["labels"]) for e in examples.to_pylist()]
-    assert sorted(found) == sorted((list(r.ids), r.labels) for r in expected)
+    found = [(e["input_ids"], e["targets"], e["segments"]) for e in examples.to_pylist()]
+    assert sorted(found) == sorted((list(r.block.ids), r.targets, pointers(r.block)) for r in expected)
     short = {**MODEL, "window": 32}
     examples, over = examples_of(sft_config(data, tmp_path, model=short))
     cut = examples.to_pylist()
-    assert over > 0 and max(len(example["input_ids"]) for example in cut) == 32
+    assert over > 0 and max(max(told_block(e["input_ids"], e["segments"]).positions) for e in cut) == 31
     dropped, over_ = examples_of(sft_config(data, tmp_path, model=short, overlong="drop"))
     assert over_ == over and len(dropped) == len(expected) - over
-    assert all(any(label != IGNORED for label in example["labels"]) for example in cut)
+    assert all(any(label != IGNORED for label in example["targets"]) for example in cut)
 
 
 def test_rows_are_the_same_in_however_many_processes_their_shards_are_read(tmp_path: Path) -> None:
