@@ -39,7 +39,16 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
     Where neither the source's folder, nor the home folder, nor NUMBA_CACHE_DIR can be written, every process compiles anew.
     """
-    dispatcher = njit(nogil=True, error_model="numpy")(function)
+    return _kept(function)
+
+
+def compiled_parallel(function: Callable[P, R]) -> Callable[P, R]:
+    """The same for loops over `numba.prange`, in several threads, and with sums in any order."""
+    return _kept(function, parallel=True, fastmath=True)
+
+
+def _kept(function: Callable[P, R], **options: bool) -> Callable[P, R]:
+    dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
     with suppress(RuntimeError, OSError):  # numba finds no folder for it
         dispatcher._cache = Cache(function)
     return cast(Callable[P, R], dispatcher)

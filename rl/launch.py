@@ -82,7 +82,7 @@ def prepare(config: RlConfig, resume: bool) -> Prepared:
     config = _with_horizon(config, resume)
     start_from, start = found or (config.checkpoint, 0)
     opened = Checkpoint.open(start_from, config.dialect)
-    opened.check_fits(config.protocol, config.condition, config.limits.context)
+    opened.check_fits(config.protocol, config.condition, config.limits)
     train, validation = (
         with_condition(read_problems(config.data, split, env), config.condition) for split in ("train", "validation")
     )

@@ -10,14 +10,18 @@ from pydantic import Field, model_validator
 
 from apr.config.base import Strict
 from apr.idle import Idle
+from apr.protocols import SHARING
 
 
 class EngineConfig(Strict):
     """The sampling engine. `kv_cache_mib` bounds its cache. Kind `endpoint` (a server, for evaluation) takes only `url`,
-    `model`, `timeout` and `max_num_seqs`; kind `tiny` only `threads`."""
+    `model`, `timeout` and `max_num_seqs`; kind `tiny` only `threads`; kind `shared` also `kv_cache_mib`, `max_num_seqs`,
+    `dtype` and `deterministic`."""
 
-    kind: Literal["vllm", "tiny", "endpoint"] = Field(
-        default="vllm", description="vllm; tiny: plain PyTorch on the CPU, for small models; endpoint: a server"
+    kind: Literal["vllm", "shared", "tiny", "endpoint"] = Field(
+        default="vllm",
+        description="vllm; shared: our own, whose strands may see several others; tiny: plain PyTorch on the CPU, for small "
+        "models; endpoint: a server",
     )
     url: str | None = Field(default=None, description="of kind endpoint: http://HOST:PORT, where `vllm serve` listens")
     model: str | None = Field(default=None, description="of kind endpoint: its name there; if not given, the only one")
@@ -29,6 +33,9 @@ class EngineConfig(Strict):
     block_size: int = Field(default=32, ge=1, description="tokens in a block of the cache")
     tensor_parallel: int = Field(default=1, ge=1, description="devices that one copy of the model is divided among")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of weights and activations")
+    deterministic: bool = Field(
+        default=False, description="of kind shared: each token is computed alone, so that nothing depends on the load"
+    )
     threads: int | None = Field(
         default=None, ge=1, description="of torch; null: 1 or 2, by the cores free at the start"
     )
@@ -50,15 +57,25 @@ class EngineConfig(Strict):
         return self
 
     def idle(self) -> Iterator[Idle]:
-        device = ("kv_cache_mib", "block_size", "tensor_parallel", "dtype")
+        server, paged = ("url", "model", "timeout"), ("block_size", "tensor_parallel")
         ignored = {
-            "vllm": ("url", "model", "timeout"),
-            "tiny": ("url", "model", "timeout", "max_num_seqs", *device),
-            "endpoint": (*device, "threads"),
+            "vllm": (*server, "deterministic"),
+            "shared": (*server, *paged),
+            "tiny": (*server, *paged, "kv_cache_mib", "max_num_seqs", "dtype", "deterministic"),
+            "endpoint": (*paged, "kv_cache_mib", "dtype", "threads", "deterministic"),
         }
         for option in ignored[self.kind]:
-            kind = "endpoint" if option in ignored["vllm"] else "vllm"
+            kind = "endpoint" if option in server else "shared" if option == "deterministic" else "vllm"
             yield Idle(option, "kind", f"set engine.kind={kind} as well, or leave them out")
+
+
+def check_views(protocol: str, engine: EngineConfig) -> None:
+    """Raise `ValueError` if the engine cannot serve what strands see under the protocol."""
+    if protocol in SHARING and engine.kind != "shared":
+        raise ValueError(
+            f"protocol {protocol} joins over its children's keys and values, which engine.kind={engine.kind} does not serve: "
+            "set engine.kind=shared"
+        )
 
 
 class ConditionConfig(Strict):

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from apr.config.base import ProtocolName, Strict, Temperature
-from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
+from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig, check_views
 from apr.config.env import ENV_OF_DATA, EnvOfData
 from apr.idle import Idle
 from apr.threads.limits import Budgets, Limits
@@ -57,6 +57,7 @@ class EvalConfig(Strict):
     def _greedy(self) -> EvalConfig:
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("several samples at temperature 0 are all the same: set temperature above 0 or samples=1")
+        check_views(self.protocol, self.engine)
         if self.engine.kind == "endpoint" and self.cluster.address != "none":
             raise ValueError(
                 "engine.kind=endpoint is a server already, with devices of its own: leave cluster.address out"

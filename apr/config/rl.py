@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from apr.config.base import ProtocolName, Strict, Temperature
-from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
+from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig, check_views
 from apr.config.env import ENV_OF_DATA, EnvOfData
 from apr.config.sft import LoraConfig
 from apr.errors import ConfigError
@@ -211,8 +211,9 @@ class RlConfig(Strict):
         budget = self.reward.budgets.context
         if budget is not None and budget > self.limits.context:
             raise ValueError(f"reward.budgets.context ({budget}) exceeds limits.context ({self.limits.context})")
-        if self.protocol == "spawn_join" and self.limits.depth < 1:
-            raise ValueError("protocol spawn_join needs limits.depth of at least 1")
+        check_views(self.protocol, self.engine)
+        if self.protocol != "serial" and self.limits.depth < 1:
+            raise ValueError(f"protocol {self.protocol} needs limits.depth of at least 1")
         traces = self.problems_per_step * self.group_size
         if self.learner.minibatches > traces:
             raise ValueError(

@@ -18,14 +18,21 @@ def build_engine(
 
         server = Server.find(config.url, config.model, model, max_context)
         return EndpointEngine(server, max_context=max_context, connections=config.max_num_seqs, timeout=config.timeout)
-    if config.kind == "tiny":
+    if config.kind in ("tiny", "shared") and config.threads is not None:
         import torch
 
+        torch.set_num_threads(config.threads)
+    if config.kind == "tiny":
         from apr.engines.tiny import TinyEngine
 
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         return TinyEngine.from_folder(model, max_context=max_context)
+    if config.kind == "shared":
+        from apr.engines.shared import SharedEngine
+
+        return SharedEngine.from_folder(
+            model, dtype=config.dtype, max_context=max_context, cache_bytes=config.kv_cache_mib << 20,
+            max_num_seqs=config.max_num_seqs, deterministic=config.deterministic, threads=config.threads,
+        )  # fmt: skip
     from apr.engines.vllm import VllmEngine
 
     return VllmEngine(

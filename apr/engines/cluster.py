@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -26,11 +26,21 @@ from apr.engines.placement import bundle, connect, options, refuse_impossible, r
 from apr.engines.pool import EnginePool
 from apr.engines.refusals import refuse_second
 from apr.errors import AprError, EngineError, EngineLostError, ResourceError
-from apr.threads.engine import Completion, Engine, Request
+from apr.threads.engine import Completion, Engine, Request, Views
 from apr.threads.trace import StrandKey
 
 if TYPE_CHECKING:
     from apr.engines.vllm import VllmEngine
+
+
+class Started(NamedTuple):
+    """What an engine's stand-in must know of it: see `Engine`."""
+
+    views: Views
+    max_context: int
+    max_reach: int
+    version: int
+
 
 Result = tuple[int, Completion | Exception]  # the ticket of a request, and how it ended
 PATIENCE = 0.25  # of `timeout`: how long the actor looks for something to say before it says that there is nothing
@@ -45,10 +55,10 @@ class EngineActor:
 
     async def start(
         self, config: EngineConfig, checkpoint: Path, max_context: int, seed: int, transfer: str | None
-    ) -> tuple[int, int]:
+    ) -> Started:
         """Build the engine; here, since what a Ray actor raises when it is made arrives without its type."""
         self.engine = build_engine(config, ModelFolder.open(checkpoint), max_context, seed, transfer)
-        return self.engine.max_context, self.engine.version
+        return Started(self.engine.views, self.engine.max_context, self.engine.max_reach, self.engine.version)
 
     async def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Requests with the caller's tickets, under which their results are collected."""
@@ -76,6 +86,9 @@ class EngineActor:
 
     async def abort(self, key: StrandKey) -> None:
         await self.engine.abort(key)
+
+    async def release(self, key: StrandKey) -> None:
+        await self.engine.release(key)
 
     async def pause(self, keep: bool, patience: float) -> bool:
         """Whether the engine is paused; it may have to wait for requests longer than `patience` seconds."""
@@ -109,10 +122,9 @@ class RemoteEngine:
     seconds or says that its engine died, what is in flight is lost, and `end` is called, once, to kill its process: an
     actor whose engine is dead must not stay."""
 
-    def __init__(self, actor: Any, max_context: int, version: int, timeout: float, end: Callable[[], None]) -> None:
+    def __init__(self, actor: Any, started: Started, timeout: float, end: Callable[[], None]) -> None:
         self._actor = actor
-        self._max_context = max_context
-        self._version = version
+        self.views, self._max_context, self._max_reach, self._version = started
         self._timeout = timeout
         self._end = end
         self._lost: str | None = None  # why
@@ -134,6 +146,10 @@ class RemoteEngine:
     @property
     def max_context(self) -> int:
         return self._max_context
+
+    @property
+    def max_reach(self) -> int:
+        return self._max_reach
 
     @property
     def version(self) -> int:
@@ -215,6 +231,10 @@ class RemoteEngine:
     async def abort(self, key: StrandKey) -> None:
         await self._call("abort", key)
 
+    async def release(self, key: StrandKey) -> None:
+        if self.views == "dag":
+            await self._call("release", key)
+
     async def pause(self, keep: bool = False) -> None:
         while not await self._call("pause", keep, self._timeout * PATIENCE):
             pass
@@ -288,8 +308,8 @@ async def start_engine(
     try:
         settings = options(cluster.engine_cpus, cluster.engine_gpus, config.threads, group)
         actor = ray.remote(EngineActor).options(**settings, max_concurrency=1000).remote()
-        started = actor.start.remote(config, checkpoint.resolve(), max_context, seed, transfer)
-        window, version = await asyncio.wait_for(started, cluster.timeout)
+        starting = actor.start.remote(config, checkpoint.resolve(), max_context, seed, transfer)
+        started: Started = await asyncio.wait_for(starting, cluster.timeout)
     except BaseException as error:
         remove_placement_group(group)  # and with it the actor, if there is one
         if isinstance(error, TimeoutError):
@@ -304,7 +324,7 @@ async def start_engine(
                 f"an engine died while it started, perhaps for lack of memory: {_why(error)}"
             ) from error
         raise
-    return RemoteEngine(actor, window, version, cluster.reply_timeout, partial(_end, actor, group))
+    return RemoteEngine(actor, started, cluster.reply_timeout, partial(_end, actor, group))
 
 
 def _end(actor: Any, group: PlacementGroup) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from apr.engines.refusals import not_finite, refuse_second
 from apr.errors import EngineError, EngineLostError
-from apr.threads.engine import Completion, Request
+from apr.threads.engine import Completion, Request, Views
 from apr.threads.trace import EngineStop, StrandKey, VersionSpan
 
 
@@ -46,8 +46,11 @@ class Flight:
 class LocalEngine(ABC):
     """Base of the engines in this package; implements `apr.threads.engine.Engine`."""
 
-    def __init__(self, max_context: int, version: int) -> None:
+    views: Views = "chain"
+
+    def __init__(self, max_context: int, version: int, max_reach: int | None = None) -> None:
         self._max_context = max_context
+        self._max_reach = max_context if max_reach is None else max_reach
         self._version = version
         self._flights: dict[StrandKey, Flight] = {}
         self._paused = False
@@ -62,6 +65,10 @@ class LocalEngine(ABC):
     @property
     def max_context(self) -> int:
         return self._max_context
+
+    @property
+    def max_reach(self) -> int:
+        return self._max_reach
 
     @property
     def version(self) -> int:
@@ -87,6 +94,10 @@ class LocalEngine(ABC):
         if flight is None or flight.done.done():
             return
         self._settle(flight, self._interrupt(flight) if flight.running else self._completion(flight, (), ()))
+
+    async def release(self, key: StrandKey) -> None:
+        """See `Engine.release`. By default nothing is kept of a strand that has ended."""
+        return
 
     async def pause(self, keep: bool = False) -> None:
         self._paused = True

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from apr.engines.refusals import refuse_second
 from apr.errors import CheckpointError, EngineError, EngineLostError, TornWeightsError
-from apr.threads.engine import Completion, Engine, Request
+from apr.threads.engine import Completion, Engine, Request, Views
 from apr.threads.trace import EngineStop, StrandKey
 
 Make = Callable[[int], Awaitable[Engine]]
@@ -58,7 +58,9 @@ class EnginePool:
     ) -> None:
         self._make = make
         self._members = [Member(index, engine) for index, engine in enumerate(members)]
+        self._views = members[0].views
         self._max_context = min(engine.max_context for engine in members)
+        self._max_reach = min(engine.max_reach for engine in members)
         self._version = members[0].version
         self._routing = routing
         self._timeout = timeout
@@ -108,6 +110,14 @@ class EnginePool:
         return self._max_context
 
     @property
+    def max_reach(self) -> int:
+        return self._max_reach
+
+    @property
+    def views(self) -> Views:
+        return self._views
+
+    @property
     def version(self) -> int:
         return self._version
 
@@ -130,6 +140,13 @@ class EnginePool:
             self._wake(key, False)
         elif (member := self._flights.get(key)) is not None:
             await self._ask(member, lambda engine: engine.abort(key))
+
+    async def release(self, key: StrandKey) -> None:
+        if self._views == "chain":
+            return
+        index = self._homes.get(self._home(key))
+        if index is not None and self._members[index].alive:
+            await self._ask(self._members[index], lambda engine: engine.release(key))
 
     async def pause(self, keep: bool = False) -> None:
         self._paused, self._keep = True, keep
@@ -195,7 +212,7 @@ class EnginePool:
         """The engine of the key's home, chosen now if it has none that is alive; None if no engine is."""
         if self._closed or not (alive := self._alive()):
             return None
-        home = key._replace(thread=key.thread if self._routing == "spread" else "", number=0)
+        home = self._home(key)
         member = self._members[self._homes[home]] if home in self._homes else None
         if member is None or not member.alive:
             member = min(alive, key=lambda one: one.busy)
@@ -204,6 +221,11 @@ class EnginePool:
         if len(self._homes) > REMEMBERED:
             self._homes.popitem(last=False)
         return member
+
+    def _home(self, key: StrandKey) -> StrandKey:
+        """What shares it goes to one engine. One whose strands share what they computed serves a trace as a whole."""
+        spread = self._routing == "spread" and self._views == "chain"
+        return key._replace(thread=key.thread if spread else "", number=0)
 
     async def _served(self, member: Member, request: Request) -> Completion:
         member.busy += 1

@@ -55,7 +55,7 @@ def prepare(config: EvalConfig) -> Prepared:
     problems = with_condition(read_problems(config.data, config.split, env)[: config.problems], config.condition)
     jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
     checkpoint = Checkpoint.open(config.checkpoint, config.dialect, adapters=True, base=config.base)
-    checkpoint.check_fits(config.protocol, config.condition, config.limits.context)
+    checkpoint.check_fits(config.protocol, config.condition, config.limits)
     if not checkpoint.is_adapter:
         _check_before(config, _hashes(config, checkpoint), len(jobs))
         checkpoint.model.check_finite()

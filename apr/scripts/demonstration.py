@@ -61,7 +61,7 @@ class _Given(Interpreter):
             raise ValueError(f"the demonstration ends before thread {id.thread} does")
         return Strand(id, plan.sees, after, plan.position, plan.inject, sampled, EngineStop.STOP), None
 
-    def open(self, thread: Coroutine[Any, Any, Branch]) -> _Child:
+    def begin(self, thread: Coroutine[Any, Any, Branch]) -> _Child:
         return _Child(thread)
 
     async def gather(self, children: Sequence[Awaitable[Branch]]) -> Sequence[Branch]:

@@ -6,7 +6,8 @@ I = injected tokens, C = the part of I that is `copy`, X = sampled tokens:
 * span = longest chain of `after`, each strand weighing |I| - |C| + |X|;  span_sampled the same with |X| alone;
   Since `after` names all strands that must have ended, those of descendants included, `span_sampled` is the number of
   steps in which every runnable strand decodes one token per step;
-* context = max over strands of |closure of sees| + |I| + |X|, copies included.
+* context = max over strands of |closure of sees| + |I| + |X|, copies included;
+* reach = the largest position + 1.
 """
 
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ def critical_path(strands: tuple[Strand, ...]) -> list[StrandId]:
 def costs(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Costs:
     """All costs of one trace, in one pass over its strands; `strands` in topological order (as `Trace.strands` is)."""
     until: dict[StrandId, tuple[int, int]] = {}  # the longest chains that end with a strand: tokens, sampled tokens
-    work = work_sampled = span = span_sampled = context = prefilled = 0
+    work = work_sampled = span = span_sampled = context = prefilled = reach = 0
     seconds = 0.0
     for strand, seen in zip(strands, closure_tokens(strands), strict=True):
         sampled, weighs = len(strand.sampled), weight(strand)
@@ -61,6 +62,7 @@ def costs(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Costs:
         span, span_sampled = max(span, chain), max(span_sampled, chain_sampled)
         context = max(context, sent + sampled)
         prefilled += sent - strand.cached
+        reach = max(reach, strand.end)
         seconds = max(seconds, strand.ended)
     return Costs(
         work, work_sampled, span, span_sampled, context,
@@ -69,6 +71,7 @@ def costs(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Costs:
         depth=max((thread.depth for thread in threads), default=0),
         prefilled=prefilled,
         seconds=seconds,
+        reach=reach,
     )  # fmt: skip
 
 

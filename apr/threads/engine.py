@@ -10,14 +10,21 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from apr.threads.layout import Block
 from apr.threads.trace import EngineStop, StrandKey, VersionSpan
+
+Views = Literal["chain", "dag"]  # what strands of an engine may see: one causal sequence, or several strands' tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One strand to sample. `ids`: the whole context, injected tokens last. `temperature` 0 is greedy.
+
+    `block`: who sees whom among `ids`, and where they stand; its last segment is the strand itself, the others are those that
+    it sees. `position`: of the first token that it samples. Engines of views `dag` are told both, and can so compute whatever
+    they no longer hold; for others the block is None.
 
     Tokens are sampled from the full vocabulary at `temperature` (top_p 1, top_k off), so that the recorded logprobs
     are those of the distribution sampled from.
@@ -30,6 +37,8 @@ class Request:
     temperature: float
     seed: int
     priority: int = 0  # lower runs earlier
+    block: Block | None = None
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,18 @@ class Engine(typing.Protocol):
     """
 
     @property
+    def views(self) -> Views:
+        """What its strands may see."""
+        ...
+
+    @property
     def max_context(self) -> int:
         """Tokens that fit in one context, prompt and sampled together."""
+        ...
+
+    @property
+    def max_reach(self) -> int:
+        """Positions that a token may stand at are below it."""
         ...
 
     @property
@@ -70,6 +89,10 @@ class Engine(typing.Protocol):
 
     async def abort(self, key: StrandKey) -> None:
         """Stop a request: its `generate` returns what was sampled so far, with `EngineStop.ABORT`."""
+        ...
+
+    async def release(self, key: StrandKey) -> None:
+        """No strand of the trace of `key` will be asked for again: what is kept of it may go."""
         ...
 
     async def pause(self, keep: bool = False) -> None:

@@ -77,7 +77,7 @@ class Interpreter(ABC):
         """Sample one strand. Returns it and, if something cut it short, what; or why it could not start."""
 
     @abstractmethod
-    def open(self, thread: Coroutine[Any, Any, Branch]) -> Awaitable[Branch]:
+    def begin(self, thread: Coroutine[Any, Any, Branch]) -> Awaitable[Branch]:
         """Start a child thread."""
 
     @abstractmethod
@@ -129,7 +129,7 @@ class Interpreter(ABC):
                         shares = allowance.split(len(plans), goes_on=isinstance(then, Continue))
                         for share, plan in zip(shares, plans):
                             run = self.thread(f"{id}.{spawned}", id, depth + 1, plan, below.ends, share)
-                            children[spawned] = self.open(run)
+                            children[spawned] = self.begin(run)
                             spawned += 1
                         decision = then
                     case Await(numbers):

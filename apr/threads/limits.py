@@ -15,11 +15,15 @@ from apr.threads.trace import Costs, StopReason
 
 
 class Limits(BaseModel):
-    """`None` means no limit, except for `context`, which the model's window always bounds."""
+    """`None` means no limit, except that the model's window bounds `context` or, where an engine lets strands see several
+    others, `reach`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     context: int = Field(default=160, ge=8, description="tokens in any one strand's context, prompt included")
+    reach: int | None = Field(
+        default=None, ge=8, description="positions, where these are fewer or more than tokens seen"
+    )
     work: int | None = Field(default=None, ge=1, description="tokens of the whole trace, injected ones included")
     span: int | None = Field(default=None, ge=1, description="sampled tokens on the longest dependent chain")
     threads: int | None = Field(default=64, ge=1, description="threads ever started in a trace, the root included")

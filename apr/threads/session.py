@@ -23,9 +23,11 @@ from apr.seeds import derive_seed
 from apr.threads.costs import costs, weight
 from apr.threads.engine import Completion, Engine, Request
 from apr.threads.interpreter import Branch, Interpreter
+from apr.threads.layout import Block, block_of
 from apr.threads.limits import Allowance, Limits
 from apr.threads.protocol import Continue, ThreadProtocol
 from apr.threads.trace import (
+    ROOT,
     EngineStop,
     StopReason,
     Strand,
@@ -33,6 +35,7 @@ from apr.threads.trace import (
     StrandKey,
     Trace,
     closure_ids,
+    closure_lengths,
 )
 
 ENGINE_RETRIES = 2
@@ -59,7 +62,10 @@ async def attempt(
 ) -> Trace:
     """Run one attempt to its end. The trace has costs, but no answer text, verdict or reward yet."""
     session = Session(problem["id"], engine, protocol, limits, sampling, step, sample)
-    branch = await session.root(protocol.start(prompt))
+    try:
+        branch = await session.root(protocol.start(prompt))
+    finally:
+        await engine.release(session.key(StrandId(ROOT, 0)))
     threads, strands = branch.flat()
     return Trace(
         problem, protocol.name, step, sample, threads, strands,
@@ -84,7 +90,7 @@ class Session(Interpreter):
         self.sent: dict[str, tuple[StrandId, tuple[int, ...]]] = {}  # the latest strand of each open thread, its prompt
         self.born = time.monotonic()
 
-    def open(self, thread: Coroutine[Any, Any, Branch]) -> asyncio.Task[Branch]:
+    def begin(self, thread: Coroutine[Any, Any, Branch]) -> asyncio.Task[Branch]:
         return asyncio.create_task(thread)
 
     async def gather(self, children: Sequence[Awaitable[Branch]]) -> Sequence[Branch]:
@@ -117,13 +123,14 @@ class Session(Interpreter):
         ids = self._prompt(plan)
         draft = Strand(id, plan.sees, after, plan.position, plan.inject, (), EngineStop.STOP)
         waited = max((self.until[before] for before in after), default=0)
-        room, binding = self._room(len(ids), weight(draft), waited, plan, allowance)
+        room, binding = self._room(len(ids), draft.end, weight(draft), waited, plan, allowance)
         if room <= 0:
             return binding
-        key = StrandKey(self.step, self.problem, self.sample, *id)
+        key = self.key(id)
         request = Request(
             key, ids, plan.stop_ids, room, self.sampling.temperature,
             derive_seed(self.sampling.seed, "strand", *key), priority=-id.thread.count("."),
+            block=self._block(draft) if self.engine.views == "dag" else None, position=draft.end,
         )  # fmt: skip
         started = self._clock()
         if self.limits.seconds is not None and started >= self.limits.seconds:
@@ -157,11 +164,22 @@ class Session(Interpreter):
                 return sent[: len(sent) + more] + injected
         return closure_ids(self.ended, plan.sees) + injected
 
+    def key(self, id: StrandId) -> StrandKey:
+        return StrandKey(self.step, self.problem, self.sample, *id)
+
+    def _block(self, draft: Strand) -> Block:
+        """All that a strand sees and is injected, for an engine that keeps keys and values strand by strand."""
+        seen = closure_lengths(self.ended, draft.sees)
+        return block_of([*((self.ended[id], length) for id, length in seen.items()), (draft, len(draft.ids))])
+
     def _room(
-        self, context: int, injected: int, waited: int, plan: Continue, allowance: Allowance
+        self, context: int, position: int, injected: int, waited: int, plan: Continue, allowance: Allowance
     ) -> tuple[int, StopReason]:
         """Tokens that may be sampled now, and the limit that says so (the first of equals, in documented order)."""
         rooms = [(min(self.limits.context, self.engine.max_context) - context, StopReason.CONTEXT)]
+        if self.limits.reach is not None or self.engine.views == "dag":
+            reach = min(self.limits.reach or self.engine.max_reach, self.engine.max_reach)
+            rooms.append((reach - position, StopReason.REACH))
         if allowance.work is not None:
             rooms.append((allowance.work - injected, StopReason.WORK))
         if self.limits.span is not None:

@@ -49,6 +49,7 @@ class StopReason(StrEnum):
     NO_ANSWER = "no_answer"  # joined with the empty message
     RETURNED = "returned"  # ended; its parent sees what it wrote
     CONTEXT = "context"
+    REACH = "reach"
     WORK = "work"
     SPAN = "span"
     THREADS = "threads"
@@ -167,6 +168,7 @@ class Costs:
     depth: int
     prefilled: int
     seconds: float
+    reach: int | None = None  # traces of earlier versions do not say
 
     @property
     def parallelism(self) -> float:

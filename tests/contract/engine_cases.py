@@ -18,7 +18,7 @@ from apr.threads.engine import Completion, Engine, Request
 from apr.threads.trace import StrandKey
 
 WINDOW = 160
-KINDS = ["scripted", "tiny", "pool", "remote", "endpoint", pytest.param("vllm", marks=pytest.mark.vllm)]
+KINDS = ["scripted", "tiny", "shared", "pool", "remote", "endpoint", pytest.param("vllm", marks=pytest.mark.vllm)]
 PROMPT = (1, 20, 21, 22, 23, 24, 25)
 
 
@@ -105,6 +105,10 @@ def make_engine(kind: str, checkpoint: Callable[[int], Path]) -> Engine:
         from apr.engines.tiny import TinyEngine
 
         return TinyEngine.from_folder(ModelFolder.open(checkpoint(0)), max_context=WINDOW)
+    if kind == "shared":
+        from apr.engines.shared import SharedEngine
+
+        return SharedEngine.from_folder(ModelFolder.open(checkpoint(0)), max_context=WINDOW, cache_bytes=8 << 20)
     from apr.engines.vllm import VllmEngine
 
     return VllmEngine(

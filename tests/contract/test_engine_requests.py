@@ -85,7 +85,7 @@ def test_many_requests_at_once_each_get_their_own_answer(case: Case) -> None:
         assert completion.key == request.key
         assert len(completion.ids) == request.max_tokens
     alone = run(case, requests[0]), run(case, requests[57])
-    if case.kind == "vllm":  # batching changes its floats
+    if case.kind in ("vllm", "shared"):  # batching changes their floats
         assert same(alone[0][0], completions[0])
     else:
         assert [alone[0][0], alone[1][0]] == [completions[0], completions[57]]

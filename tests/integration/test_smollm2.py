@@ -18,9 +18,9 @@ from apr.dialects import dialect_in, dialect_of
 from apr.evaluation.folder import TRACES
 from apr.evaluation.run import evaluate
 from apr.presets import load, preset
-from apr.sft.rows import rows
 from apr.sft.train import train
 from apr.threads.codec import read_traces
+from apr.threads.trace import closure_ids
 from rl.launch import launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
@@ -44,8 +44,10 @@ def test_what_is_written_is_what_the_models_own_tokenizer_makes_of_the_text(data
     tokenizer: Any = words._tokenizer  # type: ignore[attr-defined]
     for trace in read_demonstrations(data, "spawn_join"):
         assert len(trace.threads) == 3
-        for row in rows(trace):
-            assert tuple(tokenizer(words.text(row.ids), add_special_tokens=False)["input_ids"]) == row.ids
+        for thread in trace.threads:
+            last = trace.by_id()[thread.strands[-1]]
+            ids = closure_ids(trace.by_id(), last.sees) + last.ids
+            assert tuple(tokenizer(words.text(ids), add_special_tokens=False)["input_ids"]) == ids
 
 
 def test_sft_makes_it_a_checkpoint_of_ours(data: Path, trained: Path) -> None:

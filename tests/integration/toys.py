@@ -16,7 +16,8 @@ from apr.config import DataConfig, ModelConfig, RlConfig, SftConfig
 from apr.data.generate import generate
 from apr.data.store import read_demonstrations
 from apr.presets import check
-from apr.sft.rows import IGNORED, rows
+from apr.sft.batches import collate
+from apr.sft.rows import pointers, rows
 from apr.sft.train import new_model
 from envs.countdown.compact import CompactDialect
 
@@ -38,21 +39,24 @@ SPAWNING = {
 }  # fmt: skip
 
 
-def make_task(folder: Path, data: dict[str, Any], steps: int) -> Path:
+def make_task(folder: Path, data: dict[str, Any], steps: int, window: int = WINDOW) -> Path:
     """`folder` with `data/` and `start/`: a checkpoint that `steps` steps on all demonstrations have taught the form."""
     config = check(DataConfig, {**data, "out": folder / "data"}, "toy")
     generate(config)
     traces = read_demonstrations(config.out, "toy")
-    examples = [row for trace in traces for row in rows(trace)]
-    length = max(len(row.ids) for row in examples)
-    ids = torch.tensor([[*row.ids, *[0] * (length - len(row.ids))] for row in examples])
-    labels = torch.tensor([[*row.labels, *[IGNORED] * (length - len(row.ids))] for row in examples])
+    examples = [
+        {"input_ids": list(row.block.ids), "targets": row.targets, "segments": pointers(row.block)}
+        for trace in traces
+        for row in rows(trace)
+    ]
+    batch = collate(examples, pad=0)
+    del batch["tokens"]
     torch.set_num_threads(1)
     with torch.random.fork_rng():
-        model = new_model(ModelConfig.model_validate(MODEL), len(VOCABULARY), 0, 1)
+        model = new_model(ModelConfig.model_validate({**MODEL, "window": window}), len(VOCABULARY), 0, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(steps):
-        model(input_ids=ids, labels=labels).loss.backward()
+        model(**batch, labels=batch["shift_labels"]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     (folder / "start").mkdir()

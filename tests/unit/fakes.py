@@ -46,6 +46,9 @@ def join(*message: int, search: Sequence[int] = ()) -> tuple[int, ...]:
 class FakeEngine:
     """Says what `script` says of a request, after `ticks` turns of the event loop; cut at `max_tokens`."""
 
+    views = "chain"
+    max_reach = 10_000_000
+
     def __init__(self, script: Script, ticks: Callable[[Request], int] = lambda request: 0) -> None:
         self.script = script
         self.ticks = ticks
@@ -54,7 +57,11 @@ class FakeEngine:
         self.requests: list[Request] = []
         self.ended: list[str] = []  # "r.0#0", in the order in which they ended
         self.cancelled: list[str] = []
+        self.released: list[StrandKey] = []
         self.aborts: dict[StrandKey, asyncio.Event] = {}
+
+    async def release(self, key: StrandKey) -> None:
+        self.released.append(key)
 
     async def generate(self, request: Request) -> Completion:
         self.requests.append(request)

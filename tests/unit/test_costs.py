@@ -76,6 +76,7 @@ def test_two_children_of_unequal_length() -> None:
         depth=1,
         prefilled=4 + 3 + (4 - 2) + (10 + 5 - 8),
         seconds=4.0,
+        reach=14,  # all strands of this test stand at 0
     )
     assert cost(*TWO_CHILDREN).parallelism == 47 / 39
     assert cost(*TWO_CHILDREN).parallelism_sampled == 31 / 26
@@ -150,7 +151,7 @@ def test_width_counts_waiting_parents_and_not_those_that_ended() -> None:
 def test_a_thread_that_could_not_start_costs_nothing() -> None:
     lone = Thread("r", None, 0, (), StopReason.CONTEXT)
     found = costs((lone,), ())
-    assert found == Costs(0, 0, 0, 0, 0, threads=1, width=0, depth=0, prefilled=0, seconds=0.0)
+    assert found == Costs(0, 0, 0, 0, 0, threads=1, width=0, depth=0, prefilled=0, seconds=0.0, reach=0)
     assert found.parallelism == found.parallelism_sampled == 1.0
 
 

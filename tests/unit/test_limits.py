@@ -14,7 +14,7 @@ AMOUNT = st.none() | st.integers(0, 50)
 
 
 def test_fields_stand_in_the_order_in_which_they_are_checked() -> None:
-    assert list(Limits.model_fields) == ["context", "work", "span", "threads", "width", "depth", "seconds"]
+    assert list(Limits.model_fields) == ["context", "reach", "work", "span", "threads", "width", "depth", "seconds"]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from mortals import Maker, Mortal, ask, persist, play, turns
 from apr.engines import pool as pools
 from apr.engines.pool import EnginePool, Routing
 from apr.errors import CheckpointError, EngineError, EngineLostError, ResourceError, TornWeightsError
-from apr.threads.engine import Completion, Request
-from apr.threads.trace import EngineStop
+from apr.threads.engine import Completion, Request, Views
+from apr.threads.trace import EngineStop, StrandKey
 
 
 @pytest.mark.parametrize("routing", ["trace", "spread"])
@@ -376,5 +376,43 @@ def test_closing_ends_restarts_and_what_waits_for_them() -> None:
         assert all(engine._closed for engine in make.made)
         with pytest.raises(EngineError, match="closed"):
             await pool.generate(ask())
+
+    play(body())
+
+
+@pytest.mark.parametrize("routing", ["trace", "spread"])
+def test_a_trace_stays_where_its_strands_share_what_they_computed_and_is_released_there(routing: Routing) -> None:
+    """An engine of views `dag` serves a trace as a whole, even where threads of chains would be spread."""
+
+    class Sharing(Mortal):
+        views: Views = "dag"
+
+        def __init__(self, index: int) -> None:
+            super().__init__(index)
+            self.released: list[StrandKey] = []
+
+        async def release(self, key: StrandKey) -> None:
+            self.released.append(key)
+
+    async def body() -> None:
+        made: list[Sharing] = []
+
+        async def make(index: int) -> Sharing:
+            made.append(Sharing(index))
+            return made[-1]
+
+        pool = await EnginePool.start(make, 3, routing=routing)
+        assert pool.views == "dag"
+        requests = [ask(f"p{trace}", thread) for trace in range(4) for thread in ("r", "r.0", "r.1", "r.2")]
+        await asyncio.gather(*map(pool.generate, requests))
+        homes = [
+            {engine.index for engine in made for one in engine.requests if one.key.problem == f"p{i}"} for i in range(4)
+        ]
+        assert [len(home) for home in homes] == [1] * 4
+        for trace in range(4):
+            await pool.release(ask(f"p{trace}").key)
+        for engine in made:
+            assert {key.problem for key in engine.released} == {one.key.problem for one in engine.requests}
+        await pool.close()
 
     play(body())

@@ -16,7 +16,18 @@ from apr.threads.engine import Request
 from apr.threads.limits import Limits
 from apr.threads.protocol import Continue, Decision, Finish
 from apr.threads.session import Sampling, attempt
-from apr.threads.trace import Injected, Origin, Reference, StopReason, Strand, StrandId, StrandKey, Thread, Trace
+from apr.threads.trace import (
+    Injected,
+    Origin,
+    Reference,
+    StopReason,
+    Strand,
+    StrandId,
+    StrandKey,
+    Thread,
+    Trace,
+    closure_ids,
+)
 
 C = CONTROL
 
@@ -424,3 +435,45 @@ def test_children_that_nobody_awaits_are_still_in_the_trace() -> None:
     assert trace.root.message == (60,)
     assert trace.costs is not None
     assert trace.costs.span_sampled == 6 + 12 and trace.costs.work == 9 + 2 + 14 + 5
+
+
+# --- engines that keep what strands have computed
+
+
+def test_an_engine_is_told_when_a_trace_has_ended() -> None:
+    engine = FakeEngine(says(r_0=spawn((30,)), r0_0=join(50), r_1=join(60)))
+    run(engine, FREE)
+    assert engine.released == [engine.request("r#0").key]
+    engine = FakeEngine(says(r_0=EngineError("refused")))
+    with pytest.raises(EngineError, match="refused"):
+        run(engine, FREE)
+    assert engine.released == [engine.request("r#0").key]  # however it ended
+
+
+def test_an_engine_of_dags_is_told_who_sees_whom_and_others_are_not() -> None:
+    script = says(r_0=spawn((30,), search=(40,)), r0_0=join(50), r_1=join(60))
+    chains = FakeEngine(script)
+    run(chains, FREE)
+    assert {request.block for request in chains.requests} == {None}
+    engine = FakeEngine(script)
+    engine.views = "dag"
+    trace = run(engine, FREE)
+    for strand in trace.strands:
+        request = engine.request(str(strand.id))
+        block = request.block
+        assert (
+            block is not None
+            and block.ids == request.ids == closure_ids(trace.by_id(), strand.sees) + strand.injected_ids
+        )
+        assert block.segments[-1].strand == strand.id
+        assert block.positions == tuple(range(len(block.ids))) and request.position == len(block.ids)
+
+
+def test_a_trace_stops_where_its_positions_end() -> None:
+    """The context has room for more: a limit on positions binds where it is the smaller one."""
+    trace = run(FakeEngine(says(r_0=(40,) * 50)), limits(reach=20))
+    assert (trace.root.stop, trace.strands[0].end) == (StopReason.REACH, 20)
+    engine = FakeEngine(says(r_0=(40,) * 50))
+    engine.views, engine.max_reach = "dag", 12
+    trace = run(engine, limits())
+    assert (trace.root.stop, trace.strands[0].end) == (StopReason.REACH, 12)

@@ -184,7 +184,7 @@ def test_demonstrations_in_other_tokens_are_refused(fact: dict[bytes, str], said
         ("tokens", lambda ids: [*ids[:-1], COMPACT.vocabulary.control.join], "cannot express"),
         ("strands", lambda lengths: [], "its strands of"),
         ("strands", lambda lengths: [*lengths[:-1], lengths[-1] + 1, -1], "its strands of"),
-        ("strands", lambda lengths: [sum(lengths[:-1]), lengths[-1]], "cannot express"),
+        ("strands", lambda lengths: [sum(lengths[:-1]), lengths[-1]], "ends before the last strand"),
     ],
 )
 def test_a_demonstration_that_is_none_is_refused_with_its_row(column: str, change: Any, said: str, again: Path) -> None:
