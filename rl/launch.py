@@ -116,7 +116,7 @@ def launch(config: RlConfig, resume: bool) -> Path:
             print(f"{run} has no checkpoint yet: starting at step 0", file=sys.stderr)
         if start >= config.steps:
             return _finished(run, start_from, config)
-        protocol = protocol_by_name(config.protocol, dialect)
+        protocol = protocol_by_name(config.protocol, dialect, config.join)
         sync = weight_sync(config, run)
         with placed(config, start_from, found) as (engine, learner, replace, lost):
             parts = Parts(env, dialect, protocol, engine, learner, sync, Monitors([]), train, validation)

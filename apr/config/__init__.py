@@ -5,7 +5,7 @@ Unknown keys, wrong types and impossible combinations are refused with the key's
 
 from pydantic import BaseModel
 
-from apr.config.base import ProtocolName, Strict, Temperature
+from apr.config.base import Strict, Temperature
 from apr.config.data import DataConfig
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig
 from apr.config.env import EnvConfig, EnvOfData
@@ -13,6 +13,7 @@ from apr.config.evaluation import EvalConfig
 from apr.config.quickstart import QuickstartConfig
 from apr.config.rl import Bonus, LearnerConfig, RewardConfig, RlConfig, SoftBudget, refuse_idle
 from apr.config.sft import LoraConfig, ModelConfig, SftConfig
+from apr.tokens.control import ProtocolName
 
 KINDS: dict[str, type[BaseModel]] = {
     "data": DataConfig, "sft": SftConfig, "rl": RlConfig, "eval": EvalConfig, "quickstart": QuickstartConfig,

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from apr.idle import Idle
 
-ProtocolName = Literal["serial", "spawn_join", "multiverse", "aspd", "pasta", "threadweaver", "apar", "skeleton"]
+JoinRule = Literal["all", "first"]
 
 
 class Strict(BaseModel):

@@ -69,8 +69,13 @@ class EngineConfig(Strict):
             yield Idle(option, "kind", f"set engine.kind={kind} as well, or leave them out")
 
 
-def check_views(protocol: str, engine: EngineConfig) -> None:
-    """Raise `ValueError` if the engine cannot serve what strands see under the protocol."""
+def check_protocol(protocol: str, join: str, engine: EngineConfig) -> None:
+    """Raise `ValueError` if the protocol has no such way to join, or the engine cannot serve what strands see under it."""
+    if join == "first" and protocol != "spawn_join":
+        raise ValueError(
+            f"join=first is an option of protocol=spawn_join, and {protocol} has rules of its own for what a parent waits for: "
+            "leave it out"
+        )
     if protocol in SHARING and engine.kind != "shared":
         raise ValueError(
             f"protocol {protocol} joins over its children's keys and values, which engine.kind={engine.kind} does not serve: "

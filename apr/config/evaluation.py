@@ -8,11 +8,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apr.config.base import ProtocolName, Strict, Temperature
-from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig, check_views
+from apr.config.base import JoinRule, Strict, Temperature
+from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig, check_protocol
 from apr.config.env import ENV_OF_DATA, EnvOfData
 from apr.idle import Idle
 from apr.threads.limits import Budgets, Limits
+from apr.tokens.control import ProtocolName
 
 
 class EvalConfig(Strict):
@@ -29,6 +30,10 @@ class EvalConfig(Strict):
         default=None, description="of an adapter: the model that it adapts, if it names none here"
     )
     protocol: ProtocolName = Field(default="spawn_join", description="how the model spawns and joins")
+    join: JoinRule = Field(
+        default="all",
+        description="of spawn_join: parents wait for all children, or for the first with a message, and cancel the others",
+    )
     dialect: str | None = Field(default=None, description="if the checkpoint does not say")
     problems: int | None = Field(default=None, ge=1, description="the first so many; all if not given")
     samples: int = Field(default=1, ge=1, description="attempts per problem; above 1 gives cons@n and pass@n")
@@ -57,7 +62,7 @@ class EvalConfig(Strict):
     def _greedy(self) -> EvalConfig:
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("several samples at temperature 0 are all the same: set temperature above 0 or samples=1")
-        check_views(self.protocol, self.engine)
+        check_protocol(self.protocol, self.join, self.engine)
         if self.engine.kind == "endpoint" and self.cluster.address != "none":
             raise ValueError(
                 "engine.kind=endpoint is a server already, with devices of its own: leave cluster.address out"

@@ -8,13 +8,14 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from apr.config.base import ProtocolName, Strict, Temperature
-from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig, check_views
+from apr.config.base import JoinRule, Strict, Temperature
+from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig, check_protocol
 from apr.config.env import ENV_OF_DATA, EnvOfData
 from apr.config.sft import LoraConfig
 from apr.errors import ConfigError
 from apr.idle import Idle
 from apr.threads.limits import Budgets, Limits
+from apr.tokens.control import ProtocolName
 from apr.user_code import NAMED, allow, file_of
 
 
@@ -144,6 +145,10 @@ class RlConfig(Strict):
         description="to start from: a checkpoint, or the folder of its SFT or RL run",
     )
     protocol: ProtocolName = Field(default="spawn_join", description="how the model spawns and joins")
+    join: JoinRule = Field(
+        default="all",
+        description="of spawn_join: parents wait for all children, or for the first with a message, and cancel the others",
+    )
     dialect: str | None = Field(default=None, description="if the checkpoint does not say")
     steps: int = Field(default=30, ge=1, description="training steps in all")
     problems_per_step: int = Field(default=32, ge=1, description="problems drawn for each step")
@@ -211,7 +216,7 @@ class RlConfig(Strict):
         budget = self.reward.budgets.context
         if budget is not None and budget > self.limits.context:
             raise ValueError(f"reward.budgets.context ({budget}) exceeds limits.context ({self.limits.context})")
-        check_views(self.protocol, self.engine)
+        check_protocol(self.protocol, self.join, self.engine)
         if self.protocol != "serial" and self.limits.depth < 1:
             raise ValueError(f"protocol {self.protocol} needs limits.depth of at least 1")
         traces = self.problems_per_step * self.group_size

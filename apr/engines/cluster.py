@@ -84,8 +84,8 @@ class EngineActor:
         except Exception as error:  # noqa: BLE001 - a request without an answer would be waited for without end
             await self.finished.put((ticket, EngineLostError(f"the engine failed: {error!r}")))
 
-    async def abort(self, key: StrandKey) -> None:
-        await self.engine.abort(key)
+    async def abort(self, key: StrandKey, after: int) -> None:
+        await self.engine.abort(key, after)
 
     async def release(self, key: StrandKey) -> None:
         await self.engine.release(key)
@@ -228,8 +228,8 @@ class RemoteEngine:
         self._outbox.clear()
         self._sent.clear()
 
-    async def abort(self, key: StrandKey) -> None:
-        await self._call("abort", key)
+    async def abort(self, key: StrandKey, after: int = 0) -> None:
+        await self._call("abort", key, after)
 
     async def release(self, key: StrandKey) -> None:
         if self.views == "dag":

@@ -98,7 +98,7 @@ class EndpointEngine(LocalEngine):
             for wait in (*WAITS, None):
                 stream = self._streams[flight] = self._new_stream(request)
                 try:
-                    await self._fill(stream, request)
+                    await self._fill(stream, flight)
                     self._settle(flight, self._completed(flight, stream))
                     self._told = False
                     return
@@ -141,12 +141,13 @@ class EndpointEngine(LocalEngine):
             print(error, file=sys.stderr, flush=True)
         self._told = True
 
-    async def _fill(self, stream: Stream, request: Request) -> None:
-        """Send a request once and add its answer to `stream`.
+    async def _fill(self, stream: Stream, flight: Flight) -> None:
+        """Send a request once and add its answer to `stream`, until it ends or nobody wants more of it.
 
         Raises `EngineError` if it is refused; `MalformedError`, `_BrokenError` or aiohttp's errors if it may be sent again;
         and `TimeoutError` if no token came for too long since the connection was there.
         """
+        request = flight.request
         session = await self._here()
         clock = asyncio.timeout(None)
         try:
@@ -165,6 +166,8 @@ class EndpointEngine(LocalEngine):
                 async for line in response.content:
                     if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]" and stream.take(data):
                         self._restart(clock)
+                    if len(stream.ids) >= flight.enough and stream.stop is None:
+                        return
         except TimeoutError:
             if stream.stop is None:
                 raise

@@ -25,13 +25,15 @@ from apr.threads.trace import EngineStop, StrandKey, VersionSpan
 class Flight:
     """A request on its way. It is not `running` while a pause holds it back, nor once it has ended; suspended ones are.
 
-    `marks`: for each update that it lived through, the version before and the tokens sampled until then.
+    `marks`: for each update that it lived through, the version before and the tokens sampled until then. `enough`: tokens
+    after which nobody wants more of it.
     """
 
     request: Request
     done: asyncio.Future[Completion]
     running: bool = False
     marks: list[tuple[int, int]] = field(default_factory=list)
+    enough: float = math.inf
 
     def versions(self, version: int, sampled: int) -> tuple[VersionSpan, ...]:
         """The policy of each of its `sampled` tokens, the last ones being of `version`."""
@@ -88,10 +90,13 @@ class LocalEngine(ABC):
             if flight.running:  # the caller was cancelled: nobody will read this completion
                 self._settle(flight, self._interrupt(flight))
 
-    async def abort(self, key: StrandKey) -> None:
+    async def abort(self, key: StrandKey, after: int = 0) -> None:
         """Stop a request, held back ones too; unknown and finished keys are ignored."""
         flight = self._flights.get(key)
         if flight is None or flight.done.done():
+            return
+        if after > (self._progress(flight) if flight.running else 0):
+            flight.enough = min(flight.enough, after)
             return
         self._settle(flight, self._interrupt(flight) if flight.running else self._completion(flight, (), ()))
 

@@ -135,11 +135,12 @@ class EnginePool:
         finally:
             del self._flights[request.key]
 
-    async def abort(self, key: StrandKey) -> None:
+    async def abort(self, key: StrandKey, after: int = 0) -> None:
         if key in self._waiting:
-            self._wake(key, False)
+            if not after:  # else it is wanted, and no engine has it yet
+                self._wake(key, False)
         elif (member := self._flights.get(key)) is not None:
-            await self._ask(member, lambda engine: engine.abort(key))
+            await self._ask(member, lambda engine: engine.abort(key, after))
 
     async def release(self, key: StrandKey) -> None:
         if self._views == "chain":

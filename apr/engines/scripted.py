@@ -48,6 +48,8 @@ class ScriptedEngine(LocalEngine):
             self._settle(flight, reply)
             return
         ids, stop = self._cut(flight.request, reply)
+        if len(ids) > flight.enough:
+            ids, stop = ids[: int(flight.enough)], EngineStop.ABORT
         self._settle(flight, self._completion(flight, ids, (0.0,) * len(ids), stop))
 
     def _delay(self, request: Request) -> int:

@@ -296,6 +296,8 @@ class SharedEngine(LocalEngine):
                 self._end(strand, self._whole(strand, EngineStop.STOP))
             elif len(strand.sampled) == strand.most:
                 self._end(strand, self._whole(strand, EngineStop.LENGTH))
+            elif len(strand.sampled) >= strand.flight.enough:
+                self._end(strand, self._whole(strand, EngineStop.ABORT))
 
     def _whole(self, strand: Strand, stop: EngineStop) -> Completion:
         return self._completion(

@@ -71,6 +71,9 @@ class TinyEngine(LocalEngine):
                 if token in request.stop_ids:
                     stop = EngineStop.STOP
                     break
+                if flight.enough <= len(sampled.ids) < most:
+                    stop = EngineStop.ABORT
+                    break
         except EngineError as error:
             self._forget(flight)
             self._settle(flight, error)

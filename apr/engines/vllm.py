@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import math
 import os
 import sys
 import time
@@ -193,7 +194,10 @@ class VllmEngine(LocalEngine):
             ids, logprobs = tuple(sampled.token_ids), tuple(sampled.logprobs.logprobs)
             cached = min(output.num_cached_tokens or 0, len(flight.request.ids))
             self._settle(flight, self._completion(flight, ids, logprobs, stop, cached))
-        return bool(outputs)
+        enough = [one for one in self._requests if one.enough < math.inf and self._progress(one) >= one.enough]
+        for flight in enough:
+            self._settle(flight, self._interrupt(flight))
+        return bool(outputs or enough)
 
     def _progress(self, flight: Flight) -> int:
         sampled: int = self._requests[flight].num_output_tokens

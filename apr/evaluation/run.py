@@ -141,7 +141,7 @@ async def _attempts(
     """Append the traces of `jobs` to the file, in their order. Raises `EngineLostError` at the first that is lost."""
     budgets = config.budgets.model_dump(exclude_none=True)
     roller = Roller(
-        env, dialect, engine, protocol_by_name(config.protocol, dialect),
+        env, dialect, engine, protocol_by_name(config.protocol, dialect, config.join),
         config.limits, Sampling(config.temperature, derive_seed(config.seed, "eval")), config.in_flight, config.threshold,
     )  # fmt: skip
     try:

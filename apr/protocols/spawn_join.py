@@ -8,6 +8,9 @@ A thread samples its search, then one of
 A child's context is `<msg>` and its message, nothing else. After the join the parent sees its own tokens up to the
 spawn block, then `<ret>` and the returned message of each child, in spawn order, *in place of* the block. The root's
 own join message is the answer. Children may spawn in turn, as deep as the limits allow.
+
+With `first`, a parent waits only until one of its children returns a message (in sampled tokens, ties in spawn order). The
+others are cancelled there, and their messages are empty: the grammar is the same.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,8 +44,9 @@ A child's context is `msg` and its message, nothing else. When all children have
 up to `spawn`, then for each child, in order, `ret` and the message that it returned, in place of the spawn block. The
 root's own join message is the answer."""
 
-    def __init__(self, control: ControlTokens) -> None:
+    def __init__(self, control: ControlTokens, first: bool = False) -> None:
         self.control = control
+        self.first = first
         self._stop_ids = (control.spawn_end, control.eos)
 
     def start(self, prompt: Sequence[int]) -> Continue:
@@ -55,7 +59,7 @@ root's own join message is the answer."""
         messages = self._messages(strand.sampled)
         if messages is None:
             return Fail(StopReason.MALFORMED)
-        return Spawn(tuple(self._child(message) for message in messages), then=Await())
+        return Spawn(tuple(self._child(message) for message in messages), then=Await(first=self.first))
 
     def joined(self, last: Strand, children: Sequence[Thread], strands: Mapping[StrandId, Strand]) -> Decision:
         kept = len(last.injected_ids) + last.sampled.index(self.control.spawn)

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from typing import Any
 
+from apr.threads.branches import Branch
 from apr.threads.costs import costs
-from apr.threads.interpreter import Branch, Interpreter
+from apr.threads.interpreter import Interpreter
 from apr.threads.limits import Allowance, Limits
 from apr.threads.protocol import Continue, ThreadProtocol
 from apr.threads.trace import EngineStop, Outcome, StopReason, Strand, StrandId, Trace
@@ -31,8 +32,10 @@ def demonstration(
     threads, strands = _ended(given.root(protocol.start(prompt))).flat()
     if next(given.sampled, None) is not None:
         raise ValueError(f"protocol {protocol.name} ends before the last strand")
+    waited = {before for strand in strands for before in strand.after}
     for thread in threads:
-        if thread.stop not in WHOLE:
+        left = thread.stop is StopReason.CANCELLED and thread.parent is not None and waited.isdisjoint(thread.strands)
+        if thread.stop not in WHOLE and not left:
             raise ValueError(
                 f"protocol {protocol.name} cannot express this demonstration: thread {thread.id} is {thread.stop}"
             )
@@ -59,13 +62,25 @@ class _Given(Interpreter):
         sampled = next(self.sampled, None)
         if sampled is None:
             raise ValueError(f"the demonstration ends before thread {id.thread} does")
-        return Strand(id, plan.sees, after, plan.position, plan.inject, sampled, EngineStop.STOP), None
+        stopped = sampled[-1:] and sampled[-1] in plan.stop_ids  # else its thread was cancelled in the middle of it
+        stop, cut = (EngineStop.STOP, None) if stopped else (EngineStop.ABORT, StopReason.CANCELLED)
+        return Strand(id, plan.sees, after, plan.position, plan.inject, sampled, stop), cut
 
     def begin(self, thread: Coroutine[Any, Any, Branch]) -> _Child:
         return _Child(thread)
 
-    async def gather(self, children: Sequence[Awaitable[Branch]]) -> Sequence[Branch]:
-        return [await child for child in children]
+    async def gather(
+        self, children: Sequence[Awaitable[Branch]], watch: Callable[[Branch], None] | None = None
+    ) -> Sequence[Branch]:
+        branches = []
+        for child in children:
+            branches.append(await child)
+            if watch is not None:
+                watch(branches[-1])
+        return branches
+
+    def hurry(self, thread: str, span: int) -> None:
+        """What is given is no more than was wanted."""
 
     async def drop(self, children: Iterable[Awaitable[Branch]]) -> None:
         for child in children:

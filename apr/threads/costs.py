@@ -3,7 +3,8 @@
 I = injected tokens, C = the part of I that is `copy`, X = sampled tokens:
 
 * work = sum of |I| - |C| + |X|;  work_sampled = sum of |X|;
-* span = longest chain of `after`, each strand weighing |I| - |C| + |X|;  span_sampled the same with |X| alone;
+* span = longest chain of `after`, each strand weighing |I| - |C| + |X|, but for strands of cancelled threads and of those below
+  them, which nobody waited for;  span_sampled the same with |X| alone;
   Since `after` names all strands that must have ended, those of descendants included, `span_sampled` is the number of
   steps in which every runnable strand decodes one token per step;
 * context = max over strands of |closure of sees| + |I| + |X|, copies included;
@@ -13,7 +14,7 @@ I = injected tokens, C = the part of I that is `copy`, X = sampled tokens:
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from apr.threads.trace import Costs, Origin, Strand, StrandId, Thread
+from apr.threads.trace import Costs, Origin, StopReason, Strand, StrandId, Thread
 from apr.threads.views import Views
 
 
@@ -48,6 +49,7 @@ def costs(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Costs:
     until: dict[StrandId, tuple[int, int]] = {}  # the longest chains that end with a strand: tokens, sampled tokens
     work = work_sampled = span = span_sampled = context = prefilled = reach = 0
     seconds = 0.0
+    left = cancelled(threads)
     for strand, seen in zip(strands, closure_tokens(strands), strict=True):
         sampled, weighs = len(strand.sampled), weight(strand)
         sent = seen + sum(len(run.ids) for run in strand.injected)
@@ -59,7 +61,8 @@ def costs(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Costs:
         until[strand.id] = chain, chain_sampled
         work += weighs
         work_sampled += sampled
-        span, span_sampled = max(span, chain), max(span_sampled, chain_sampled)
+        if strand.id.thread not in left:
+            span, span_sampled = max(span, chain), max(span_sampled, chain_sampled)
         context = max(context, sent + sampled)
         prefilled += sent - strand.cached
         reach = max(reach, strand.end)
@@ -73,6 +76,15 @@ def costs(threads: tuple[Thread, ...], strands: tuple[Strand, ...]) -> Costs:
         seconds=seconds,
         reach=reach,
     )  # fmt: skip
+
+
+def cancelled(threads: tuple[Thread, ...]) -> set[str]:
+    """The threads that were cancelled, and all below them."""
+    found: set[str] = set()
+    for thread in threads:  # parents before their children
+        if thread.stop is StopReason.CANCELLED or thread.parent in found:
+            found.add(thread.id)
+    return found
 
 
 def closure_tokens(strands: tuple[Strand, ...]) -> list[int]:

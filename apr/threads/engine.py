@@ -87,8 +87,9 @@ class Engine(typing.Protocol):
         the model's logits are not finite."""
         ...
 
-    async def abort(self, key: StrandKey) -> None:
-        """Stop a request: its `generate` returns what was sampled so far, with `EngineStop.ABORT`."""
+    async def abort(self, key: StrandKey, after: int = 0) -> None:
+        """Stop a request: its `generate` returns what was sampled so far, with `EngineStop.ABORT`. `after`: not before it has
+        sampled so many tokens; one that ends by itself with the last of them is whole. The smallest of several counts."""
         ...
 
     async def release(self, key: StrandKey) -> None:

@@ -29,9 +29,14 @@ class Continue:
 
 @dataclass(frozen=True, slots=True)
 class Await:
-    """Wait for children of this thread, by their numbers in spawn order, then ask `joined`. None: for all that are open."""
+    """Wait for children of this thread, by their numbers in spawn order, then ask `joined`. None: for all that are open.
+
+    `first`: only until one of them returns a message, counted in sampled tokens; the others are cancelled there. If none
+    does, all are waited for.
+    """
 
     children: tuple[int, ...] | None = None
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +50,11 @@ class Spawn:
 @dataclass(frozen=True, slots=True)
 class Finish:
     """End the thread and give its parent `message`; the empty message means "found nothing". None: nothing is sent and nothing
-    is lacking, since the parent sees what the thread wrote."""
+    is lacking, since the parent sees what the thread wrote. `cancel`: children that are still open are cancelled here; else
+    the thread ends when they have."""
 
     message: tuple[int, ...] | None
+    cancel: bool = False
 
     @property
     def stop(self) -> StopReason:

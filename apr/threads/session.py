@@ -13,16 +13,19 @@ depends neither on timing nor on what else the engine is doing (with a batch-inv
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from apr.errors import EngineLostError
 from apr.seeds import derive_seed
+from apr.threads.branches import Branch
 from apr.threads.costs import costs, weight
 from apr.threads.engine import Completion, Engine, Request
-from apr.threads.interpreter import Branch, Interpreter
+from apr.threads.interpreter import Interpreter
 from apr.threads.layout import Block, block_of
 from apr.threads.limits import Allowance, Limits
 from apr.threads.protocol import Continue, ThreadProtocol
@@ -65,6 +68,7 @@ async def attempt(
     try:
         branch = await session.root(protocol.start(prompt))
     finally:
+        await asyncio.gather(*session.aborting)
         await engine.release(session.key(StrandId(ROOT, 0)))
     threads, strands = branch.flat()
     return Trace(
@@ -86,15 +90,39 @@ class Session(Interpreter):
         self.sampling = sampling
         self.step = step
         self.sample = sample
-        self.until: dict[StrandId, int] = {}  # sampled tokens on the longest chain ending there
+        self.flying: dict[StrandId, int] = {}  # strands that are being sampled: the spans at which they started
+        self.bounds: dict[str, int] = {}  # threads of which nobody wants more than up to a span, and those below them
+        self.aborting: set[asyncio.Task[None]] = set()
         self.sent: dict[str, tuple[StrandId, tuple[int, ...]]] = {}  # the latest strand of each open thread, its prompt
         self.born = time.monotonic()
 
     def begin(self, thread: Coroutine[Any, Any, Branch]) -> asyncio.Task[Branch]:
         return asyncio.create_task(thread)
 
-    async def gather(self, children: Sequence[Awaitable[Branch]]) -> Sequence[Branch]:
+    async def gather(
+        self, children: Sequence[Awaitable[Branch]], watch: Callable[[Branch], None] | None = None
+    ) -> Sequence[Branch]:
+        if watch is not None:
+            for child in asyncio.as_completed(children):
+                watch(await child)
         return await asyncio.gather(*children)
+
+    def hurry(self, thread: str, span: int) -> None:
+        self.bounds[thread] = span
+        for id, started in self.flying.items():
+            if _within(id.thread, thread):
+                abort = asyncio.create_task(self._abort(id, max(0, span - started)))
+                self.aborting.add(abort)
+                abort.add_done_callback(self.aborting.discard)
+
+    async def _abort(self, id: StrandId, after: int) -> None:
+        """Ask for no more than so many tokens. If the engine is lost meanwhile, whoever waits for the strand finds out."""
+        with suppress(EngineLostError):
+            await self.engine.abort(self.key(id), after)
+
+    def _bound(self, thread: str) -> float:
+        """The span up to which tokens of a thread are wanted."""
+        return min((span for name, span in self.bounds.items() if _within(thread, name)), default=math.inf)
 
     async def drop(self, children: Iterable[Awaitable[Branch]]) -> None:
         tasks = [asyncio.ensure_future(child) for child in children]
@@ -122,8 +150,8 @@ class Session(Interpreter):
         """Run one engine call. Returns the strand and, if a limit cut it short, which; or why it could not start."""
         ids = self._prompt(plan)
         draft = Strand(id, plan.sees, after, plan.position, plan.inject, (), EngineStop.STOP)
-        waited = max((self.until[before] for before in after), default=0)
-        room, binding = self._room(len(ids), draft.end, weight(draft), waited, plan, allowance)
+        waited = self.span(after)
+        room, binding = self._room(draft, len(ids), waited, plan, allowance)
         if room <= 0:
             return binding
         key = self.key(id)
@@ -135,18 +163,26 @@ class Session(Interpreter):
         started = self._clock()
         if self.limits.seconds is not None and started >= self.limits.seconds:
             return StopReason.SECONDS
-        completion = await self._generate(request)
+        self.flying[id] = waited
+        try:
+            completion = await self._generate(request)
+        finally:
+            del self.flying[id]
         if completion is None:
             return StopReason.ENGINE_LOST
+        stop = completion.stop
+        if stop is EngineStop.LENGTH and binding is StopReason.CANCELLED:  # as if it had been stopped on its way
+            stop = EngineStop.ABORT
         strand = Strand(
-            id, plan.sees, after, plan.position, plan.inject, completion.ids, completion.stop,
+            id, plan.sees, after, plan.position, plan.inject, completion.ids, stop,
             completion.logprobs, completion.versions, completion.cached, started, self._clock(),
         )  # fmt: skip
-        self.until[id] = waited + len(strand.sampled)
         self.sent[id.thread] = id, ids
         if allowance.work is not None:
             allowance.work -= weight(strand)
-        cut = {EngineStop.STOP: None, EngineStop.LENGTH: binding, EngineStop.ABORT: StopReason.SECONDS}
+        enough = waited + len(strand.sampled) >= self._bound(id.thread)
+        aborted = StopReason.CANCELLED if enough else StopReason.SECONDS
+        cut = {EngineStop.STOP: None, EngineStop.LENGTH: binding, EngineStop.ABORT: aborted}
         return strand, cut[strand.stop]
 
     def _prompt(self, plan: Continue) -> tuple[int, ...]:
@@ -173,20 +209,24 @@ class Session(Interpreter):
         return block_of([*((self.ended[id], length) for id, length in seen.items()), (draft, len(draft.ids))])
 
     def _room(
-        self, context: int, position: int, injected: int, waited: int, plan: Continue, allowance: Allowance
+        self, draft: Strand, context: int, waited: int, plan: Continue, allowance: Allowance
     ) -> tuple[int, StopReason]:
         """Tokens that may be sampled now, and the limit that says so (the first of equals, in documented order)."""
-        rooms = [(min(self.limits.context, self.engine.max_context) - context, StopReason.CONTEXT)]
+        rooms: list[tuple[float, StopReason]] = [
+            (min(self.limits.context, self.engine.max_context) - context, StopReason.CONTEXT)
+        ]
         if self.limits.reach is not None or self.engine.views == "dag":
             reach = min(self.limits.reach or self.engine.max_reach, self.engine.max_reach)
-            rooms.append((reach - position, StopReason.REACH))
+            rooms.append((reach - draft.end, StopReason.REACH))
         if allowance.work is not None:
-            rooms.append((allowance.work - injected, StopReason.WORK))
+            rooms.append((allowance.work - weight(draft), StopReason.WORK))
         if self.limits.span is not None:
             rooms.append((self.limits.span - waited, StopReason.SPAN))
         if plan.max_tokens is not None:
             rooms.append((plan.max_tokens, StopReason.MALFORMED))
-        return min(rooms, key=lambda room: max(room[0], 0))
+        rooms.append((self._bound(draft.id.thread) - waited, StopReason.CANCELLED))
+        room, binding = min(rooms, key=lambda room: max(room[0], 0))
+        return int(room), binding
 
     async def _generate(self, request: Request) -> Completion | None:
         """One completion; a strand lost with its engine is sampled again under the same key, `ENGINE_RETRIES` times."""
@@ -212,3 +252,8 @@ class Session(Interpreter):
 
     def _clock(self) -> float:
         return time.monotonic() - self.born
+
+
+def _within(thread: str, branch: str) -> bool:
+    """Whether a thread is this one or below it."""
+    return thread == branch or thread.startswith(f"{branch}.")

@@ -48,6 +48,7 @@ class StopReason(StrEnum):
     ANSWERED = "answered"  # joined with a message
     NO_ANSWER = "no_answer"  # joined with the empty message
     RETURNED = "returned"  # ended; its parent sees what it wrote
+    CANCELLED = "cancelled"  # its parent went on without it
     CONTEXT = "context"
     REACH = "reach"
     WORK = "work"
@@ -65,7 +66,7 @@ class EngineStop(StrEnum):
 
     STOP = "stop"  # sampled a stop token, which is the last of `sampled`
     LENGTH = "length"  # ran out of `max_tokens`
-    ABORT = "abort"  # the caller gave up waiting
+    ABORT = "abort"  # the caller gave up waiting, or wanted no more
 
 
 class StrandId(NamedTuple):

@@ -227,24 +227,26 @@ def test_silence_is_a_lost_request(server: FakeServer, checkpoint: Path) -> None
 
 def test_abort_and_cancellation_end_the_request_at_the_server(server: FakeServer, checkpoint: Path) -> None:
     engine = start(server, checkpoint)
-    long = [Request(StrandKey(0, name, 0, "r", 0), (1, 20), (), 150, 1.0, 3) for name in "ab"]
+    long = [Request(StrandKey(0, name, 0, "r", 0), (1, 20), (), 150, 1.0, 3) for name in "abc"]
 
-    async def play() -> Completion:
+    async def play() -> tuple[Completion, Completion]:
         tasks = [asyncio.create_task(engine.generate(request)) for request in long]
         while server.sent < 20:
             await asyncio.sleep(0.001)
         await engine.abort(long[0].key)
         tasks[1].cancel()
-        aborted = await tasks[0]
+        await engine.abort(long[2].key, 60)
+        aborted, later = await tasks[0], await tasks[2]
         for _ in range(2000):
-            if server.given_up == 2:
+            if server.given_up == 3:
                 break
             await asyncio.sleep(0.005)
         await engine.close()
-        return aborted
+        return aborted, later
 
-    aborted = asyncio.run(play())
-    assert server.given_up == 2
+    aborted, later = asyncio.run(play())
+    assert server.given_up == 3
+    assert later.stop is EngineStop.ABORT and 60 <= len(later.ids) < 150  # what was on its way comes as well
     assert aborted.stop is EngineStop.ABORT and 0 < len(aborted.ids) < 150
     assert aborted.ids == expected(checkpoint, long[0]).ids[: len(aborted.ids)]
 

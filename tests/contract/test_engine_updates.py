@@ -37,6 +37,26 @@ def test_abort_returns_what_was_sampled_so_far(case: Case) -> None:
     assert same(run(case, long)[0], whole)
 
 
+def test_abort_after_some_tokens_returns_as_many(case: Case) -> None:
+    """The smallest number counts, and a request that ends by itself before is whole."""
+    requests = [ask(f"long {i}", ids=(*PROMPT, *range(30, 60)), max_tokens=100) for i in range(3)]
+    (whole,) = run(case, ask("whole", ids=requests[0].ids, max_tokens=100))
+
+    async def cut() -> list[Completion]:
+        tasks = [asyncio.create_task(case.engine.generate(request)) for request in requests]
+        await case.under_way(2)
+        await case.engine.abort(requests[0].key, 60)
+        await case.engine.abort(requests[0].key, 30)
+        await case.engine.abort(requests[0].key, 90)
+        await case.engine.abort(requests[1].key, 100)
+        return list(await asyncio.gather(*tasks))
+
+    aborted, *others = asyncio.run(cut())
+    assert aborted.stop is EngineStop.ABORT and len(aborted.ids) == len(aborted.logprobs) == 30
+    assert aborted.ids == whole.ids[:30]
+    assert all(other.stop is EngineStop.LENGTH and same(other, whole) for other in others)
+
+
 def test_pause_waits_for_those_in_flight_and_holds_later_ones_until_resume(case: Case) -> None:
     async def play() -> None:
         engine = case.engine

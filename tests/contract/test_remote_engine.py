@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 from engine_cases import WINDOW, ask
 
+from apr.engines.cluster import RemoteEngine, Started
 from apr.errors import EngineLostError
+
+STARTED = Started("chain", WINDOW, WINDOW, 0)
 
 
 @pytest.mark.parametrize("method", ["submit", "collect"])
 def test_whatever_ray_raises_no_request_waits_for_ever(method: str) -> None:
     """A stand-in for the actor: no Ray is started."""
     from ray.exceptions import ObjectLostError, OutOfMemoryError, RaySystemError
-
-    from apr.engines.cluster import RemoteEngine
 
     class Method:
         def __init__(self, error: Exception | None) -> None:
@@ -28,7 +29,7 @@ def test_whatever_ray_raises_no_request_waits_for_ever(method: str) -> None:
     async def play(error: Exception) -> None:
         methods = {name: Method(error if name == method else None) for name in ("submit", "collect")}
         ends: list[bool] = []
-        engine = RemoteEngine(type("Actor", (), methods), WINDOW, 0, 30, lambda: ends.append(True))
+        engine = RemoteEngine(type("Actor", (), methods), STARTED, 30, lambda: ends.append(True))
         asked = [engine.generate(ask(name)) for name in "ab"]
         results = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 30)
         assert [type(result) for result in results] == [EngineLostError] * 2
@@ -44,7 +45,6 @@ def test_whatever_ray_raises_no_request_waits_for_ever(method: str) -> None:
 @pytest.mark.parametrize("how", ["is silent", "says that its engine died"])
 def test_an_actor_whose_engine_is_beyond_use_is_ended(how: str) -> None:
     """A stand-in for the actor, which would else stay and serve nobody: no Ray is started."""
-    from apr.engines.cluster import RemoteEngine
 
     class Actor:
         def __getattr__(self, method: str) -> Any:
@@ -60,7 +60,7 @@ def test_an_actor_whose_engine_is_beyond_use_is_ended(how: str) -> None:
 
     async def play() -> None:
         ends: list[bool] = []
-        engine = RemoteEngine(Actor(), WINDOW, 0, 0.05, lambda: ends.append(True))
+        engine = RemoteEngine(Actor(), STARTED, 0.05, lambda: ends.append(True))
         results = await asyncio.gather(*(engine.generate(ask(name)) for name in "abc"), return_exceptions=True)
         expected = "no answer (requests) within 0.05 s" if how == "is silent" else "out of memory"
         assert all(isinstance(result, EngineLostError) and expected in str(result) for result in results)

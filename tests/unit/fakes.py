@@ -44,12 +44,13 @@ def join(*message: int, search: Sequence[int] = ()) -> tuple[int, ...]:
 
 
 class FakeEngine:
-    """Says what `script` says of a request, after `ticks` turns of the event loop; cut at `max_tokens`."""
+    """Says what `script` says of a request, after `ticks` turns of the event loop; cut at `max_tokens`, or where it is aborted
+    if it `obeys`."""
 
     views = "chain"
     max_reach = 10_000_000
 
-    def __init__(self, script: Script, ticks: Callable[[Request], int] = lambda request: 0) -> None:
+    def __init__(self, script: Script, ticks: Callable[[Request], int] = lambda request: 0, obeys: bool = True) -> None:
         self.script = script
         self.ticks = ticks
         self.max_context = 10_000_000
@@ -58,7 +59,9 @@ class FakeEngine:
         self.ended: list[str] = []  # "r.0#0", in the order in which they ended
         self.cancelled: list[str] = []
         self.released: list[StrandKey] = []
+        self.obeys = obeys
         self.aborts: dict[StrandKey, asyncio.Event] = {}
+        self.enough: dict[StrandKey, int] = {}
 
     async def release(self, key: StrandKey) -> None:
         self.released.append(key)
@@ -82,10 +85,15 @@ class FakeEngine:
         self.ended.append(name)
         ids = tuple(int(token) for token in said[: request.max_tokens])
         stop = EngineStop.STOP if len(ids) == len(said) else EngineStop.LENGTH
+        if len(ids) > self.enough.get(request.key, len(ids)):
+            ids, stop = ids[: self.enough[request.key]], EngineStop.ABORT
         return Completion(request.key, ids, (0.0,) * len(ids), stop, (VersionSpan(self.version, 0, len(ids)),))
 
-    async def abort(self, key: StrandKey) -> None:
-        self.aborts[key].set()
+    async def abort(self, key: StrandKey, after: int = 0) -> None:
+        if not after:
+            self.aborts[key].set()
+        elif self.obeys:
+            self.enough[key] = min(after, self.enough.get(key, after))
 
     def request(self, name: str) -> Request:
         """The latest request of the strand `name`, as in `r.0#0`."""
