@@ -143,11 +143,17 @@ class Paper:
 
 
 class Tagged:
-    """The language of a grammar of tags: what opens children, answers, and what is neither. `spawn`: what opens one child, with
-    `*` for words and `#` for its number; `opening` before all of these, and `closing` after them."""
+    """The language of a grammar of tags: what opens children, answers, and what is neither.
 
-    def __init__(self, dialect: CompactDialect, opening: str, spawn: str, closing: str) -> None:
+    `spawn`: what opens one child, with `*` for words and `#` for its number; `opening` before all of these, and `closing` after
+    them. `answer` opens the answer, and after `asks` the root goes on in a strand of its own.
+    """
+
+    def __init__(
+        self, dialect: CompactDialect, opening: str, spawn: str, closing: str, answer: str = "<join>", asks: str = ""
+    ) -> None:
         self.vocabulary = dialect.vocabulary
+        self.answer, self.asks = answer, asks
         self.opening, self.spawn, self.closing = opening.split(), spawn.split(), closing.split()
 
     def strand(self, rng: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -162,8 +168,9 @@ class Tagged:
             return text.endswith("<eos>") and "<join>" not in text
         if isinstance(decision, Finish):
             said = self.vocabulary.text(decision.message or ())
-            return text.endswith(f"<join> {said} <eos>" if said else "<join> <eos>")
-        assert isinstance(decision, Spawn)
+            return text.endswith(f"{self.answer} {said} <eos>" if said else f"{self.answer} <eos>")
+        if isinstance(decision, Continue):
+            return bool(self.asks) and text.endswith(self.asks)
         one = " ".join(
             {"*": r"(?:(?!<[A-Za-z/|]|\[).)+", "#": "[0-9 ']+"}.get(word, re.escape(word)) for word in self.spawn
         )
@@ -181,7 +188,9 @@ class Tagged:
             return tuple(rng.choice(reserved) for _ in range(rng.randrange(16)))
         ids = list(_words(rng))
         if kind == 2:
-            ids += (CONTROL.join, *_words(rng), CONTROL.eos)
+            ids += (tag[self.answer], *_words(rng), CONTROL.eos)
+        elif self.asks and rng.random() < 0.2:
+            ids.append(tag[self.asks])
         else:
             ids = [] if self.spawn[0] == "#" else ids  # a skeleton holds points alone
             ids += (tag[word] for word in self.opening)
@@ -199,10 +208,11 @@ class Tagged:
 NEVER_JOIN = ("apar",)
 PAPER, COMPACT = Paper(), CompactDialect()
 CHAINS = ("serial", "spawn_join")
-TAGGED = {  # how children are opened
+TAGGED: dict[str, tuple[str, ...]] = {  # how children are opened
     "multiverse": ("<Parallel> <Goal>", "<Outline> # : * </Outline>", "</Goal>"),
     "aspd": ("", "<|title|> * <|/title|>", "<|para|>"),
     "pasta": ("", "<promise> * <tokens> # </promise>", ""),
+    "asyncthink": ("", "<FORK> # * </FORK>", "", "<ANSWER>", "<JOIN>"),
     "threadweaver": ("<Parallel> <Outlines>", "<Outline> # : * </Outline>", "</Outlines>"),
     "apar": ("", "* [Fork]", ""),
     "skeleton": ("", "# . *", "<eos>"),

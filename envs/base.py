@@ -19,6 +19,7 @@ from apr.scripts.script import Script, faults
 from apr.seeds import derive_seed
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.trace import Trace
+from apr.tokens.control import ProtocolName
 from apr.tokens.dialect import Dialect, Message
 
 if TYPE_CHECKING:
@@ -78,9 +79,7 @@ class TeacherOptions(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    protocol: typing.Literal[
-        "serial", "spawn_join", "multiverse", "aspd", "pasta", "threadweaver", "apar", "skeleton"
-    ] = Field(description="how its demonstrations are written: serially, or with spawns and joins")
+    protocol: ProtocolName = Field(description="how its demonstrations are written: serially, or with spawns and joins")
     condition: typing.Literal["none", "context", "children"] = Field(
         default="none", description="what prompts of its demonstrations ask for"
     )

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from apr.config import ConditionConfig, RewardConfig
-from apr.config.base import ProtocolName
 from apr.errors import CheckpointError, ConfigError
+from apr.tokens.control import ProtocolName
 
 CARD = "apr_card.json"
 ADAPTER_STAGE = "adapter"  # among the stages of a merged model; how its adapter was trained is unknown

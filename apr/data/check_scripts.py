@@ -37,6 +37,9 @@ def check_scripts(path: Path, env_name: str | None, protocol: str | None) -> str
     for one in scripts:
         problem = env.problem(one.problem)
         refused = {}
+        correct = (
+            False  # under any: without a join, what answers is a child's result, and not what the script concludes
+        )
         for teacher in teachers:
             name = teacher.options.protocol
             try:
@@ -47,9 +50,10 @@ def check_scripts(path: Path, env_name: str | None, protocol: str | None) -> str
             except DataError as error:
                 raise DataError(f"{path}, line {one.line}: {error}") from error
             written_under[name] += 1
+            correct = correct or trace.correct
         if protocol in refused or len(refused) == len(teachers):
             raise DataError(f"{path}, line {one.line}: {next(iter(refused.values()))}")
-        right += trace.correct
+        right += correct
     counts = ", ".join(f"{count:,} under {name}" for name, count in written_under.items())
     what = f"{len(scripts):,} scripts for {len(found):,} problems of {env.name}"
     return f"{path}: {what}, {right:,} right; can be written: {counts}"

@@ -6,6 +6,7 @@ from contextlib import suppress
 from apr.errors import ConfigError
 from apr.protocols.apar import Apar
 from apr.protocols.aspd import Aspd
+from apr.protocols.asyncthink import AsyncThink
 from apr.protocols.multiverse import Multiverse
 from apr.protocols.pasta import Pasta
 from apr.protocols.serial import Serial
@@ -15,7 +16,7 @@ from apr.protocols.threadweaver import ThreadWeaver
 from apr.threads.protocol import ThreadProtocol
 from apr.tokens.dialect import Dialect
 
-_TAGGED = {protocol.name: protocol for protocol in (Multiverse, Aspd, Pasta, ThreadWeaver, Apar, Skeleton)}
+_TAGGED = {protocol.name: protocol for protocol in (Multiverse, Aspd, Pasta, ThreadWeaver, AsyncThink, Apar, Skeleton)}
 BY_NAME = {Serial.name: Serial, SpawnJoin.name: SpawnJoin, **_TAGGED}
 PROTOCOLS = tuple(BY_NAME)
 SHARING = tuple(
@@ -39,9 +40,15 @@ def spoken(dialect: Dialect) -> tuple[str, ...]:
     return tuple(found)
 
 
-def protocol_by_name(name: str, dialect: Dialect) -> ThreadProtocol:
-    """Control tokens open and join threads, unless the dialect does so in words. Raises `ConfigError` for a protocol that
-    spawns in a vocabulary without control tokens."""
+def protocol_by_name(name: str, dialect: Dialect, join: typing.Literal["all", "first"] = "all") -> ThreadProtocol:
+    """Control tokens open and join threads, unless the dialect does so in words. `join`: whether a parent waits for all its
+    children, or until the first returns a message. Raises `ConfigError` for a protocol that spawns in a vocabulary without
+    control tokens, and for one whose parents always wait for all."""
+    if join == "first" and (name != SpawnJoin.name or isinstance(dialect, OwnProtocols)):
+        raise ConfigError(
+            f"join=first is an option of protocol {SpawnJoin.name} in control tokens; {name} in this dialect has rules of its "
+            "own for what a parent waits for: leave it out"
+        )
     if isinstance(dialect, OwnProtocols):
         return dialect.protocol(name)
     control = dialect.vocabulary.control
@@ -52,4 +59,4 @@ def protocol_by_name(name: str, dialect: Dialect) -> ThreadProtocol:
             f"protocol {name} needs a model that was taught its control tokens, and this one has none: set protocol=serial, or "
             "train it first by `apr sft` with `base`"
         )
-    return SpawnJoin(control) if name == SpawnJoin.name else _TAGGED[name](dialect)
+    return SpawnJoin(control, first=join == "first") if name == SpawnJoin.name else _TAGGED[name](dialect)

@@ -27,10 +27,15 @@ class Words:
 
     def answered(self, said: Said) -> Decision:
         """How a root ends that says words, `<join>`, its answer and EOS."""
-        if said[-1:] != (self.control.eos,) or said.count(self.control.join) != 1:
-            return MALFORMED
-        at = said.index(self.control.join)
-        return Finish(said[at + 1 : -1]) if self.alone(said[:at]) and self.alone(said[at + 1 : -1]) else MALFORMED
+        message = self.after(self.control.join, said)
+        return MALFORMED if message is None else Finish(message)
+
+    def after(self, tag: int, said: Said) -> Said | None:
+        """The words between `tag` and the EOS that ends `said`; None unless it is words, the tag, words and EOS."""
+        if said[-1:] != (self.control.eos,) or said.count(tag) != 1:
+            return None
+        at = said.index(tag)
+        return said[at + 1 : -1] if self.alone(said[:at]) and self.alone(said[at + 1 : -1]) else None
 
 
 def whole(strand: Strand) -> Reference:

@@ -7,7 +7,11 @@ the tokens of the other systems, in their published names and order, so that one
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+ProtocolName = Literal[
+    "serial", "spawn_join", "multiverse", "aspd", "pasta", "threadweaver", "asyncthink", "apar", "skeleton"
+]
 CONTROL_TOKENS = ("<pad>", "<bos>", "<eos>", "<spawn>", "<msg>", "</spawn>", "<join>", "<ret>")
 MULTIVERSE = (  # arXiv 2506.09991
     "<Think>", "</Think>", "<Parallel>", "</Parallel>", "<Goal>", "</Goal>", "<Outline>", "</Outline>", "<Path>", "</Path>",

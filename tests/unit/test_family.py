@@ -5,6 +5,8 @@ The problem {1, 4, 6, 8} -> 10: the root keeps three children; the first two rea
 
 from __future__ import annotations
 
+import typing
+
 import pytest
 from fakes import FREE, replays, run, timeless
 
@@ -16,6 +18,7 @@ from apr.scripts.script import Answer, Branch, Fork, Join, Say, Script
 from apr.seeds import SplitMix64
 from apr.threads.protocol import Await, Continue, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import EngineStop, Injected, Origin, Reference, StopReason, Strand, StrandId, Trace
+from apr.tokens.control import ProtocolName
 from apr.tokens.words import WordsDialect
 from envs.countdown.compact import CompactDialect
 from envs.countdown.log import Node
@@ -67,6 +70,13 @@ LAYOUT |= {
         ("r.0#0", "r#0", 56, 83, 3, 25), ("r.1#0", "r#0", 56, 83, 3, 25), ("r.2#0", "r#0", 56, 83, 3, 25),
         ("r#1", "r#0", 56, 159, 85, 19),
     ],
+    "asyncthink": [  # `<JOIN> 1` is two strands: no token ends it, and a strand ends at one
+        ("r#0", "", 0, 21, 8, 14), ("r#1", "r#0", 22, 35, 0, 14), ("r#2", "r#1", 36, 49, 0, 14),
+        ("r#3", "r#2", 50, 50, 0, 1), ("r#4", "r#3", 51, 51, 0, 1),
+        ("r.0#0", "", 0, 54, 12, 43),
+        ("r#5", "r#4", 52, 89, 19, 19),
+        ("r.1#0", "", 0, 54, 12, 43), ("r.2#0", "", 0, 37, 12, 26),
+    ],
     "apar": [
         ("r#0", "", 0, 19, 8, 12), ("r#1", "r#0", 20, 31, 0, 12), ("r#2", "r#1", 32, 43, 0, 12), ("r#3", "r#2", 44, 44, 0, 1),
         ("r.0#0", "r#0", 20, 63, 1, 43), ("r.1#0", "r#1", 32, 75, 1, 43), ("r.2#0", "r#2", 44, 70, 1, 26),
@@ -84,6 +94,7 @@ COSTS = {
     "aspd": (149, 134, 95, 84, 182, 182),
     "pasta": (151, 140, 98, 89, 151, 163),
     "threadweaver": (160, 142, 104, 92, 160, 160),
+    "asyncthink": (238, 175, 115, 76, 90, 90),
     "apar": (160, 149, 76, 67, 76, 76),
     "skeleton": (193, 152, 102, 83, 104, 104),
 }
@@ -309,3 +320,7 @@ def test_a_skeleton_may_hold_numbers() -> None:
     decision = protocol.ended(strand, {strand.id: strand})
     assert isinstance(decision, Spawn)
     assert [TEXT(child.inject[-1].ids) for child in decision.children] == ["7 3 . 8", "9"]
+
+
+def test_all_protocols_have_a_name_that_configurations_know() -> None:
+    assert typing.get_args(ProtocolName) == PROTOCOLS

@@ -177,7 +177,8 @@ def test_scripts_of_people_are_checked_and_taught(tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert main(["data", "verify", str(path), "--env", SORTING]) == 0
     assert (
-        "2 scripts for 2 problems of sorting, 1 right; can be written: 2 under multiverse, 1 under serial, "
+        "2 scripts for 2 problems of sorting, 1 right; can be written: 2 under apar, 2 under aspd, 2 under asyncthink, "
+        "2 under multiverse, 2 under pasta, 1 under serial, 1 under skeleton, 2 under spawn_join, 2 under threadweaver"
         in _sorted(capsys.readouterr().out)
     )
     assert main(["data", "verify", str(path), "--env", SORTING, "--protocol", "serial"]) == 2
