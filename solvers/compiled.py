@@ -21,7 +21,7 @@ from apr.threads.costs_compiled import CostArrays, count_costs
 from envs.countdown.compact import CompactDialect
 from envs.countdown.compact_compiled import condition_lengths, prompt_lengths, spell
 from envs.countdown.log import SearchLog
-from envs.countdown.log_arrays import NO_NODE, Ints, LogArrays, to_logs
+from envs.countdown.log_arrays import MAX_CHILDREN, NO_NODE, Ints, LogArrays, to_logs
 from solvers.compiled_exhaustive import check_bound, solvable
 from solvers.compiled_search import EVENTS, NODES, search_from
 from solvers.compiled_types import HEURISTICS, ORDERS, Problems, Rules, Seeds, larger, new_space
@@ -144,6 +144,7 @@ def _rules(options: SearchOptions, unfold: bool) -> Rules:
         prune_target=options.prune == "target",
         duplicates=options.duplicates,
         spawn_depth=options.spawn_depth,
+        wave=MAX_CHILDREN if options.wave is None else options.wave,
         value_cap=_NO_CAP if options.value_cap is None else min(options.value_cap, _NO_CAP),
         unfold=unfold,
     )

@@ -94,7 +94,7 @@ def _search(space: Space, task: _Task, rules: Rules, numbers: Ints) -> Int:
                 _add_event(space, layout.JOINED, search[_SOLUTION])
                 return search[_SOLUTION]
             depth -= 1
-            _end_inner(space, depth, search[_SOLUTION], rules.unfold)
+            _end_inner(space, depth, search[_SOLUTION], rules)
         search = space.searches[depth]
         if search[_BEGUN] < search[_WAITING]:
             node = space.now[depth, search[_BEGUN]]
@@ -126,15 +126,30 @@ def _is_over(space: Space, depth: Int) -> bool:
 
 
 @compiled
-def _end_inner(space: Space, depth: Int, found: Int, unfold: bool) -> None:
+def _end_inner(space: Space, depth: Int, found: Int, rules: Rules) -> None:
     """Tell the search at `depth` that one of its inner ones has ended, with `found`."""
     search = space.searches[depth]
-    if search[_SPAWNS] and not unfold:
-        _add_event(space, layout.JOINED, found)
-    elif found != layout.NO_NODE:
-        search[_WAITING] = search[_BEGUN]  # the first success ends the others; threads go on beside each other
     if search[_SOLUTION] == layout.NO_NODE:
         search[_SOLUTION] = found
+    threads = search[_SPAWNS] and not rules.unfold
+    if threads:
+        _add_event(space, layout.JOINED, found)
+    # The first success ends the others; threads of a wave go on beside each other, and there is no wave after it.
+    if search[_SOLUTION] != layout.NO_NODE and (not threads or search[_BEGUN] % rules.wave == 0):
+        search[_WAITING] = search[_BEGUN]
+    elif threads and search[_BEGUN] % rules.wave == 0:
+        _spawn(space, depth, rules)
+
+
+@compiled
+def _spawn(space: Space, depth: Int, rules: Rules) -> None:
+    """Say that the next wave of those that wait at `depth` is spawned, if any wait."""
+    search, now = space.searches[depth], space.now[depth]
+    wave = min(search[_WAITING] - search[_BEGUN], rules.wave)
+    if wave > 0:
+        _add_event(space, layout.SPAWNED, wave)
+        for i in range(search[_BEGUN], search[_BEGUN] + wave):
+            _add_event(space, layout.MESSAGE, now[i])
 
 
 @compiled
@@ -163,9 +178,7 @@ def _look_at(space: Space, task: _Task, rules: Rules, depth: Int, node: Int) -> 
     search[_WAITING] = waiting
     search[_SPAWNS] = search[_LEVEL] < rules.spawn_depth and waiting > 1
     if search[_SPAWNS] and not rules.unfold:
-        _add_event(space, layout.SPAWNED, waiting)
-        for i in range(waiting):
-            _add_event(space, layout.MESSAGE, now[i])
+        _spawn(space, depth, rules)
 
 
 @compiled

@@ -41,6 +41,7 @@ class Rules(NamedTuple):
     prune_target: bool
     duplicates: bool
     spawn_depth: int
+    wave: int
     value_cap: int
     unfold: bool
 

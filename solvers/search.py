@@ -48,6 +48,7 @@ class SearchOptions:
     prune: Literal["beam", "target"] = "beam"
     duplicates: bool = False
     spawn_depth: int = 0  # levels at which promising children go to child threads; 0 is serial search
+    wave: int | None = None  # children of one spawn; the next ones follow if none of these succeeds (None: all at once)
     value_cap: int | None = None
 
 
@@ -152,9 +153,15 @@ class _Thread:
     def _explore_now(self, nodes: list[Node]) -> tuple[Step, ...] | None:
         """Promising nodes: by child threads where spawning is allowed and worth it, else depth first."""
         if self.spawns and len(nodes) > 1:
-            logs = tuple(search(self.target, node, self.options, self.rng, self.level + 1) for node in nodes)
-            self.events.append(Spawned(logs))
-            return next((log.solution for log in logs if log.solution is not None), None)
+            wave = self.options.wave or len(nodes)
+            for first in range(0, len(nodes), wave):
+                told = nodes[first : first + wave]
+                logs = tuple(search(self.target, node, self.options, self.rng, self.level + 1) for node in told)
+                self.events.append(Spawned(logs))
+                found = next((log.solution for log in logs if log.solution is not None), None)
+                if found is not None:
+                    return found
+            return None
         for node in nodes:
             solution = self.explore(node, announce=True)
             if solution is not None:

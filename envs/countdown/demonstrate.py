@@ -45,6 +45,7 @@ def drawn(problem: str, solver: SearchTeacher, seed: int, copy: int, attempt: in
         prune=solver.prune,
         duplicates=solver.duplicates,
         spawn_depth=solver.spawn_depth,
+        wave=solver.wave,
         value_cap=solver.value_cap,
     )
     return options, derive_seed(seed, "search", *key)

@@ -11,6 +11,8 @@ from apr.idle import Idle
 from envs.base import TeacherOptions
 from solvers.search import Heuristic, Order
 
+NEVER_JOIN = ("apar", "skeleton")  # protocols whose parents do not go on after their children
+
 
 class Rejection(BaseModel):
     """Rejection sampling: draw again (beams and all) until a demonstration is solved within `context` tokens; after
@@ -43,6 +45,11 @@ class SearchTeacher(TeacherOptions):
         default=False, description="keep children that differ only in their step, as the code does"
     )
     spawn_depth: int = Field(default=0, ge=0, description="levels of spawns; 0 for a serial teacher")
+    wave: int | None = Field(
+        default=None,
+        ge=1,
+        description="children of one spawn; more follow if none of these succeeds. Not given: all at once",
+    )
     unfold: bool = Field(default=False, description="child threads' searches written serially: the equal teacher")
     value_cap: int | None = Field(default=None, ge=1, description="largest intermediate result")
     context_bin: int = Field(default=512, ge=1, description="context conditions are multiples of it")
@@ -54,7 +61,8 @@ class SearchTeacher(TeacherOptions):
         if self.condition != "context":
             yield Idle("context_bin", "condition", "set condition=context as well, or leave them out")
         if self.spawn_depth == 0:
-            yield Idle("child_promising_share", "spawn_depth", "set spawn_depth=1 as well, or leave them out")
+            for option in ("child_promising_share", "wave"):
+                yield Idle(option, "spawn_depth", "set spawn_depth=1 as well, or leave them out")
 
     @model_validator(mode="after")
     def _spawns(self) -> SearchTeacher:
@@ -68,6 +76,10 @@ class SearchTeacher(TeacherOptions):
             raise ValueError("unfold writes child threads serially: it needs spawn_depth of at least 1")
         if self.condition == "children" and self.protocol == "serial":
             raise ValueError("condition children needs a protocol that spawns")
+        if self.wave is not None and self.protocol in NEVER_JOIN:
+            raise ValueError(
+                f"wave needs a parent that goes on after its children, which {self.protocol} has not: leave it out"
+            )
         if min(self.beams) < 1:
             raise ValueError("beams must be at least 1")
         return self

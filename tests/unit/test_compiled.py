@@ -46,6 +46,7 @@ OPTIONS = st.builds(
     prune=st.sampled_from(["beam", "beam", "target"]),
     duplicates=st.booleans(),
     spawn_depth=st.integers(0, 3),
+    wave=st.sampled_from([None, None, 1, 2, 3]),
     value_cap=st.sampled_from([None, None, 10, 300]),
 )
 

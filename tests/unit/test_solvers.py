@@ -31,6 +31,7 @@ OPTIONS = st.builds(
     duplicates=st.booleans(),
     order=st.sampled_from(["canonical", "heuristic", "shuffled"]),
     spawn_depth=st.integers(0, 2),
+    wave=st.sampled_from([None, 1, 2]),
     value_cap=st.sampled_from([None, 100]),
 )
 
@@ -128,7 +129,7 @@ def test_solutions_verify_and_logs_keep_their_form(
         for event in part.events:
             if isinstance(event, Spawned):
                 assert level < options.spawn_depth
-                assert len(event.children) > 1
+                assert len(event.children) > 1 if options.wave is None else len(event.children) <= options.wave
                 starts = [child.start for child in event.children]
                 assert options.duplicates or len(set(starts)) == len(starts)
             elif isinstance(event, Visited | Queued):
@@ -257,6 +258,21 @@ def test_child_logs_start_where_they_were_spawned() -> None:
         assert len(part.start.path) == level and len(part.start.numbers) == 4 - level
         assert not isinstance(part.events[0], Visited)  # the message tells where it starts
     assert log.solution is None and len(leaves(log)) == 3 * 2 * 2
+
+
+def test_waves_end_with_the_first_that_succeeds() -> None:
+    """The same searches as all at once, in the same order, as far as they go; unfolded, both are the same."""
+    together, waves = SearchOptions(WIDE, WIDE, spawn_depth=1), SearchOptions(WIDE, WIDE, spawn_depth=1, wave=3)
+    numbers, target = (3, 7, 11), 56
+    log, parts = solver(numbers, target, together), solver(numbers, target, waves)
+    spawns = [event.children for event in parts.events if isinstance(event, Spawned)]
+    [children] = [event.children for event in log.events if isinstance(event, Spawned)]
+    told = [child for spawn in spawns for child in spawn]
+    assert told == list(children[: len(told)]) and 3 < len(told) < len(children)
+    assert [any(child.solution is not None for child in spawn) for spawn in spawns] == [False] * (len(spawns) - 1) + [
+        True
+    ]
+    assert parts.solution == log.solution and unfold(parts) == unfold(log)
 
 
 def test_a_childs_solution_is_its_parents() -> None:
