@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from apr.evaluation.metrics import COSTS, RATIOS, Attempt, attempts, with_ratios
 from apr.threads.trace import StopReason, Trace
 
-_LARGEST = ("context", "span", "span_sampled", "depth", "seconds", "parallel_seconds")
+_LARGEST = ("context", "reach", "span", "span_sampled", "depth", "seconds", "parallel_seconds")
 _SUMS = tuple(cost for cost in COSTS if cost not in (*_LARGEST, *RATIOS))
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apr.threads.costs import parallel
 from apr.threads.trace import Outcome, StopReason, Trace
 
 Z = 1.959963984540054  # of the normal distribution, for 95%
 COSTS = (
-    "context", "work", "work_sampled", "span", "span_sampled", "parallelism", "parallelism_sampled", "acceleration",
+    "context", "reach", "work", "work_sampled", "span", "span_sampled", "parallelism", "parallelism_sampled", "acceleration",
     "threads", "width", "depth", "spawns", "branches", "parallel_tokens", "prefilled", "seconds", "parallel_seconds",
 )  # fmt: skip
 RATIOS = ("parallelism", "parallelism_sampled", "acceleration")  # of the costs before them
@@ -28,6 +28,8 @@ METRICS: dict[str, str] = {
     "then cut by the design effect, from the spread between problems.",
     "stop": "Why the root thread stopped: it answered, it gave no answer, its text was malformed, or a limit was hit.",
     "context": "Most tokens that any one strand had before it, injected, and sampled: the window that was needed.",
+    "reach": "The largest position at which a token stood, plus one: what the model's window bounds. It differs from the "
+    "context where strands see several others.",
     "work": "Tokens of all threads together: injected (copies left out) and sampled.",
     "work_sampled": "Sampled tokens of all threads together.",
     "span": "Tokens, injected and sampled, on the longest chain of strands that wait for each other.",
@@ -54,7 +56,7 @@ METRICS: dict[str, str] = {
     "environment calls equal vote together. Missing and blank answers do not vote. Of more samples, the first n are taken.",
     "mean@n": "Accuracy and costs of single samples, averaged over n of each problem.",
     "pass@n": "n sampled attempts side by side; solved if any is. Needs a verifier that no one has at test time.",
-    "costs of cons@n, pass@n": "Work, threads and width add up over the samples; context, span and seconds are those "
+    "costs of cons@n, pass@n": "Work, threads and width add up over the samples; context, reach, span and seconds are those "
     "of the largest, since the samples run side by side.",
     "McNemar": "Exact two-sided test on the problems that only one of two models solved.",
     "gain": "Points of accuracy between two models on the same problems. Its 95% interval is the adjusted Wald interval for "
@@ -154,7 +156,10 @@ def attempt(trace: Trace) -> Attempt:
     if trace.outcome is None or trace.costs is None:
         raise ValueError(f"the trace of problem {trace.problem['id']} has no outcome or no costs: verify it first")
     beside = parallel(trace.threads, trace.strands)
-    of_trace = {name: float(getattr(trace.costs, name)) for name in COSTS if hasattr(trace.costs, name)}
+    known = trace.costs
+    if known.reach is None:  # a trace of an earlier version
+        known = replace(known, reach=max((strand.end for strand in trace.strands), default=0))
+    of_trace = {name: float(getattr(known, name)) for name in COSTS if hasattr(known, name)}
     of_children = {
         "spawns": float(beside.spawns),
         "branches": float(beside.branches),

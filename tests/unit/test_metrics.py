@@ -189,8 +189,8 @@ def test_samples_run_side_by_side() -> None:
     group = [first, trace("p", True, "b", context=40, work=200, span=90)]
     for together in (majority(group), pass_at(group)):
         assert dict(together.costs) == {
-            "work": 300, "work_sampled": 280, "span": 90, "span_sampled": 80, "context": 60, "threads": 6, "width": 4,
-            "seconds": 1.5, "parallelism": 300 / 90, "parallelism_sampled": 280 / 80, "acceleration": 1 - 80 / 280,
+            "work": 300, "work_sampled": 280, "span": 90, "span_sampled": 80, "context": 60, "reach": 0, "threads": 6,
+            "width": 4, "seconds": 1.5, "parallelism": 300 / 90, "parallelism_sampled": 280 / 80, "acceleration": 1 - 80 / 280,
             "depth": 1, "prefilled": 160, "spawns": 0, "branches": 0, "parallel_tokens": 0, "parallel_seconds": 0,
         }  # fmt: skip
         assert list(together.costs) == list(COSTS)

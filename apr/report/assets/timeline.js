@@ -79,8 +79,13 @@ function fitted(name, room) {
   const most = Math.max(2, Math.floor(room / 7));
   return name.length <= most ? name : `\u2026${name.slice(1 - most)}`;
 }
+// How threads that were not cut short ended: a sign, and its tone. The parent of one that returned sees what it wrote.
+const ENDS = { answered: ["\u2713", "good"], returned: ["\u2713", "good"], no_answer: ["\u2013", "none"], cancelled: ["cancelled", "none"] };
 function stopWord(thread) {
-  return thread.stop === "answered" ? "\u2713" : thread.stop === "no_answer" ? "\u2013" : words(thread.stop);
+  return ENDS[thread.stop]?.[0] ?? words(thread.stop);
+}
+function told(thread) {
+  return thread.message.length > 0 || thread.stop === "returned";
 }
 
 // Ticks, and limits and budgets as lines through all lanes, each named in a row of its own.
@@ -114,7 +119,7 @@ function lane(svg, trace, thread, i, g) {
   draw(group, "rect", { class: "back", x: 0, y: y - g.high / 2, width: g.width, height: g.high });
   const from = 8 + 9 * Math.min(thread.depth, 6), room = g.left - 20 - 6.2 * stopWord(thread).length - from;
   draw(group, "text", { class: "name", x: from, y: y + 4 }, fitted(thread.id, room));
-  const tone = thread.stop === "answered" ? "good" : thread.stop === "no_answer" ? "none" : "bad";
+  const tone = ENDS[thread.stop]?.[1] ?? "bad";
   draw(group, "text", { class: `stop ${tone}`, x: g.left - 12, y: y + 4, "text-anchor": "end" }, stopWord(thread));
   draw(group, "title", {}, `thread ${thread.id} stopped: ${words(thread.stop)}`);
   strands.slice(1).forEach((strand, k) => {  // waiting between two strands of one thread
@@ -143,7 +148,7 @@ function arrows(svg, trace, g, path) {
         draw(layer, "path", { class: `spawn${heavy}`, d: `M${trunk},${from + half} V${to} H${starts - 4}` });
         draw(layer, "path", { class: `spawn${heavy} head`, d: `M${starts},${to} l-5.5,-3 v6 Z` });
       } else {
-        const sender = threads.get(before.thread), heard = sender.parent === strand.thread && sender.message.length;
+        const sender = threads.get(before.thread), heard = sender.parent === strand.thread && told(sender);
         const kind = heard ? "found" : "empty";  // a grandchild that outlasts its parent is waited for, not heard
         const wide = Math.max(3, g.x(g.end(strand)) - starts), trunk = starts + Math.min(5, wide / 2);
         const sign = to < from ? 1 : -1;
@@ -177,9 +182,11 @@ function legend(key, trace, axis) {
   const entries = [["critical", `critical path: ${axis === "tokens" ? "its sampled tokens are the sampled span" : "whom the end waited for"}`]];
   const children = trace.threads.slice(1);
   if (children.length) entries.push(["strand", "other strands"], ["wait", "waits"], ["spawn", "spawns \u2193"]);
-  if (children.some((thread) => thread.message.length)) entries.push(["found", "joins with a message \u2191"]);
-  if (children.some((thread) => !thread.message.length)) entries.push(["empty", "joins with nothing \u2191"]);
-  if (trace.threads.some((thread) => thread.stop === "answered")) entries.push(["sign", "answered", "\u2713"]);
+  const waited = new Set(trace.strands.flatMap((strand) => strand.after.map((i) => trace.strands[i].thread)));
+  const joined = children.filter((thread) => waited.has(thread.id) && thread.stop !== "cancelled");
+  if (joined.some(told)) entries.push(["found", "joins with something \u2191"]);
+  if (!joined.every(told)) entries.push(["empty", "joins with nothing \u2191"]);
+  if (trace.threads.some((thread) => ENDS[thread.stop]?.[1] === "good")) entries.push(["sign", "answered or returned", "\u2713"]);
   if (trace.threads.some((thread) => thread.stop === "no_answer")) entries.push(["sign", "no answer", "\u2013"]);
   key.replaceChildren(...entries.map(([kind, text, sign]) => make("span", {}, make("i", { class: kind }, sign ?? ""), text)));
 }
