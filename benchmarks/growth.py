@@ -6,9 +6,9 @@ A trace grows in one way at a time (`SHAPES`): its strand, the joins of one thre
 Two more shapes join over children's own tokens, so that strands have several references. Each part is timed at four
 sizes. It stops early where the next size would take more than `--budget` seconds; the table names the largest size.
 
-The exponent is the slope of log seconds over log tokens. Tokens are those of the trace; for SFT rows and the runtime,
-which must write out each context as a whole (a row, a prompt), those of the contexts are added. Python's garbage
-collector is off meanwhile: what it adds depends on what else the process holds.
+The exponent is the slope of log seconds over log tokens. Tokens are those of the trace; for the runtime, which must write
+out each context as a whole (a prompt), those of the contexts are added. Python's garbage collector is off meanwhile: what it
+adds depends on what else the process holds.
 """
 
 from __future__ import annotations

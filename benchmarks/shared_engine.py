@@ -3,8 +3,8 @@
     python benchmarks/shared_engine.py [--rounds 5] [--threads 2] [--without-vllm]
 
 Chains: prompts of the quickstart's problems, 64 tokens sampled for each and no stop, 64 and 256 requests at once, the shipped
-checkpoint, the engines in turn; medians of the rounds. Growth: a tiny random Llama, 32 strands at once with ever more tokens to
-see, and equal batches from among ever more traces that are held.
+checkpoint, the engines in turn; medians of the rounds. Growth: a tiny random Llama, children of 32 traces at once with ever
+more tokens to see, and the same children while ever more traces are held.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from apr.config import DataConfig
 from apr.presets import load, preset
 from apr.processors import settle_waiting
 from apr.threads.engine import Request
-from apr.threads.trace import StrandKey
+from apr.threads.layout import block_of
+from apr.threads.trace import EngineStop, Injected, Origin, Reference, Strand, StrandId, StrandKey
 from envs.countdown.compact import CompactDialect
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny_cpu" / "spawn_join"
 SAMPLED = 64
+BATCH, ROUNDS = 32, 5
 
 
 def chains(count: int) -> list[Request]:
@@ -104,44 +106,57 @@ def growth(threads: int) -> None:
         max_num_seqs=1024,
     )
 
-    def request(trace: int, seen: int, sampled: int) -> Request:
-        ids = tuple((trace * 31 + i * 7) % 250 for i in range(seen))
-        return Request(StrandKey(0, str(trace), 0, "r", 0), ids, (), sampled, 1.0, trace)
-
-    async def seconds(requests: Sequence[Request]) -> float:
-        """Per token and step of the last 32 tokens."""
-        short = [Request(*(*one[:3], 1, *one[4:])) for one in map(_fields, requests)]
-        began = time.perf_counter()
-        await asyncio.gather(*map(engine.generate, short))
-        first = time.perf_counter() - began
-        for one in requests:
+    async def step(seen: int, held: int = BATCH) -> float:
+        """Milliseconds of a step of `BATCH` strands that go on after `seen` tokens each, while `held` traces are held."""
+        opened = [_opened(str(trace), trace, seen) for trace in range(held)]
+        firsts = await asyncio.gather(*map(engine.generate, opened))
+        found = []
+        for turn in range(ROUNDS):
+            more = [_going_on(one, done.ids, turn) for one, done in zip(opened[:BATCH], firsts)]
+            began = time.perf_counter()
+            await asyncio.gather(*map(engine.generate, more))
+            found.append((time.perf_counter() - began) / more[0].max_tokens)
+        for one in opened:
             await engine.release(one.key)
-        began = time.perf_counter()
-        await asyncio.gather(*map(engine.generate, requests))
-        spent = time.perf_counter() - began - first
-        for one in requests:
-            await engine.release(one.key)
-        return spent / (requests[0].max_tokens - 1)
+        return 1000 * statistics.median(found)
 
     async def run() -> None:
-        print("\n| tokens seen, 32 strands | milliseconds a step |\n| --- | --- |")
-        for seen in (64, 256, 1024, 4096):
-            spent = statistics.median([await seconds([request(i, seen, 33) for i in range(32)]) for _ in range(3)])
-            print(f"| {seen} | {spent * 1000:.1f} |", flush=True)
+        await step(64)  # compiles
+        print(f"\n| tokens seen by each of {BATCH} strands | milliseconds a step |\n| --- | --- |")
+        for seen in (64, 256, 1024, 2048):
+            print(f"| {seen} | {await step(seen):.1f} |", flush=True)
+        print(f"\n| traces held, of which {BATCH} go on | milliseconds a step |\n| --- | --- |")
+        for held in (32, 100, 1000):
+            print(f"| {held} | {await step(64, held):.1f} |", flush=True)
 
     asyncio.run(run())
 
 
-def _fields(request: Request) -> tuple[Any, ...]:
-    return (request.key, request.ids, request.stop_ids, request.max_tokens, request.temperature, request.seed)
+def _opened(name: str, number: int, seen: int) -> Request:
+    """The first strand of a trace: a prompt of its own, and one token sampled."""
+    ids = tuple((number * 31 + i * 7) % 250 for i in range(seen - 1))
+    return Request(StrandKey(0, name, 0, "r", 0), ids, (), 1, 1.0, number)
+
+
+def _going_on(first: Request, sampled: tuple[int, ...], turn: int) -> Request:
+    """A child that sees all of its trace's first strand."""
+    root = Strand(StrandId("r", 0), (), (), 0, (Injected(Origin.PROMPT, first.ids),), sampled, EngineStop.LENGTH)
+    child = Strand(
+        StrandId(f"r.{turn}", 0), (Reference(root.id, len(root.ids)),), (root.id,), root.end, (), (), EngineStop.STOP
+    )
+    return Request(
+        first.key._replace(thread=child.id.thread), root.ids, (), 32, 1.0, turn,
+        block=block_of([(root, len(root.ids)), (child, 0)]), position=root.end,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="of the rates; 0: growth alone")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--without-vllm", action="store_true")
+    parser.add_argument("--without-vllm", action="store_true", help="only the shared engine's rates, and growth")
     chosen = parser.parse_args()
     settle_waiting()
-    rates(chosen.rounds, chosen.threads, not chosen.without_vllm)
+    if chosen.rounds:
+        rates(chosen.rounds, chosen.threads, not chosen.without_vllm)
     growth(chosen.threads)
