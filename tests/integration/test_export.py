@@ -181,7 +181,12 @@ def test_what_is_unknown_is_said_to_be(make_checkpoint: Callable[..., Path], tmp
     assert "Whether it was trained from scratch or from a base is unknown" in text
     assert "Unknown: its checkpoint does not say" in text and "nothing is known of how well it does" in text
     assert front_matter(out)["license"] == "unknown" and "The licence is unknown" in text
-    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [2, 5]
+    # Whichever protocol it follows, its strands end at one of these.
+    ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+    assert built_dialect("compact").vocabulary.text(ends) == (
+        "<eos> </spawn> </Goal> </Path> <|para|> <|/branch|> </promise> </async> <sync/> </Outlines> </Thread> </FORK> "
+        "<JOIN> [Fork]"
+    )
 
 
 ON = {"stage": "sft", "split": "train", "hash": "0", "env": {"name": "countdown"}}
