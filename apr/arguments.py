@@ -129,7 +129,7 @@ def parser() -> Parser:
     )  # fmt: skip
     published.add_argument("--out", type=typed_path, help="folder to write (default: runs/import/NAME)")
     published.add_argument("--dry-run", action="store_true", help="only report; write nothing")
-    export = actions.add_parser("export", help="write traces of the paper dialect as published JSON")
+    export = actions.add_parser("export", help="write traces of the paper speller as published JSON")
     export.add_argument("traces", type=typed_path, help="a file of traces, as `apr data import` writes it")
     export.add_argument("--out", type=typed_path, required=True, help="JSON file to write")
     _configured("sft", commands.add_parser("sft", help="supervised fine-tuning on demonstrations"))

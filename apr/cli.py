@@ -105,17 +105,17 @@ def _run(arguments: argparse.Namespace) -> int:
 def _exchange(arguments: argparse.Namespace) -> int:
     """`apr data import` and `apr data export`."""
     from apr.data.exchange import export_file, import_file
-    from envs.countdown.paper import PaperDialect
+    from envs.countdown.paper import PaperSpeller
 
     if arguments.action == "export":
-        print(export_file(arguments.traces, arguments.out, PaperDialect()))
+        print(export_file(arguments.traces, arguments.out, PaperSpeller()))
         return 0
     out = arguments.out or Path("runs/import") / Path(arguments.file.name.removesuffix(".gz")).stem
     if arguments.env is not None:
         return _import_problems(arguments, out)
     if arguments.column or arguments.split:
         raise ConfigError("--column and --split are for problems of an environment: add --env NAME, or leave them out")
-    print(import_file(arguments.file, None if arguments.dry_run else out, PaperDialect()))
+    print(import_file(arguments.file, None if arguments.dry_run else out, PaperSpeller()))
     if not arguments.dry_run:
         print(f"traces, problems and the report in {out}")
     return 0

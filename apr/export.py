@@ -19,7 +19,7 @@ from apr.model_card import CARD, model_card
 from apr.protocols import protocol_by_name, spoken
 from apr.provenance import Result, check_same, read_results, stages
 from apr.runs import whole_folder
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 from envs.registry import at_hand
 
 LICENSE = r"[A-Za-z0-9.+-]+"
@@ -81,15 +81,15 @@ def _write_model(source: Checkpoint, dtype: Dtype, folder: Path) -> dict[str, An
     from transformers import GenerationConfig
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or deepspeed, which saving imports, warns that it had to guess
-    control = source.dialect.vocabulary.control
+    control = source.speller.vocabulary.control
     beside = folder / "merged"
     whole = source.whole(beside)
     model, card = load_model(whole.model.path, dtype), whole.card
-    stops = stop_ids(source.dialect, card.protocol)
+    stops = stop_ids(source.speller, card.protocol)
     pad = {"pad_token_id": control.pad} if control.pad >= 0 else {}
     model.generation_config = GenerationConfig(bos_token_id=control.bos, eos_token_id=list(stops), **pad)
     model.config.use_cache = True  # training with recomputed activations turns it off
-    save_checkpoint(folder, model, source.dialect.vocabulary, card)
+    save_checkpoint(folder, model, source.speller.vocabulary, card)
     shutil.rmtree(beside, ignore_errors=True)
     weights = weight_files(folder)
     for path in weights:
@@ -100,11 +100,11 @@ def _write_model(source: Checkpoint, dtype: Dtype, folder: Path) -> dict[str, An
     }  # fmt: skip
 
 
-def stop_ids(dialect: Dialect, protocol: str | None) -> tuple[int, ...]:
-    """What ends a strand. Of an unknown protocol: what ends one in any that the dialect has."""
-    names = (protocol,) if protocol is not None else spoken(dialect)
-    prompt = (dialect.vocabulary.control.bos,)  # whatever it says, strands of the protocol end alike
-    found = [stop for name in names for stop in protocol_by_name(name, dialect).start(prompt).stop_ids]
+def stop_ids(speller: Speller, protocol: str | None) -> tuple[int, ...]:
+    """What ends a strand. Of an unknown protocol: what ends one in any that the speller has."""
+    names = (protocol,) if protocol is not None else spoken(speller)
+    prompt = (speller.vocabulary.control.bos,)  # whatever it says, strands of the protocol end alike
+    found = [stop for name in names for stop in protocol_by_name(name, speller).start(prompt).stop_ids]
     return tuple(dict.fromkeys(found))
 
 
@@ -113,4 +113,4 @@ def _text(name: str, source: Checkpoint, results: Sequence[Result], facts: dict[
     named = [problems.env for problems in source.card.trained_on[::-1]]
     named += [result.facts["env"] for result in results if isinstance(result.facts.get("env"), dict)]
     env = at_hand(named[0]) if named else None
-    return model_card(name, source.dialect, env, made, results, facts, license)
+    return model_card(name, source.speller, env, made, results, facts, license)

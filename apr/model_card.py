@@ -18,7 +18,7 @@ from apr.protocols.serial import Serial
 from apr.protocols.spawn_join import SpawnJoin
 from apr.provenance import MEANS, Result, Stage
 from apr.tokens.control import FAMILY_TOKENS
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 from apr.user_code import short
 from envs.base import Env
 from envs.registry import at_hand
@@ -33,7 +33,7 @@ ASKED: dict[str | None, str] = {"none": "none", "context": "a context", "childre
 
 def model_card(
     name: str,
-    dialect: Dialect,
+    speller: Speller,
     env: Env | None,
     stages: Sequence[Stage],
     results: Sequence[Result],
@@ -46,14 +46,14 @@ def model_card(
     name = _line(name)
     sections = [
         f"# {_plain(name)}",
-        _what(dialect, env, facts),
+        _what(speller, env, facts),
         _training(stages, facts["card"]),
-        _spelling(dialect, facts),
-        _prompting(name, dialect, env, facts),
+        _spelling(speller, facts),
+        _prompting(name, speller, env, facts),
         _evaluation(results, facts),
         _limits(env, facts, license),
     ]
-    return f"---\n{_header(name, dialect, env, results, facts, license)}---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_header(name, speller, env, results, facts, license)}---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _line(value: object) -> str:
@@ -89,9 +89,9 @@ def _longest_run(text: str) -> int:
 
 
 def _header(
-    name: str, dialect: Dialect, env: Env | None, results: Sequence[Result], facts: dict[str, Any], license: str
+    name: str, speller: Speller, env: Env | None, results: Sequence[Result], facts: dict[str, Any], license: str
 ) -> str:
-    tags = ["apr", *([env.name] if env else []), f"dialect-{dialect.name}", *filter(None, [facts["card"].protocol])]
+    tags = ["apr", *([env.name] if env else []), f"speller-{speller.name}", *filter(None, [facts["card"].protocol])]
     header: dict[str, Any] = {
         "license": license,
         "library_name": "transformers",
@@ -123,7 +123,7 @@ def _indexed(result: Result) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _what(dialect: Dialect, env: Env | None, facts: dict[str, Any]) -> str:
+def _what(speller: Speller, env: Env | None, facts: dict[str, Any]) -> str:
     card, config = facts["card"], facts["config"]
     if card.base is not None:
         start = f"It was trained on from a pretrained model, {_code(card.base)}."
@@ -144,7 +144,7 @@ def _what(dialect: Dialect, env: Env | None, facts: dict[str, Any]) -> str:
 | architecture | {_plain(", ".join(config.get("architectures") or [UNKNOWN]))} |
 | parameters | {facts["parameters"]:,}, {facts["dtype"]} |
 | window | {config.get("max_position_embeddings", UNKNOWN)} tokens |
-| vocabulary | {config.get("vocab_size", UNKNOWN)} ids; dialect `{dialect.name}`, hash {dialect.vocabulary.hash} |
+| vocabulary | {config.get("vocab_size", UNKNOWN)} ids; speller `{speller.name}`, hash {speller.vocabulary.hash} |
 | protocol | {card.protocol or UNKNOWN} |
 | weights | SHA-256 {facts["hash"]}... |"""
 
@@ -197,18 +197,18 @@ def _without_places(config: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _spelling(dialect: Dialect, facts: dict[str, Any]) -> str:
-    head = f"## How it is spelt\n\nDialect `{dialect.name}`."
+def _spelling(speller: Speller, facts: dict[str, Any]) -> str:
+    head = f"## How it is spelt\n\nSpeller `{speller.name}`."
     grammar = BY_NAME.get(facts["card"].protocol, Serial).grammar
-    if dialect.vocabulary.control.spawn < 0 or isinstance(dialect, OwnProtocols):
-        return f"{head} {dialect.about} {_stops(facts)}"
-    vocabulary, control = dialect.vocabulary, dialect.vocabulary.control
+    if speller.vocabulary.control.spawn < 0 or isinstance(speller, OwnProtocols):
+        return f"{head} {speller.about} {_stops(facts)}"
+    vocabulary, control = speller.vocabulary, speller.vocabulary.control
     names = ("pad", "bos", "eos", "spawn", "msg", "spawn_end", "join", "ret")
     rows = [f"| {name} | {_cell(vocabulary.tokens[i])} | {i} |" for name in names if (i := getattr(control, name)) >= 0]
     own = [tag for tag in FAMILY_TOKENS if tag in grammar and tag in vocabulary.ids]
     rows += [f"| | {_cell(tag)} | {vocabulary.ids[tag]} |" for tag in own]
     table = "\n".join(["| control token | text | id |", "| --- | --- | --- |", *rows])
-    return f"{head} {dialect.about}\n\n{table}\n\n{grammar}\n\n{_stops(facts)}"
+    return f"{head} {speller.about}\n\n{table}\n\n{grammar}\n\n{_stops(facts)}"
 
 
 def _stops(facts: dict[str, Any]) -> str:
@@ -219,18 +219,18 @@ def _stops(facts: dict[str, Any]) -> str:
     )
 
 
-def _prompting(name: str, dialect: Dialect, env: Env | None, facts: dict[str, Any]) -> str:
+def _prompting(name: str, speller: Speller, env: Env | None, facts: dict[str, Any]) -> str:
     protocol = facts["card"].protocol
     if env is None:
         return (
             "## How to prompt it\n\nToken ids in, token ids out. How problems are told is unknown, since its task is."
         )
     example = env.example()
-    start = protocol_by_name(protocol or "spawn_join", dialect).start(dialect.prompt(env, example))
+    start = protocol_by_name(protocol or "spawn_join", speller).start(speller.prompt(env, example))
     ids = [token for run in start.inject for token in run.ids]
     stops = ", ".join(map(str, facts["stops"]))
-    children = "\n" + _children(dialect, protocol) if protocol != Serial.name else ""
-    prompt = f"{dialect.vocabulary.text(ids)}\n{ids}"
+    children = "\n" + _children(speller, protocol) if protocol != Serial.name else ""
+    prompt = f"{speller.vocabulary.text(ids)}\n{ids}"
     said = f"""## How to prompt it
 
 Token ids in, token ids out; text is a view. The problem "{env.describe(example)}" is
@@ -257,7 +257,7 @@ With transformers: `AutoModelForCausalLM.from_pretrained(FOLDER).generate(torch.
 held-out problems and verifies the answers; `docs/export.md` of this project has the commands."""
 
 
-def _children(dialect: Dialect, protocol: str | None) -> str:
+def _children(speller: Speller, protocol: str | None) -> str:
     """What whoever samples has to do at a spawn."""
     said = (
         "Whoever samples has to run the children, too: each is a request of its own, and the parent's next request has\n"
@@ -265,9 +265,9 @@ def _children(dialect: Dialect, protocol: str | None) -> str:
     )
     if protocol not in (None, SpawnJoin.name):
         return "Whoever samples has to run the children, too: each is a request of its own, as the grammar says."
-    if dialect.vocabulary.control.spawn < 0 or isinstance(dialect, OwnProtocols):
+    if speller.vocabulary.control.spawn < 0 or isinstance(speller, OwnProtocols):
         return said
-    c = dialect.vocabulary.control
+    c = speller.vocabulary.control
     return (
         f"{said} After a reply that ends with {c.spawn_end}, the prompt of each child is `[{c.msg}, its message ...]`. When\n"
         f"all children have ended with {c.eos}, the parent's next prompt is its prompt and its reply up to, and without,\n"
@@ -352,7 +352,7 @@ def _measured(result: Result) -> str:
 
 def _limits(env: Env | None, facts: dict[str, Any], license: str) -> str:
     scratch = facts["card"].base is None and "sft" in facts["card"].trained
-    knows = f"It knows {env.title if env else 'its task'} and nothing else, and no text but its dialect." if scratch else (
+    knows = f"It knows {env.title if env else 'its task'} and nothing else, and no text but its speller." if scratch else (
         "What it kept of its base's abilities, and of its faults, has not been measured."
     )  # fmt: skip
     window = facts["config"].get("max_position_embeddings", UNKNOWN)

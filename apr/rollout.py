@@ -16,7 +16,7 @@ from apr.threads.limits import Limits
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.session import Sampling, attempt
 from apr.threads.trace import Outcome, StopReason, Trace
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 from envs.base import Env, Verdict
 
 JUDGE_ATTEMPTS = 3
@@ -36,7 +36,7 @@ class Roller:
     """All that attempts share. At most `in_flight` run at once, over all calls of `run`; earlier calls go first."""
 
     env: Env
-    dialect: Dialect
+    speller: Speller
     engine: Engine
     protocol: ThreadProtocol
     limits: Limits
@@ -53,10 +53,10 @@ class Roller:
         async def one(job: Job) -> Trace:
             async with self._slots:
                 trace = await attempt(
-                    job.problem, self.dialect.prompt(self.env, job.problem), engine=self.engine, protocol=self.protocol,
+                    job.problem, self.speller.prompt(self.env, job.problem), engine=self.engine, protocol=self.protocol,
                     limits=self.limits, sampling=self.sampling, step=step, sample=job.sample,
                 )  # fmt: skip
-                return verified(trace, self.env, self.dialect, self.protocol, self.threshold)
+                return verified(trace, self.env, self.speller, self.protocol, self.threshold)
 
         waiting = iter(jobs)
         tasks = deque(asyncio.create_task(one(job)) for job in islice(waiting, max(AHEAD, self.in_flight)))
@@ -78,14 +78,14 @@ def with_condition(problems: Sequence[dict[str, Any]], condition: ConditionConfi
 
 
 def verified(
-    trace: Trace, env: Env, dialect: Dialect, protocol: ThreadProtocol, threshold: float | None = None
+    trace: Trace, env: Env, speller: Speller, protocol: ThreadProtocol, threshold: float | None = None
 ) -> Trace:
     """The trace with its answer and outcome; correct from a score of `threshold`, if it is given.
 
     A lost engine anywhere makes the whole trace lost, never wrong."""
     if any(thread.stop is StopReason.ENGINE_LOST for thread in trace.threads):
         return replace(trace, outcome=Outcome(StopReason.ENGINE_LOST, False, "the engine was lost"))
-    answer, verdict, vote = _judged(trace, env, dialect, protocol)
+    answer, verdict, vote = _judged(trace, env, speller, protocol)
     correct = verdict.ok if threshold is None else verdict.score >= threshold
     outcome = Outcome(trace.root.stop, correct, verdict.reason, verdict.score, vote)
     return replace(trace, answer=answer, outcome=outcome)
@@ -99,13 +99,13 @@ class Judged(NamedTuple):
     vote: str | None
 
 
-def _judged(trace: Trace, env: Env, dialect: Dialect, protocol: ThreadProtocol) -> Judged:
+def _judged(trace: Trace, env: Env, speller: Speller, protocol: ThreadProtocol) -> Judged:
     """A judge that asks others (a sandbox, a service) may fail once; one that fails always must not pass for a verdict."""
     failures = 0
     while True:
         try:
             ids = protocol.answer(trace.threads)
-            answer = None if ids is None else env.read(dialect.answer(ids))
+            answer = None if ids is None else env.read(speller.answer(ids))
             vote = env.canonical(answer) if answer is not None and answer.strip() else None
             return Judged(answer, env.verify(trace.problem, answer), vote)
         except Exception as error:  # noqa: BLE001 - an environment is the user's code: whatever it raises

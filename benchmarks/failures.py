@@ -11,7 +11,7 @@ from pathlib import Path
 
 from apr.threads.codec import read_traces
 from apr.threads.trace import Thread, Trace
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.log import Node
 from solvers.exhaustive import reachable
 from solvers.search import children
@@ -21,7 +21,7 @@ VALUE_CAP = 99  # of the tiny_cpu teachers: children with larger numbers are in 
 
 def numbers_of(thread: Thread, trace: Trace) -> tuple[int, ...] | None:
     """The numbers in a child's message (`steps : numbers : target`), or None if it is not of that form."""
-    words = CompactDialect().vocabulary.decode(trace.by_id()[thread.strands[0]].injected_ids)
+    words = CompactSpeller().vocabulary.decode(trace.by_id()[thread.strands[0]].injected_ids)
     parts = " ".join(words).split(" : ")
     if len(parts) != 3 or not all(word.isdigit() for word in parts[1].split()):
         return None

@@ -310,7 +310,7 @@ def widths() -> Iterator[Row]:
 def published() -> Iterator[Row]:
     """Four numbers from 1-99 in a window of 4,096 tokens, as published (arXiv 2504.15466, tables 1-3): a student of 10M
     parameters after 75 million tokens beside the paper's of 228M. `unfolded` is the serial teacher that is spawn_join's
-    equal, which the paper has not. Tokens here are of the compact dialect, about a third as many as in the paper's
+    equal, which the paper has not. Tokens here are of the compact speller, about a third as many as in the paper's
     wording."""
     for name, theirs in (("sos_plus", "SoS+"), ("spawn_join", "APR"), ("unfolded", None)):
         for temperature in (0, 1):

@@ -28,7 +28,7 @@ from apr.memory import keep_freed_memory
 from apr.presets import load, preset
 from apr.threads.layout import causal
 from apr.threads.trace import Trace, closure_ids
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from rl.advantages import Scored
 from rl.learner import Learner
 from rl.packing import Pass, plan
@@ -39,7 +39,7 @@ def traces(count: int) -> list[Trace]:
     config = load(DataConfig, [preset("data", "tiny_cpu")])
     env = config.env.build()
     made = demonstrations(
-        list(env.problems("train", count, 0)), teacher_of(config, "spawn_join", env, CompactDialect())
+        list(env.problems("train", count, 0)), teacher_of(config, "spawn_join", env, CompactSpeller())
     )
     return [replace(t, strands=tuple(replace(s, logprobs=(-0.5,) * len(s.sampled)) for s in t.strands)) for t in made]
 

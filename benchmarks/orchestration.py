@@ -45,7 +45,7 @@ from apr.threads.limits import Limits
 from apr.threads.session import Sampling
 from apr.threads.trace import Trace, closure_ids, closure_lengths
 from envs.base import Env
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 
 BLOCK = 32
 SEED = 7
@@ -68,7 +68,7 @@ class Part:
         """`count` demonstrations of the spawn/join teacher that keep within `limits`."""
         config = load(DataConfig, [preset("data", "tiny_cpu")], overrides)
         env = config.env.build()
-        teacher = teacher_of(config.model_copy(update={"seed": SEED}), "spawn_join", env, CompactDialect())
+        teacher = teacher_of(config.model_copy(update={"seed": SEED}), "spawn_join", env, CompactSpeller())
         found = demonstrations(list(env.problems("train", 2 * count, SEED)), teacher)
         fitting = [t for t in found if t.costs and t.costs.context <= limits.context]
         if len(fitting) < count:
@@ -88,8 +88,8 @@ class Part:
 
     async def run(self, engine: Engine, in_flight: int) -> list[Trace]:
         """All traces through the runtime."""
-        protocol = protocol_by_name("spawn_join", CompactDialect())
-        roller = Roller(self.env, CompactDialect(), engine, protocol, self.limits, Sampling(1.0, SEED), in_flight)
+        protocol = protocol_by_name("spawn_join", CompactSpeller())
+        roller = Roller(self.env, CompactSpeller(), engine, protocol, self.limits, Sampling(1.0, SEED), in_flight)
         made = [trace async for trace in roller.run([Job(trace.problem, trace.sample) for trace in self.traces])]
         for trace, recorded in zip(made, self.traces):
             if [strand.ids for strand in trace.strands] != [strand.ids for strand in recorded.strands]:
@@ -179,8 +179,8 @@ async def prefilled_again(engine: VllmEngine, part: Part, seqs: int) -> None:
 
 
 def random_model(folder: Path, window: int) -> Path:
-    """A checkpoint of random weights for the compact dialect."""
-    vocabulary = CompactDialect().vocabulary
+    """A checkpoint of random weights for the compact speller."""
+    vocabulary = CompactSpeller().vocabulary
     save_checkpoint(folder, new_model(ModelConfig(window=window), len(vocabulary), 0, 1), vocabulary, Card())
     return folder
 

@@ -21,9 +21,9 @@ from apr.seeds import SplitMix64
 from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import ROOT, EngineStop, Injected, Origin, StopReason, Strand, StrandId, Thread
 from apr.tokens.control import CONTROL_TOKENS, ControlTokens
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.log import Node
-from envs.countdown.paper import CALL, CALL_END, FAILURE, JOIN, PaperDialect, call
+from envs.countdown.paper import CALL, CALL_END, FAILURE, JOIN, PaperSpeller, call
 from envs.countdown.wording import root_prompt
 from solvers.search import SearchOptions, search
 
@@ -95,8 +95,8 @@ class Paper:
     """The published wording, in its own tokens: strands of searches, whole or edited."""
 
     def __init__(self) -> None:
-        self.dialect = PaperDialect()
-        self.words = self.dialect.words
+        self.speller = PaperSpeller()
+        self.words = self.speller.words
         self._join = self.words.continued(JOIN)
         searched = [strand for seed in range(60) for strand in self._searched(seed)]
         ends = self.words.continued(CALL_END)
@@ -138,8 +138,8 @@ class Paper:
         numbers = tuple(sorted(rng.randint(1, 30) for _ in range(rng.choice((3, 4)))))
         options = SearchOptions(rng.randint(1, 4), 3, rng.random(), spawn_depth=seed % 2)
         log = search(24, Node(numbers, ()), options, SplitMix64(seed))
-        prompt = root_prompt(self.dialect, numbers, 24)
-        yield from ((prompt, sampled) for sampled in self.dialect.spell(log))
+        prompt = root_prompt(self.speller, numbers, 24)
+        yield from ((prompt, sampled) for sampled in self.speller.spell(log))
 
 
 class Tagged:
@@ -150,9 +150,9 @@ class Tagged:
     """
 
     def __init__(
-        self, dialect: CompactDialect, opening: str, spawn: str, closing: str, answer: str = "<join>", asks: str = ""
+        self, speller: CompactSpeller, opening: str, spawn: str, closing: str, answer: str = "<join>", asks: str = ""
     ) -> None:
-        self.vocabulary = dialect.vocabulary
+        self.vocabulary = speller.vocabulary
         self.answer, self.asks = answer, asks
         self.opening, self.spawn, self.closing = opening.split(), spawn.split(), closing.split()
 
@@ -206,7 +206,7 @@ class Tagged:
 
 
 NEVER_JOIN = ("apar",)
-PAPER, COMPACT = Paper(), CompactDialect()
+PAPER, COMPACT = Paper(), CompactSpeller()
 CHAINS = ("serial", "spawn_join")
 TAGGED: dict[str, tuple[str, ...]] = {  # how children are opened
     "multiverse": ("<Parallel> <Goal>", "<Outline> # : * </Outline>", "</Goal>"),
@@ -220,7 +220,7 @@ TAGGED: dict[str, tuple[str, ...]] = {  # how children are opened
 # The languages and their protocols, by name.
 IMPLEMENTATIONS: dict[str, tuple[Language, ThreadProtocol]] = {
     **{f"compact {name}": (Compact(), protocol_by_name(name, COMPACT)) for name in CHAINS},
-    **{f"paper {name}": (PAPER, protocol_by_name(name, PAPER.dialect)) for name in CHAINS},
+    **{f"paper {name}": (PAPER, protocol_by_name(name, PAPER.speller)) for name in CHAINS},
     **{f"compact {name}": (Tagged(COMPACT, *said), protocol_by_name(name, COMPACT)) for name, said in TAGGED.items()},
 }
 
@@ -340,9 +340,9 @@ def fuzz(name: str, count: int, seed: int) -> Tally:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--count", type=int, default=1_000_000, help="sequences for each protocol of the compact dialect"
+        "--count", type=int, default=1_000_000, help="sequences for each protocol of the compact speller"
     )
-    parser.add_argument("--paper-count", type=int, default=100_000, help="sequences for each of the paper dialect")
+    parser.add_argument("--paper-count", type=int, default=100_000, help="sequences for each of the paper speller")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     slow = False

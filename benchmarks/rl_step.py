@@ -74,18 +74,18 @@ def run_trl(data: Path, out: Path, steps: int, batch: int, options: dict[str, An
     from trl import GRPOConfig, GRPOTrainer
 
     from apr.data.store import read_problems
-    from apr.dialects import dialect_of
     from apr.protocols import protocol_by_name
+    from apr.spellers import speller_of
     from envs.countdown.env import Countdown
     from rl.rollouts import problems_of
 
     config, _ = configured(data, out, steps)
-    dialect = dialect_of(CHECKPOINT, None)
-    env, serial = Countdown(), protocol_by_name("serial", dialect)
+    speller = speller_of(CHECKPOINT, None)
+    env, serial = Countdown(), protocol_by_name("serial", speller)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, trust_remote_code=False)
     train = read_problems(data, "train")
     problems = [problem for step in range(steps) for problem in problems_of(config, train, step)]
-    prompts = [dialect.prompt(env, problem) for problem in problems]
+    prompts = [speller.prompt(env, problem) for problem in problems]
     rows = [{"prompt": tokenizer.decode(ids), "problem": problem} for ids, problem in zip(prompts, problems)]
     assert all(tuple(tokenizer(row["prompt"])["input_ids"]) == ids for row, ids in zip(rows, prompts))
     traces = config.problems_per_step * config.group_size
@@ -97,7 +97,7 @@ def run_trl(data: Path, out: Path, steps: int, batch: int, options: dict[str, An
         lengths[:] = [len(ids) for ids in completion_ids]
         answers = [serial.control.join_message(tuple(ids)) for ids in completion_ids]
         verdicts = [
-            env.verify(one, dialect.answer(answer) if answer else None) for one, answer in zip(problem, answers)
+            env.verify(one, speller.answer(answer) if answer else None) for one, answer in zip(problem, answers)
         ]
         successes[:] = [float(verdict.ok) for verdict in verdicts]
         return successes

@@ -30,7 +30,7 @@ from apr.rollout import Job, Roller
 from apr.threads.engine import Engine
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 
 GROUP = 8  # traces of a problem, as in RL
 WINDOW = 128
@@ -40,10 +40,10 @@ async def measure(
     pool: EnginePool, engines: list[Engine], jobs: list[Job], given: argparse.Namespace, seed: int
 ) -> dict[str, float]:
     """One run's tokens and seconds; `largest_share`: of all sampled tokens, those of the engine that had most."""
-    dialect = CompactDialect()
+    speller = CompactSpeller()
     roller = Roller(
-        load(DataConfig, [preset("data", "tiny_cpu")]).env.build(), dialect, pool,
-        protocol_by_name("spawn_join", dialect), Limits(context=WINDOW, threads=16, depth=1), Sampling(1.0, seed), 256,
+        load(DataConfig, [preset("data", "tiny_cpu")]).env.build(), speller, pool,
+        protocol_by_name("spawn_join", speller), Limits(context=WINDOW, threads=16, depth=1), Sampling(1.0, seed), 256,
     )  # fmt: skip
     await pool.pause()
     await pool.update_weights(load_file(given.checkpoint / WEIGHTS_FILE), seed + 1)

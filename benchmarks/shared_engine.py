@@ -25,7 +25,7 @@ from apr.processors import settle_waiting
 from apr.threads.engine import Request
 from apr.threads.layout import block_of
 from apr.threads.trace import EngineStop, Injected, Origin, Reference, Strand, StrandId, StrandKey
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny_cpu" / "spawn_join"
 SAMPLED = 64
@@ -34,11 +34,11 @@ BATCH, ROUNDS = 32, 5
 
 def chains(count: int) -> list[Request]:
     """Requests for different problems, each a trace of its own."""
-    dialect = CompactDialect()
+    speller = CompactSpeller()
     env = load(DataConfig, [preset("data", "tiny_cpu")]).env.build()
     problems = env.problems("train", count, 0)
     return [
-        Request(StrandKey(0, problem["id"], 0, "r", 0), dialect.prompt(env, problem), (), SAMPLED, 1.0, number)
+        Request(StrandKey(0, problem["id"], 0, "r", 0), speller.prompt(env, problem), (), SAMPLED, 1.0, number)
         for number, problem in enumerate(problems)
     ]
 

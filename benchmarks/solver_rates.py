@@ -22,7 +22,7 @@ from apr.config import DataConfig
 from apr.presets import load, preset
 from apr.protocols import protocol_by_name
 from envs.base import Teacher
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.demonstrate import demonstrate, drawn
 from envs.countdown.env import Countdown
 from envs.countdown.problems import CountdownSpec, problem_of
@@ -84,8 +84,8 @@ def demonstration_rates(name: str, solver: SearchTeacher, numbers: Ints, targets
             solver.context_bin,
         )  # fmt: skip
 
-    dialect = CompactDialect()
-    teacher = Teacher(Countdown(), solver, dialect, protocol_by_name(solver.protocol, dialect), SEED)
+    speller = CompactSpeller()
+    teacher = Teacher(Countdown(), solver, speller, protocol_by_name(solver.protocol, speller), SEED)
     plain = rate(
         lambda: [demonstrate(problem, teacher) for problem in problems[:PLAIN]],
         len(problems[:PLAIN]), rounds,

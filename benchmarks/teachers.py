@@ -19,9 +19,9 @@ from apr.data.teach import demonstrations_of
 from apr.presets import load, preset
 from apr.protocols import protocol_by_name
 from envs.base import Teacher, TeacherOptions
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 
-COMPACT = CompactDialect()
+COMPACT = CompactSpeller()
 THEIRS = 4_000  # problems that the published solvers were run on
 
 

@@ -16,7 +16,7 @@ from apr.presets import load, preset
 from apr.sft.rows import rows
 from apr.threads.codec import from_json, to_json
 from envs.base import Teacher
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 
 RUNS = 5
 PROBLEMS = 400
@@ -38,7 +38,7 @@ def data_rates() -> None:
     problems = list(env.problems("train", PROBLEMS, 0))
     print(f"problems a second             {rate(lambda: len(list(env.problems('train', PROBLEMS, 0))))}")
     for name in config.solvers:
-        teacher = teacher_of(config, name, env, CompactDialect())
+        teacher = teacher_of(config, name, env, CompactSpeller())
 
         def solve(teacher: Teacher = teacher) -> int:
             return len(traces_of(problems, teacher))

@@ -1,4 +1,4 @@
-"""Tokens a trace takes: the same demonstrations in both dialects, and the paper wording byte by byte.
+"""Tokens a trace takes: the same demonstrations in both spellers, and the paper wording byte by byte.
 
     python benchmarks/tokens.py [--problems 1000] [--seed 0] [--config paper]
 
@@ -17,15 +17,15 @@ from apr.presets import load, preset
 from apr.protocols import protocol_by_name
 from apr.seeds import SplitMix64
 from apr.threads.trace import Trace
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.demonstrate import drawn
 from envs.countdown.log import Node, SearchLog
-from envs.countdown.paper import PaperDialect
+from envs.countdown.paper import PaperSpeller
 from envs.countdown.teacher import SearchTeacher
 from envs.countdown.wording import encode
 from solvers.search import search, unfold
 
-COMPACT, PAPER = CompactDialect(), PaperDialect()
+COMPACT, PAPER = CompactSpeller(), PaperSpeller()
 
 
 def demonstration(problem: dict[str, Any], solver: SearchTeacher, seed: int) -> SearchLog:
@@ -35,7 +35,7 @@ def demonstration(problem: dict[str, Any], solver: SearchTeacher, seed: int) -> 
     return unfold(log) if solver.unfold else log
 
 
-def sizes(trace: Trace, spelt_in: PaperDialect | None = None) -> tuple[int, int]:
+def sizes(trace: Trace, spelt_in: PaperSpeller | None = None) -> tuple[int, int]:
     """Work and context in tokens; in bytes of text (each control token one more) if `spelt_in` says how it reads."""
     assert trace.costs is not None
     if spelt_in is None:

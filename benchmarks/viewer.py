@@ -36,9 +36,9 @@ from apr.threads.trace import (
     Trace,
     VersionSpan,
 )
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 
-VOCABULARY = CompactDialect().vocabulary
+VOCABULARY = CompactSpeller().vocabulary
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--disable-quic",

@@ -75,7 +75,7 @@ def sft(windows: Windows, data: Path, threads: int) -> None:
     from apr.presets import load, preset
     from apr.sft.examples import examples_of, lengths_of, token_batches
     from apr.sft.train import _trainer
-    from envs.countdown.compact import CompactDialect
+    from envs.countdown.compact import CompactSpeller
 
     config = load(SftConfig, [preset("sft", "tiny_cpu")], [f"data={data}", f"threads={threads}", "tokens=100000000"])
 
@@ -86,7 +86,7 @@ def sft(windows: Windows, data: Path, threads: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         examples, _ = examples_of(config.model_copy(update={"threads": 1}))
         batches = token_batches(lengths_of(examples), config.batch_tokens, config.tokens, config.seed)
-        trainer = _trainer(config, Path(folder), examples, batches, CompactDialect().vocabulary)
+        trainer = _trainer(config, Path(folder), examples, batches, CompactSpeller().vocabulary)
         trainer.args.save_strategy = "no"
         trainer.add_callback(Ticks())
         trainer.train()
@@ -99,12 +99,12 @@ def engine(windows: Windows, data: Path, threads: int) -> None:
     from apr.presets import load, preset
     from apr.threads.engine import Request
     from apr.threads.trace import StrandKey
-    from envs.countdown.compact import CompactDialect
+    from envs.countdown.compact import CompactSpeller
 
-    dialect = CompactDialect()
+    speller = CompactSpeller()
     env = load(DataConfig, [preset("data", "tiny_cpu")]).env.build()
     problems = list(env.problems("train", 256, 0))
-    control = dialect.vocabulary.control
+    control = speller.vocabulary.control
     vllm = VllmEngine(ModelFolder.open(CHECKPOINT), max_context=128, seed=0, threads=threads)
 
     async def run() -> None:
@@ -113,7 +113,7 @@ def engine(windows: Windows, data: Path, threads: int) -> None:
             turn += 1
             await asyncio.gather(*(
                 vllm.generate(Request(
-                    StrandKey(turn, str(i), 0, "r", 0), dialect.prompt(env, problem), (control.eos,), 40, 1.0, turn * 256 + i
+                    StrandKey(turn, str(i), 0, "r", 0), speller.prompt(env, problem), (control.eos,), 40, 1.0, turn * 256 + i
                 )) for i, problem in enumerate(problems)
             ))  # fmt: skip
             if not windows.tick():

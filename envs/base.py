@@ -20,7 +20,7 @@ from apr.seeds import derive_seed
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.trace import Trace
 from apr.tokens.control import ProtocolName
-from apr.tokens.dialect import Dialect, Message
+from apr.tokens.speller import Message, Speller
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -110,7 +110,7 @@ class Teacher:
 
     env: Env
     options: TeacherOptions
-    dialect: Dialect
+    speller: Speller
     protocol: ThreadProtocol
     seed: int
     copies: int = 1
@@ -127,7 +127,7 @@ class Env(typing.Protocol):
     title: ClassVar[str]  # of the task, for reports and cards
     about: ClassVar[str]  # what is asked, in one sentence
     shares: str  # what no two splits share, in the singular: "number multiset"
-    dialects: ClassVar[tuple[str, ...]]  # built vocabularies for it; the first is the default
+    spellers: ClassVar[tuple[str, ...]]  # built vocabularies for it; the first is the default
     teacher_options: ClassVar[type[TeacherOptions]]
     options: Options
 
@@ -211,7 +211,7 @@ class Env(typing.Protocol):
         """What else a reader must know of the splits, a sentence or two; empty if nothing."""
         ...
 
-    def child_fault(self, problem: Problem, message: Sequence[int], dialect: Dialect) -> str | None:
+    def child_fault(self, problem: Problem, message: Sequence[int], speller: Speller) -> str | None:
         """What is wrong with the message that a child thread of a demonstration returns, if anything is."""
         ...
 
@@ -231,13 +231,13 @@ class Env(typing.Protocol):
 def written(script: Script, problem: Problem, teacher: Teacher) -> Trace:
     """The demonstration of a script, judged by the environment.
 
-    Raises `ScriptError` if the teacher's protocol cannot express it, `DataError` if its dialect cannot spell it.
+    Raises `ScriptError` if the teacher's protocol cannot express it, `DataError` if its speller cannot spell it.
     """
-    prompt, read = teacher.dialect.prompt(teacher.env, problem), reader(teacher.env, teacher.dialect)
+    prompt, read = teacher.speller.prompt(teacher.env, problem), reader(teacher.env, teacher.speller)
     try:
         if fault := next(faults(script), None):
             raise ValueError(fault)
-        strands = teacher.protocol.write(script, teacher.dialect)
+        strands = teacher.protocol.write(script, teacher.speller)
         trace = demonstration(prompt, strands, teacher.protocol, problem, True, read)
     except ValueError as error:
         raise ScriptError(f"a script for problem {problem['id']!r}: {error}") from error
@@ -247,9 +247,9 @@ def written(script: Script, problem: Problem, teacher: Teacher) -> Trace:
     return trace if verdict.ok else demonstration(prompt, strands, teacher.protocol, problem, False, read)
 
 
-def reader(env: Env, dialect: Dialect) -> Callable[[Iterable[int]], str]:
+def reader(env: Env, speller: Speller) -> Callable[[Iterable[int]], str]:
     """What turns the ids of a message into the answer that `verify` takes."""
-    return lambda ids: env.read(dialect.answer(ids))
+    return lambda ids: env.read(speller.answer(ids))
 
 
 def splits_of(env: Env, problems: Sequence[Problem]) -> list[set[str]]:

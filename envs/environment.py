@@ -16,7 +16,7 @@ from apr.errors import ConfigError, DataError
 from apr.scripts.script import Script
 from apr.seeds import derive_rng
 from apr.threads.trace import Trace
-from apr.tokens.dialect import Dialect, Message
+from apr.tokens.speller import Message, Speller
 from apr.user_code import short
 from envs.base import (
     SPLITS,
@@ -50,7 +50,7 @@ class Environment(Generic[Own]):
     title: ClassVar[str]
     about: ClassVar[str]
     shares: str = "problem"
-    dialects: ClassVar[tuple[str, ...]] = ("words",)
+    spellers: ClassVar[tuple[str, ...]] = ("words",)
     Options: ClassVar[type[BaseModel]] = Options
     teacher_options: ClassVar[type[TeacherOptions]] = PlainTeacher
 
@@ -165,7 +165,7 @@ class Environment(Generic[Own]):
     def parts(self, problems: Sequence[Problem]) -> list[list[Part]]:
         return [[(problem["id"],)] for problem in problems]
 
-    def child_fault(self, problem: Problem, message: Sequence[int], dialect: Dialect) -> str | None:
+    def child_fault(self, problem: Problem, message: Sequence[int], speller: Speller) -> str | None:
         return None
 
     # What it inherits.

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from apr import user_code
 from apr.errors import ConfigError
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 from apr.tokens.text import TextVocabulary
 from apr.values import Unread
 from envs.base import Env
@@ -21,9 +21,9 @@ from envs.environment import Environment
 
 GROUP = "apr.envs"
 BUILT_IN = {"countdown": "envs.countdown.env:Countdown"}
-DIALECTS = {  # built vocabularies with a grammar of their own, which checkpoints and data sets name
-    "compact": "envs.countdown.compact:CompactDialect",
-    "paper": "envs.countdown.paper:PaperDialect",
+SPELLERS = {  # built vocabularies with a grammar of their own, which checkpoints and data sets name
+    "compact": "envs.countdown.compact:CompactSpeller",
+    "paper": "envs.countdown.paper:PaperSpeller",
 }
 TEXTUAL = ("paper",)  # those of them whose text any tokenizer may spell
 
@@ -112,18 +112,18 @@ def env_class(name: str) -> type[Environment[Any]]:
 
 
 @cache
-def built_dialect(name: str) -> Dialect:
-    """A dialect with a vocabulary and a grammar of its own. Raises `ConfigError` for any other."""
-    if name not in DIALECTS:
-        raise ConfigError(f"no dialect {name!r} with a grammar of its own: there are {', '.join(DIALECTS)}")
-    dialect: Dialect = _target(DIALECTS[name])()
-    return dialect
+def built_speller(name: str) -> Speller:
+    """A speller with a vocabulary and a grammar of its own. Raises `ConfigError` for any other."""
+    if name not in SPELLERS:
+        raise ConfigError(f"no speller {name!r} with a grammar of its own: there are {', '.join(SPELLERS)}")
+    speller: Speller = _target(SPELLERS[name])()
+    return speller
 
 
-def textual_dialect(name: str, vocabulary: TextVocabulary) -> Dialect:
-    """A dialect of `TEXTUAL` in another vocabulary than the one built for it."""
-    dialect: Dialect = _target(DIALECTS[name])(vocabulary)
-    return dialect
+def textual_speller(name: str, vocabulary: TextVocabulary) -> Speller:
+    """A speller of `TEXTUAL` in another vocabulary than the one built for it."""
+    speller: Speller = _target(SPELLERS[name])(vocabulary)
+    return speller
 
 
 def rebuilt(name: str, options: dict[str, Any]) -> Env:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from apr.scripts.script import Answer, Branch, Fork, Join, Pieces, Say, Script
-from apr.tokens.dialect import Message
+from apr.tokens.speller import Message
 from envs.base import Options, Problem, TeacherOptions, Verdict
 from envs.environment import Environment
 

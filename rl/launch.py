@@ -81,7 +81,7 @@ def prepare(config: RlConfig, resume: bool) -> Prepared:
         checkpoint_hash = check_resumed(config, data_hash, found[1] if found else None)
     config = _with_horizon(config, resume)
     start_from, start = found or (config.checkpoint, 0)
-    opened = Checkpoint.open(start_from, config.dialect)
+    opened = Checkpoint.open(start_from, config.speller)
     opened.check_fits(config.protocol, config.condition, config.limits)
     train, validation = (
         with_condition(read_problems(config.data, split, env), config.condition) for split in ("train", "validation")
@@ -100,10 +100,10 @@ def launch(config: RlConfig, resume: bool) -> Path:
     config, env, opened, start, found = ready.config, ready.env, ready.opened, ready.start, ready.resumed
     train, validation, start_from = ready.train, ready.validation, opened.folder
     data_hash, checkpoint_hash = ready.data_hash, ready.checkpoint_hash
-    dialect = opened.dialect
+    speller = opened.speller
     facts = {
         "data_hash": data_hash, "algorithm": ALGORITHM,
-        "dialect": dialect.name, "vocabulary": dialect.vocabulary.hash, "env": env.config(),
+        "speller": speller.name, "vocabulary": speller.vocabulary.hash, "env": env.config(),
         "trained_on": [one.model_dump() for one in trained_on(config.data, "rl", env)],
         **({} if checkpoint_hash is None else {"checkpoint_hash": checkpoint_hash}),
     }  # fmt: skip
@@ -116,10 +116,10 @@ def launch(config: RlConfig, resume: bool) -> Path:
             print(f"{run} has no checkpoint yet: starting at step 0", file=sys.stderr)
         if start >= config.steps:
             return _finished(run, start_from, config)
-        protocol = protocol_by_name(config.protocol, dialect, config.join)
+        protocol = protocol_by_name(config.protocol, speller, config.join)
         sync = weight_sync(config, run)
         with placed(config, start_from, found) as (engine, learner, replace, lost):
-            parts = Parts(env, dialect, protocol, engine, learner, sync, Monitors([]), train, validation)
+            parts = Parts(env, speller, protocol, engine, learner, sync, Monitors([]), train, validation)
             reached = asyncio.run(_drive(config, parts, run, start, replace, lost))
         newest = checkpoint.folder_of(run, reached)
         if reached == config.steps:
@@ -205,7 +205,7 @@ def placed(config: RlConfig, start_from: Path, resumed: bool) -> Iterator[tuple[
 
         async def replace(start_from: Path, resumed: bool) -> tuple[Engine, LearnerApi]:
             return engine, Learner(
-                start_from, config.learner, config.temperature, config.dialect, resumed, config.checkpoint
+                start_from, config.learner, config.temperature, config.speller, resumed, config.checkpoint
             )
 
         yield *asyncio.run(replace(start_from, resumed)), replace, 0

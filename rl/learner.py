@@ -60,7 +60,7 @@ class Scorer(nn.Module):
 
 
 class Learner:
-    """One rank. `temperature` divides its logits, as it divides the sampler's; `dialect` is that of a checkpoint that
+    """One rank. `temperature` divides its logits, as it divides the sampler's; `speller` is that of a checkpoint that
     does not say. `origin` is the checkpoint that RL began from: the reference of the KL term, and what adapters are added
     to. `resumed`: the optimiser goes on from its state in `checkpoint`; a new run begins without one, whatever run its
     checkpoint is from.
@@ -69,7 +69,7 @@ class Learner:
     """
 
     def __init__(
-        self, checkpoint: Path, config: LearnerConfig, temperature: float, dialect: str | None = None,
+        self, checkpoint: Path, config: LearnerConfig, temperature: float, speller: str | None = None,
         resumed: bool = False, origin: Path | None = None, rank: Rank = ALONE,
     ) -> None:  # fmt: skip
         keep_freed_memory()
@@ -78,7 +78,7 @@ class Learner:
         self.config = config
         self.rank = rank
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        opened = Checkpoint.open(checkpoint, dialect)
+        opened = Checkpoint.open(checkpoint, speller)
         needed = config.lora or config.kl_weight  # it may be gone, where a run goes on without it
         start = ModelFolder.open(origin) if origin and needed else opened.model
         self.model = _model(start if config.lora else opened.model, self.device)
@@ -96,7 +96,7 @@ class Learner:
             self.reference = Scorer(frozen, temperature, config.dtype)
         self.backend = backend(self.scorer, config, rank)
         self.sender: Sender | None = None  # of the first rank, once it has met engines
-        self.vocabulary = opened.dialect.vocabulary
+        self.vocabulary = opened.speller.vocabulary
         self.card = opened.card.after("rl")
         if resumed:
             self.backend.load(checkpoint)

@@ -13,7 +13,7 @@ from typing import Any
 
 from apr.threads.engine import Engine
 from apr.threads.protocol import ThreadProtocol
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 from envs.base import Env
 from rl.samples import Sample
 
@@ -71,7 +71,7 @@ class Monitor(typing.Protocol):
 @dataclass
 class Parts:
     env: Env
-    dialect: Dialect
+    speller: Speller
     protocol: ThreadProtocol
     engine: Engine
     learner: LearnerApi

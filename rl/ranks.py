@@ -180,7 +180,7 @@ async def start_learner(
             address = (await learner.wait("address", [actors[0].address.remote()]))[0] if together else ""
             arguments = {
                 "checkpoint": start_from.resolve(), "config": config.learner, "temperature": config.temperature,
-                "dialect": config.dialect, "resumed": resumed, "origin": config.checkpoint.resolve(),
+                "speller": config.speller, "resumed": resumed, "origin": config.checkpoint.resolve(),
             }  # fmt: skip
             started = [
                 actor.start.remote(Rank(index, len(actors)), address, config.cluster.reply_timeout, **arguments)

@@ -111,7 +111,7 @@ def make_roller(config: RlConfig, parts: Parts, temperature: float | None = None
     sampling = Sampling(temperature, derive_seed(config.seed, "rollout"))
     return Roller(
         parts.env,
-        parts.dialect,
+        parts.speller,
         parts.engine,
         parts.protocol,
         config.limits,

@@ -1,4 +1,4 @@
-"""The fast path: `solvers.search`, `solvers.exhaustive.reachable` and the compact dialect compiled with numba, for many
+"""The fast path: `solvers.search`, `solvers.exhaustive.reachable` and the compact speller compiled with numba, for many
 problems at once. The plain modules are the reference, and property tests show that both make the same.
 
 `solvable` says which problems have a solution, `demonstrations` makes what a data set stores, and `logs` gives the
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from apr.errors import DataError
 from apr.threads.costs_compiled import CostArrays, count_costs
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.compact_compiled import condition_lengths, prompt_lengths, spell
 from envs.countdown.log import SearchLog
 from envs.countdown.log_arrays import MAX_CHILDREN, NO_NODE, Ints, LogArrays, to_logs
@@ -63,7 +63,7 @@ def demonstrations(
     numbers: Ints, targets: Ints, options: SearchOptions, beams: Ints, child_beams: Ints, seeds: Seeds, unfold: bool,
     condition: ConditionKind, context_bin: int,
 ) -> Chunk:  # fmt: skip
-    """The demonstrations of N problems in the compact dialect: of each the `search` with `SplitMix64(seed)`, through
+    """The demonstrations of N problems in the compact speller: of each the `search` with `SplitMix64(seed)`, through
     `unfold` if asked, conditioned and encoded as `envs.countdown.demonstrate.conditioned` does.
 
     `numbers` int64[N, n] in any order, `targets`, `beams`, `child_beams` int64[N], `seeds` uint64[N]; the beams of
@@ -73,7 +73,7 @@ def demonstrations(
     problems = _problems(numbers, targets, options, beams, child_beams, seeds)
     if context_bin < 1:
         raise DataError(f"context_bin is {context_bin}: give at least 1 token")
-    control = CompactDialect().vocabulary.control
+    control = CompactSpeller().vocabulary.control
     prompts = prompt_lengths(problems.numbers, problems.targets)
     chunks: list[Chunk] = []
     for rows, arrays in _searches(problems, _rules(options, unfold)):

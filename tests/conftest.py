@@ -17,7 +17,7 @@ Checkpoints = Callable[..., Path]
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     """`make_checkpoint(seed, tied=False)`: a folder with a random Llama of 2 layers of 64, window 256, and the compact
-    dialect's vocabulary. Equal arguments give the same folder. Peaked enough that greedy ties do not occur."""
+    speller's vocabulary. Equal arguments give the same folder. Peaked enough that greedy ties do not occur."""
     made: dict[tuple[int, bool], Path] = {}
 
     def make(seed: int, tied: bool = False) -> Path:
@@ -34,9 +34,9 @@ def _save(folder: Path, seed: int, tied: bool) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from envs.countdown.compact import CompactDialect
+    from envs.countdown.compact import CompactSpeller
 
-    vocabulary = CompactDialect().vocabulary
+    vocabulary = CompactSpeller().vocabulary
     config = LlamaConfig(
         vocab_size=len(vocabulary), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied, initializer_range=0.1,

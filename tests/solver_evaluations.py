@@ -12,7 +12,7 @@ from apr.data.teach import traces
 from apr.presets import check, dump, load
 from apr.threads.codec import TraceWriter
 from apr.threads.trace import Strand, Trace
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 
 SOLVERS = {"sos_plus": {"protocol": "serial"}, "spawn_join": {"protocol": "spawn_join", "spawn_depth": 1}}
 
@@ -51,17 +51,17 @@ def evaluation(
     folder.mkdir()
     (folder / "config.yaml").write_text(dump(check(EvalConfig, content, "test")))
     problems = read_problems(data, "test")
-    dialect = CompactDialect()
+    speller = CompactSpeller()
     config = load(DataConfig, [data / "config.yaml"])
-    teachers = [replace(teacher_of(config, solver, data_env(data), dialect), seed=seed) for seed in seeds]
+    teachers = [replace(teacher_of(config, solver, data_env(data), speller), seed=seed) for seed in seeds]
     tries = [traces(problems, teacher) for teacher in teachers]
     with TraceWriter(folder / "traces.jsonl.gz") as writer:
         for number in range(len(problems)):
             for sample, made in enumerate(tries):
                 writer.append(replace(timed(made[number]), sample=sample))
     facts = {
-        "kind": "eval", "card": {"solver": solver, "trained": list(trained)}, "dialect": dialect.name,
-        "vocabulary": dialect.vocabulary.hash, "traces": len(problems) * len(seeds),
+        "kind": "eval", "card": {"solver": solver, "trained": list(trained)}, "speller": speller.name,
+        "vocabulary": speller.vocabulary.hash, "traces": len(problems) * len(seeds),
         "data_hash": problems_hash(data, "test"), "checkpoint_hash": f"{solver} {trained}",
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(facts))

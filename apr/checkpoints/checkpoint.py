@@ -1,6 +1,6 @@
 """A checkpoint: a model's folder, or an adapter's, with all that the project knows of it. One reader, one writer.
 
-Checkpoint.open(place)      finds the folder, reads card, dialect and configuration, once
+Checkpoint.open(place)      finds the folder, reads card, speller and configuration, once
   .check_fits(...)          protocol, condition, window
   .model                    weights, window, hash (`apr.checkpoints.folder`)
   .whole(out)               of an adapter: merged with its base
@@ -20,12 +20,12 @@ from apr.checkpoints.finite import check_finite
 from apr.checkpoints.folder import ADAPTER_CONFIG, ModelFolder, is_adapter, model_folder
 from apr.checkpoints.weights import check_finite_files
 from apr.config import ConditionConfig
-from apr.dialects import dialect_of
 from apr.errors import ConfigError, RunDirectoryError
 from apr.protocols import SHARING
 from apr.runs import whole_folder
+from apr.spellers import speller_of
 from apr.threads.limits import Limits
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 from apr.tokens.vocabulary import Vocabulary
 
 MERGED = "merged"  # folder of a merged model, within that of an evaluation
@@ -42,16 +42,16 @@ class Checkpoint:
     folder: Path
     model: ModelFolder
     card: Card
-    dialect: Dialect = field(repr=False)
+    speller: Speller = field(repr=False)
 
     @classmethod
     def open(
-        cls, place: Path, dialect: str | None = None, *, adapters: bool = False, base: Path | None = None
+        cls, place: Path, speller: str | None = None, *, adapters: bool = False, base: Path | None = None
     ) -> Checkpoint:
         """The checkpoint that `place` names: its folder, or that of the SFT or RL run that wrote it.
 
-        `dialect`: of a model from elsewhere, which does not say. `adapters`: whether an adapter will do, with `base` if it
-        names none. Raises `CheckpointError` if it is no checkpoint, is damaged or of an unknown dialect, and `ConfigError`
+        `speller`: of a model from elsewhere, which does not say. `adapters`: whether an adapter will do, with `base` if it
+        names none. Raises `CheckpointError` if it is no checkpoint, is damaged or of an unknown speller, and `ConfigError`
         for a `base` where there is no adapter.
         """
         folder = model_folder(place)
@@ -66,7 +66,7 @@ class Checkpoint:
                     f"base={base} is of an adapter, and {folder} holds none ({ADAPTER_CONFIG}): leave base out"
                 )
             card = Card.read(folder)
-        opened = cls(folder, model, card, dialect_of(model.path, dialect))
+        opened = cls(folder, model, card, speller_of(model.path, speller))
         _ = model.window  # refused here, if it does not say
         return opened
 
@@ -117,7 +117,7 @@ class Checkpoint:
         assert self.adapter is not None, "a whole model has nothing to merge"
         model = merged_model(self.folder, self.model)
         check_finite_files([self.folder / ADAPTER_WEIGHTS])
-        save_checkpoint(folder, model, self.dialect.vocabulary, self.card.with_facts(adapter=self.adapter.model_dump()))
+        save_checkpoint(folder, model, self.speller.vocabulary, self.card.with_facts(adapter=self.adapter.model_dump()))
 
 
 def save_checkpoint(

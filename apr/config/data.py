@@ -28,16 +28,16 @@ class DataConfig(Strict):
     train: int = Field(default=5000, ge=1, description="problems; with problems_from at most so many")
     validation: int = Field(default=200, ge=0, description="problems held out to watch a training")
     test: int = Field(default=1000, ge=0, description="problems held out for evaluation")
-    dialect: str | None = Field(
+    speller: str | None = Field(
         default=None,
         description="chat, or a vocabulary of the environment; default: chat with a tokenizer, else its first",
     )
     tokenizer: Path | None = Field(
-        default=None, description="of dialect chat: the model's folder or GGUF file, or PACKAGE:FILE"
+        default=None, description="of speller chat: the model's folder or GGUF file, or PACKAGE:FILE"
     )
     control_tokens: list[str] | None = Field(
         default=None, min_length=5, max_length=5,
-        description="of dialect chat: the tokenizer's own for spawn, msg, </spawn>, join, ret; if none, some are added",
+        description="of speller chat: the tokenizer's own for spawn, msg, </spawn>, join, ret; if none, some are added",
     )  # fmt: skip
     demonstrations_per_problem: int = Field(default=1, ge=1, description="of each teacher")
     solvers: dict[str, SerializeAsAny[TeacherOptions]] = Field(
@@ -59,7 +59,7 @@ class DataConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _options_of_the_environment(cls, content: Any, info: ValidationInfo) -> Any:
-        """Teachers are told what their environment's teachers can be told; its first dialect is the default."""
+        """Teachers are told what their environment's teachers can be told; its first speller is the default."""
         if not isinstance(content, dict) or "env" not in content:
             return content
         try:
@@ -73,19 +73,19 @@ class DataConfig(Strict):
         own = env_class(env.name)
         if isinstance(solvers, dict):
             made["solvers"] = {name: _options(own.teacher_options, name, given) for name, given in solvers.items()}
-        if made.get("dialect") is None:
-            made["dialect"] = "chat" if made.get("tokenizer") is not None else (*own.dialects, "chat")[0]
-        elif made["dialect"] not in (*own.dialects, "chat"):
-            known = ", ".join((*own.dialects, "chat"))
-            raise ValueError(f"dialect: {made['dialect']!r} is none of environment {env.name}: set one of {known}")
+        if made.get("speller") is None:
+            made["speller"] = "chat" if made.get("tokenizer") is not None else (*own.spellers, "chat")[0]
+        elif made["speller"] not in (*own.spellers, "chat"):
+            known = ", ".join((*own.spellers, "chat"))
+            raise ValueError(f"speller: {made['speller']!r} is none of environment {env.name}: set one of {known}")
         return made
 
     @model_validator(mode="after")
     def _tokenizer(self) -> DataConfig:
-        if (self.dialect == "chat") != (self.tokenizer is not None):
-            raise ValueError("dialect chat needs `tokenizer`, that of the model to be trained; others have their own")
+        if (self.speller == "chat") != (self.tokenizer is not None):
+            raise ValueError("speller chat needs `tokenizer`, that of the model to be trained; others have their own")
         if self.control_tokens is not None and self.tokenizer is None:
-            raise ValueError("control_tokens are those of a `tokenizer`, which only dialect chat has")
+            raise ValueError("control_tokens are those of a `tokenizer`, which only speller chat has")
         return self
 
 

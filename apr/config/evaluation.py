@@ -34,7 +34,7 @@ class EvalConfig(Strict):
         default="all",
         description="of spawn_join: parents wait for all children, or for the first with a message, and cancel the others",
     )
-    dialect: str | None = Field(default=None, description="if the checkpoint does not say")
+    speller: str | None = Field(default=None, description="if the checkpoint does not say")
     problems: int | None = Field(default=None, ge=1, description="the first so many; all if not given")
     samples: int = Field(default=1, ge=1, description="attempts per problem; above 1 gives cons@n and pass@n")
     temperature: Temperature = Field(default=0.0, ge=0, description="of sampling; 0: greedy")

@@ -149,7 +149,7 @@ class RlConfig(Strict):
         default="all",
         description="of spawn_join: parents wait for all children, or for the first with a message, and cancel the others",
     )
-    dialect: str | None = Field(default=None, description="if the checkpoint does not say")
+    speller: str | None = Field(default=None, description="if the checkpoint does not say")
     steps: int = Field(default=30, ge=1, description="training steps in all")
     problems_per_step: int = Field(default=32, ge=1, description="problems drawn for each step")
     group_size: int = Field(default=8, ge=2, description="traces of one problem; 1 gives no advantage")

@@ -86,7 +86,7 @@ def _demonstrations(config: DataConfig, folder: Path) -> str:
     return f"""## Demonstrations
 
 Of the training problems, {config.demonstrations_per_problem} of each, in the same order and the same shards. Token counts
-are of the `{config.dialect}` dialect; costs are means over the demonstrations, with the largest in brackets.
+are of the `{config.speller}` speller; costs are means over the demonstrations, with the largest in brackets.
 
 {table}
 

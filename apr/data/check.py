@@ -20,11 +20,11 @@ from apr.data.store import (
     data_env,
     demonstrations_folder,
     demonstrations_table,
-    dialect_of_shard,
     facts_in,
     problems_folder,
     problems_in,
     problems_of,
+    speller_of_shard,
     splits_in,
     statistics_of,
     traces_of,
@@ -36,7 +36,7 @@ from apr.progress import Progress
 from apr.runs import CONFIG
 from apr.scripts.columns import COSTS, measures_of
 from apr.threads.trace import Trace
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 from envs.base import Env, Part
 
 Owners = dict[Part, str]
@@ -126,11 +126,11 @@ def check_shard(shard: Shard) -> tuple[str, int, int]:
     table = demonstrations_table(shard.path)
     columns = table.select([*COSTS, "children"]).to_pylist()
     solved = 0
-    dialect = dialect_of_shard(shard.path, facts_in(table)["dialect"])
+    speller = speller_of_shard(shard.path, facts_in(table)["speller"])
     parts = shard.env.parts(problems_in(table))
-    for row, trace in enumerate(traces_of(table, str(shard.path), dialect, shard.env)):
+    for row, trace in enumerate(traces_of(table, str(shard.path), speller, shard.env)):
         if fault := _in_another(parts[row], "train", shard.held_out, shard.env) or _fault(
-            trace, columns[row], dialect, shard.env
+            trace, columns[row], speller, shard.env
         ):
             raise DataError(f"{shard.path}, row {row}: {fault}")
         solved += trace.correct
@@ -141,13 +141,13 @@ def check_shard(shard: Shard) -> tuple[str, int, int]:
     return shard.solver, len(table), solved
 
 
-def _fault(trace: Trace, columns: dict[str, int], dialect: Dialect, env: Env) -> str | None:
+def _fault(trace: Trace, columns: dict[str, int], speller: Speller, env: Env) -> str | None:
     """What is wrong with a demonstration, if anything is."""
     verdict = env.verify(trace.problem, trace.answer)
     if trace.correct != verdict.ok:
         return f"says solved={trace.correct}, but the verifier says: {verdict.reason}"
     for thread in trace.threads[1:]:
-        if fault := env.child_fault(trace.problem, thread.message, dialect):
+        if fault := env.child_fault(trace.problem, thread.message, speller):
             return f"thread {thread.id} {fault}"
     found = measures_of(trace)
     wrong = [name for name, value in columns.items() if found[name] != value]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from apr.config.env import EnvConfig
 from apr.data.teach import scripts_by_problem
-from apr.dialects import DIALECTS
 from apr.errors import ConfigError, DataError, ScriptError
 from apr.protocols import PROTOCOLS, protocol_by_name, spoken
-from apr.tokens.dialect import Dialect
-from apr.tokens.words import WordsDialect
+from apr.spellers import SPELLERS
+from apr.tokens.speller import Speller
+from apr.tokens.words import WordsSpeller
 from envs.base import Env, PlainTeacher, Teacher, written
-from envs.registry import built_dialect
+from envs.registry import built_speller
 
 
 def check_scripts(path: Path, env_name: str | None, protocol: str | None) -> str:
@@ -27,12 +27,12 @@ def check_scripts(path: Path, env_name: str | None, protocol: str | None) -> str
     if protocol not in (None, *PROTOCOLS):
         raise ConfigError(f"--protocol {protocol}: there are {', '.join(PROTOCOLS)}")
     env = EnvConfig.model_validate(env_name).build()
-    dialect = _dialect(env)
+    speller = _speller(env)
     found = scripts_by_problem(path, env)
     scripts = [one for group in found.values() for one in group]
     if not scripts:
         raise DataError(f"{path} holds no script: each line is one")
-    teachers = [_teacher(env, name, dialect) for name in (spoken(dialect) if protocol is None else (protocol,))]
+    teachers = [_teacher(env, name, speller) for name in (spoken(speller) if protocol is None else (protocol,))]
     right, written_under = 0, Counter[str]()
     for one in scripts:
         problem = env.problem(one.problem)
@@ -59,16 +59,16 @@ def check_scripts(path: Path, env_name: str | None, protocol: str | None) -> str
     return f"{path}: {what}, {right:,} right; can be written: {counts}"
 
 
-def _teacher(env: Env, protocol: str, dialect: Dialect) -> Teacher:
+def _teacher(env: Env, protocol: str, speller: Speller) -> Teacher:
     options = PlainTeacher.model_validate({"protocol": protocol})
-    return Teacher(env, options, dialect, protocol_by_name(protocol, dialect), 0)
+    return Teacher(env, options, speller, protocol_by_name(protocol, speller), 0)
 
 
-def _dialect(env: Env) -> Dialect:
+def _speller(env: Env) -> Speller:
     """One with words of the environment's own. Raises `ConfigError` if it has none."""
     if env.vocabulary():
-        return WordsDialect(env.vocabulary())
-    built = [name for name in env.dialects if name in DIALECTS and name != WordsDialect.name]
+        return WordsSpeller(env.vocabulary())
+    built = [name for name in env.spellers if name in SPELLERS and name != WordsSpeller.name]
     if not built:
         raise ConfigError(f"environment {env.name} has no words of its own: such scripts are checked as data are made")
-    return built_dialect(built[0])
+    return built_speller(built[0])

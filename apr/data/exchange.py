@@ -23,7 +23,7 @@ from apr.runs import CONFIG, followed, whole_file, whole_folder
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.trace import Trace
 from envs.countdown.env import Countdown
-from envs.countdown.paper import PaperDialect
+from envs.countdown.paper import PaperSpeller
 from envs.countdown.problems import Problems
 from envs.countdown.published import damage, from_row, is_prompt, problem_of_row, to_row
 
@@ -72,7 +72,7 @@ def _line(what: str, rows: list[int]) -> str:
     return f"{what}: {len(rows)} rows" + (f" ({shown})" if rows else "")
 
 
-def import_file(path: Path, out: Path | None, dialect: PaperDialect) -> Report:
+def import_file(path: Path, out: Path | None, speller: PaperSpeller) -> Report:
     """Read a published JSON file; write traces, distinct problems (as a data set's) and the report to the folder `out`,
     if it is given.
 
@@ -80,18 +80,18 @@ def import_file(path: Path, out: Path | None, dialect: PaperDialect) -> Report:
     cannot be read is named in the report, with the reason.
     """
     if out is None:
-        return _import(path, dialect, lambda trace: None)[0]
+        return _import(path, speller, lambda trace: None)[0]
     if out.exists():
         raise RunDirectoryError(f"{out} is there already: give another folder")
     with whole_folder(out) as folder:
         with TraceWriter(folder / TRACES) as traces:
-            report, problems = _import(path, dialect, traces.append)
+            report, problems = _import(path, speller, traces.append)
         _write_problems(folder, problems)
         (folder / REPORT).write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
     return report
 
 
-def _import(path: Path, dialect: PaperDialect, keep: Callable[[Trace], None]) -> tuple[Report, dict[int, Problems]]:
+def _import(path: Path, speller: PaperSpeller, keep: Callable[[Trace], None]) -> tuple[Report, dict[int, Problems]]:
     """Read all rows; `keep` gets the traces. The distinct solvable problems, by how many numbers they have."""
     report = Report()
     seen: dict[tuple[int, ...], None] = {}  # target, then numbers, in the order of the rows
@@ -99,7 +99,7 @@ def _import(path: Path, dialect: PaperDialect, keep: Callable[[Trace], None]) ->
         for number, row in enumerate(elements(path, progress.advance)):
             report.rows += 1
             try:
-                trace = None if is_prompt(row) else _read(row, number, report, dialect)
+                trace = None if is_prompt(row) else _read(row, number, report, speller)
             except DataError as error:
                 report.unread[number] = str(error)
                 trace = None
@@ -157,7 +157,7 @@ def _write_problems(folder: Path, problems: dict[int, Problems]) -> None:
         (folder / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
-def _read(row: Any, number: int, report: Report, dialect: PaperDialect) -> Trace:
+def _read(row: Any, number: int, report: Report, speller: PaperSpeller) -> Trace:
     """The trace of a row, its damage reported."""
     found = damage(row)
     for rows, damaged in (
@@ -168,10 +168,10 @@ def _read(row: Any, number: int, report: Report, dialect: PaperDialect) -> Trace
     report.characters += found.characters
     report.characters_repeated += found.repeated
     report.characters_joined += found.joined
-    return from_row(row, dialect)
+    return from_row(row, speller)
 
 
-def export_file(path: Path, out: Path, dialect: PaperDialect) -> str:
+def export_file(path: Path, out: Path, speller: PaperSpeller) -> str:
     """Write the traces in `path` (JSON lines) as a published JSON file; returns a line of counts.
 
     Raises `DataError` if there is no such file or if it holds no trace that can be written; traces that the format
@@ -183,7 +183,7 @@ def export_file(path: Path, out: Path, dialect: PaperDialect) -> str:
     with whole_file(out) as file:
         for number, trace in enumerate(read_traces(path)):
             try:
-                row = to_row(trace, dialect)
+                row = to_row(trace, speller)
             except DataError as error:
                 left_out[number] = str(error)
                 continue

@@ -32,17 +32,17 @@ from apr.data.store import (
 )
 from apr.data.teach import demonstrations_of, facts_of_teacher
 from apr.data.workers import ended_by_signals, in_processes, processes
-from apr.dialects import TOKENIZER
 from apr.errors import ConfigError
 from apr.progress import Progress
 from apr.protocols import protocol_by_name
 from apr.runs import CONFIG, check_kind, check_out, refuse_other, run_directory, whole_folder, write_text
-from apr.tokens.chat import ChatDialect
-from apr.tokens.dialect import Dialect
-from apr.tokens.words import WordsDialect
+from apr.spellers import TOKENIZER
+from apr.tokens.chat import ChatSpeller
+from apr.tokens.speller import Speller
+from apr.tokens.words import WordsSpeller
 from apr.user_code import blamed
 from envs.base import SPLITS, Env, Teacher
-from envs.registry import BUILT_IN, built_dialect
+from envs.registry import BUILT_IN, built_speller
 
 BATCH = 10_000  # problems that are Python objects at a time
 # Keys that may change between calls without changing the result (`tokenizer` is covered by the copy that the data set keeps).
@@ -72,10 +72,10 @@ def generate(config: DataConfig, dry_run: bool = False) -> None:
     _refuse_other_data(config)
     problems = {split: problem_shards(config.out, split, getattr(config, split), config.shard_rows) for split in SPLITS}
     env = config.env.build()
-    dialect = _dialect(config, env)
-    if isinstance(dialect, ChatDialect | WordsDialect) and (config.out / TOKENIZER).is_dir():
-        dialect.vocabulary.check(config.out / TOKENIZER)
-    lessons = [lesson for name in config.solvers for lesson in _lessons(config, name, env, dialect, problems["train"])]
+    speller = _speller(config, env)
+    if isinstance(speller, ChatSpeller | WordsSpeller) and (config.out / TOKENIZER).is_dir():
+        speller.vocabulary.check(config.out / TOKENIZER)
+    lessons = [lesson for name in config.solvers for lesson in _lessons(config, name, env, speller, problems["train"])]
     written = [*(path for paths in problems.values() for path in paths), *(one.demonstrations for one in lessons)]
     if all(path.is_file() for path in (config.out / CARD, *written)):
         return
@@ -83,14 +83,14 @@ def generate(config: DataConfig, dry_run: bool = False) -> None:
         missing = [split for split, paths in problems.items() if not all(map(Path.is_file, paths))]
         drawn = {split: _draw(config, env, split) if given is None else given[split] for split in missing}
         if "train" in drawn and config.env.name not in BUILT_IN:
-            teachers = {name: teacher_of(config, name, env, dialect) for name in config.solvers}
-            rehearse(drawn["train"], env, dialect, teachers)
+            teachers = {name: teacher_of(config, name, env, speller) for name in config.solvers}
+            rehearse(drawn["train"], env, speller, teachers)
         if dry_run:
             return
         with run_directory(config.out, config) as out:
             sweep(out)
-            if isinstance(dialect, ChatDialect | WordsDialect):
-                _keep_tokenizer(dialect, out / TOKENIZER)
+            if isinstance(speller, ChatSpeller | WordsSpeller):
+                _keep_tokenizer(speller, out / TOKENIZER)
             for split in list(drawn):
                 write_missing(problems[split], drawn.pop(split), config.shard_rows)
             try:
@@ -107,37 +107,37 @@ def _refuse_other_data(config: DataConfig) -> None:
         refuse_other(config.out, config, MAY_DIFFER if kept else set(MAY_DIFFER) - {"tokenizer"})
 
 
-def _dialect(config: DataConfig, env: Env) -> Dialect:
+def _speller(config: DataConfig, env: Env) -> Speller:
     """Raises `ConfigError` for an environment without words of its own and no tokenizer."""
     if config.tokenizer is not None:
-        return ChatDialect(chat_vocabulary(config.tokenizer, config.control_tokens))
-    if config.dialect != WordsDialect.name:
-        return built_dialect(str(config.dialect))
+        return ChatSpeller(chat_vocabulary(config.tokenizer, config.control_tokens))
+    if config.speller != WordsSpeller.name:
+        return built_speller(str(config.speller))
     if not env.vocabulary():
-        raise ConfigError(f"environment {env.name} has no vocabulary of its own: set dialect=chat and `tokenizer`")
-    return WordsDialect(env.vocabulary())
+        raise ConfigError(f"environment {env.name} has no vocabulary of its own: set speller=chat and `tokenizer`")
+    return WordsSpeller(env.vocabulary())
 
 
-def _keep_tokenizer(dialect: ChatDialect | WordsDialect, folder: Path) -> None:
+def _keep_tokenizer(speller: ChatSpeller | WordsSpeller, folder: Path) -> None:
     """Write the tokenizer into the data set, which is read with it alone. Raises `CheckpointError` for another one there."""
     if folder.is_dir():
-        dialect.vocabulary.check(folder)
+        speller.vocabulary.check(folder)
         return
     with whole_folder(folder) as beside:
-        dialect.vocabulary.save(beside)
+        speller.vocabulary.save(beside)
 
 
-def _lessons(config: DataConfig, name: str, env: Env, dialect: Dialect, problems: Sequence[Path]) -> list[Lesson]:
-    teacher = teacher_of(config, name, env, dialect, config.demonstrations_per_problem)
+def _lessons(config: DataConfig, name: str, env: Env, speller: Speller, problems: Sequence[Path]) -> list[Lesson]:
+    teacher = teacher_of(config, name, env, speller, config.demonstrations_per_problem)
     folder = demonstrations_folder(config.out, name)
     counts = [min(config.shard_rows, config.train - i * config.shard_rows) for i in range(len(problems))]
     return [Lesson(path, folder / path.name, teacher, count * teacher.copies) for path, count in zip(problems, counts)]
 
 
-def teacher_of(config: DataConfig, name: str, env: Env, dialect: Dialect, copies: int = 1) -> Teacher:
+def teacher_of(config: DataConfig, name: str, env: Env, speller: Speller, copies: int = 1) -> Teacher:
     """The teacher called `name` in `config`."""
     options = env.teacher_options.model_validate(config.solvers[name].model_dump())
-    return Teacher(env, options, dialect, protocol_by_name(options.protocol, dialect), config.seed, copies)
+    return Teacher(env, options, speller, protocol_by_name(options.protocol, speller), config.seed, copies)
 
 
 def _taken(config: DataConfig, folder: Path) -> tuple[DataConfig, dict[str, pa.Table]]:

@@ -9,15 +9,15 @@ import pyarrow as pa
 
 from apr.data.store import check_columns
 from apr.data.teach import demonstration_of
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 from apr.user_code import blamed
 from envs.base import Env, Teacher
 
 FEW = 8
 
 
-def rehearse(problems: pa.Table, env: Env, dialect: Dialect, teachers: Mapping[str, Teacher]) -> None:
-    """Tell the first problems in `dialect`, and let each teacher demonstrate them. Says which teachers solve none of them.
+def rehearse(problems: pa.Table, env: Env, speller: Speller, teachers: Mapping[str, Teacher]) -> None:
+    """Tell the first problems in `speller`, and let each teacher demonstrate them. Says which teachers solve none of them.
 
     Raises `DataError` for fields that cannot be stored, `ConfigError` that names the place for code of the environment's
     file that fails.
@@ -27,7 +27,7 @@ def rehearse(problems: pa.Table, env: Env, dialect: Dialect, teachers: Mapping[s
     name = env.config()["name"]
     for problem in few:
         with blamed(name, f"the prompt of problem {problem['id']!r}"):
-            dialect.prompt(env, problem)
+            speller.prompt(env, problem)
     for called, teacher in teachers.items():
         made = [trace for problem in few if (trace := demonstration_of(problem, teacher)) is not None]
         if not any(trace.correct for trace in made):

@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 
 from apr.config import DataConfig, EnvOfData
 from apr.data.shards import AGAIN, content_hash, read_shard, shard_facts, shard_path, shard_paths, write_shard
-from apr.dialects import DIALECTS, dialect_in
 from apr.errors import ConfigError, DataError
 from apr.presets import load_recorded
 from apr.protocols import PROTOCOLS, protocol_by_name
 from apr.runs import CONFIG
 from apr.scripts.columns import COSTS, ENCODED, encoded
 from apr.scripts.demonstration import demonstration
+from apr.spellers import SPELLERS, speller_in
 from apr.threads.trace import Trace
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 from apr.user_code import file_of
 from envs.base import SPLITS, Env, reader
 from envs.registry import environment
@@ -70,9 +70,9 @@ def demonstrations_folder(folder: Path, solver: str) -> Path:
     return folder / "demonstrations" / solver
 
 
-def dialect_of_shard(path: Path, name: str) -> Dialect:
-    """The dialect `name` as the data set spells it that the shard of demonstrations at `path` is of."""
-    return dialect_in(path.parents[2], name)
+def speller_of_shard(path: Path, name: str) -> Speller:
+    """The speller `name` as the data set spells it that the shard of demonstrations at `path` is of."""
+    return speller_in(path.parents[2], name)
 
 
 def problems_hash(folder: Path, split: str) -> str:
@@ -186,10 +186,10 @@ def problems_of(path: Path, seen: set[str], env: Env) -> list[dict[str, Any]]:
 # Demonstrations
 
 
-def facts_of(dialect: Dialect, protocol: str, condition: str) -> dict[str, str]:
+def facts_of(speller: Speller, protocol: str, condition: str) -> dict[str, str]:
     """What a shard of demonstrations says of how it is to be read."""
     return {
-        "dialect": dialect.name, "vocabulary": dialect.vocabulary.hash, "protocol": protocol, "condition": condition,
+        "speller": speller.name, "vocabulary": speller.vocabulary.hash, "protocol": protocol, "condition": condition,
     }  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def write_demonstrations(path: Path, table: pa.Table, asked: int, facts: dict[st
 
 def read_demonstrations(folder: Path, solver: str, env: Env | None = None) -> Iterator[Trace]:
     """A teacher's traces in the data set in `folder`, in order; no more than a shard is held at a time. Raises
-    `DataError` for a missing, corrupt or newer file, and for one whose dialect has another vocabulary now."""
+    `DataError` for a missing, corrupt or newer file, and for one whose speller has another vocabulary now."""
     env = env or data_env(folder)
     for path in demonstrations_paths(folder, solver):
         yield from traces_in(path, env)
@@ -210,11 +210,11 @@ def read_demonstrations(folder: Path, solver: str, env: Env | None = None) -> It
 def traces_in(path: Path, env: Env) -> Iterator[Trace]:
     """Those of one shard."""
     table = demonstrations_table(path)
-    return traces_of(table, str(path), dialect_of_shard(path, facts_in(table)["dialect"]), env)
+    return traces_of(table, str(path), speller_of_shard(path, facts_in(table)["speller"]), env)
 
 
 def demonstrations_facts(folder: Path, solver: str) -> dict[str, str]:
-    """What a teacher's demonstrations say of themselves: dialect, protocol, condition, ... Raises `DataError`."""
+    """What a teacher's demonstrations say of themselves: speller, protocol, condition, ... Raises `DataError`."""
     return shard_facts(demonstrations_paths(folder, solver)[0], DEMONSTRATIONS)
 
 
@@ -227,16 +227,16 @@ def demonstrations_table(path: Path) -> pa.Table:
     """The rows of one shard."""
     table = read_shard(path, DEMONSTRATIONS, [*KEYS.names, *ENCODED.names])
     facts = facts_in(table)
-    name, vocabulary = facts.get("dialect"), facts.get("vocabulary")
-    if name not in DIALECTS:
-        raise DataError(f"{path} is spelt in dialect {name}: known are {', '.join(DIALECTS)}; {AGAIN}")
-    dialect = dialect_of_shard(path, name)
-    if vocabulary != (wanted := dialect.vocabulary.hash):
+    name, vocabulary = facts.get("speller"), facts.get("vocabulary")
+    if name not in SPELLERS:
+        raise DataError(f"{path} is spelt in speller {name}: known are {', '.join(SPELLERS)}; {AGAIN}")
+    speller = speller_of_shard(path, name)
+    if vocabulary != (wanted := speller.vocabulary.hash):
         raise DataError(f"{path} is spelt in {name}/{vocabulary}, but this is {name}/{wanted}: {AGAIN}")
     if facts.get("protocol") not in PROTOCOLS:
         raise DataError(f"{path} is for protocol {facts.get('protocol')}: known are {', '.join(PROTOCOLS)}; {AGAIN}")
     try:
-        table = table.cast(_typed(table.schema, dialect))
+        table = table.cast(_typed(table.schema, speller))
     except pa.ArrowException as error:
         raise DataError(f"{path} has columns of other types ({error}): {AGAIN}") from error
     for name in table.column_names:
@@ -246,9 +246,9 @@ def demonstrations_table(path: Path) -> pa.Table:
     return table
 
 
-def _typed(schema: pa.Schema, dialect: Dialect) -> pa.Schema:
+def _typed(schema: pa.Schema, speller: Speller) -> pa.Schema:
     """`schema` with the columns of this project of the types that they should have."""
-    for field in (*KEYS, *encoded(dialect)):
+    for field in (*KEYS, *encoded(speller)):
         schema = schema.set(schema.get_field_index(field.name), field)
     return schema
 
@@ -267,13 +267,13 @@ def problems_in(table: pa.Table) -> list[dict[str, Any]]:
     ]
 
 
-def traces_of(table: pa.Table, where: str, dialect: Dialect, env: Env) -> Iterator[Trace]:
+def traces_of(table: pa.Table, where: str, speller: Speller, env: Env) -> Iterator[Trace]:
     """The traces of a table with its facts as metadata. Raises `DataError` naming `where` and the row of a bad one."""
     facts = facts_in(table)
-    protocol = protocol_by_name(facts["protocol"], dialect)
+    protocol = protocol_by_name(facts["protocol"], speller)
     own = own_columns(table)
     small = table.select(["problem", *own, "condition", "solved", "strands"])
-    read = reader(env, dialect)
+    read = reader(env, speller)
     tokens, ends = _flat(table["tokens"])
     for i in range(len(table)):
         if i % 1000 == 0:  # few at a time as Python objects
@@ -283,8 +283,8 @@ def traces_of(table: pa.Table, where: str, dialect: Dialect, env: Env) -> Iterat
         if row["condition"] is not None:
             problem["condition"] = {"kind": facts["condition"], "value": row["condition"]}
         try:
-            strands = _cut(tokens[ends[i] : ends[i + 1]].tolist(), row["strands"], len(dialect.vocabulary))
-            prompt = dialect.prompt(env, problem)
+            strands = _cut(tokens[ends[i] : ends[i + 1]].tolist(), row["strands"], len(speller.vocabulary))
+            prompt = speller.prompt(env, problem)
             yield demonstration(prompt, strands, protocol, problem, row["solved"], read)
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{where}, row {i}: {error}: {AGAIN}") from error

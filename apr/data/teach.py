@@ -20,7 +20,7 @@ from envs.base import Env, Teacher, written
 
 def facts_of_teacher(teacher: Teacher) -> dict[str, str]:
     """What its shards say of how they are to be read."""
-    return facts_of(teacher.dialect, teacher.options.protocol, teacher.options.condition)
+    return facts_of(teacher.speller, teacher.options.protocol, teacher.options.condition)
 
 
 def demonstrations_of(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
@@ -38,12 +38,12 @@ def plain(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table:
         for copy in range(teacher.copies)
         if (trace := demonstration_of(problem, teacher, copy)) is not None
     ]
-    schema = pa.schema([("row", pa.int64()), *encoded(teacher.dialect)])
+    schema = pa.schema([("row", pa.int64()), *encoded(teacher.speller)])
     return pa.table({name: [row[name] for row in rows] for name in schema.names}, schema)
 
 
 def _from_script(path: Path, problem: dict[str, Any], teacher: Teacher, copy: int) -> Trace | None:
-    """The `copy`-th script of the problem in a file. Raises `DataError` for one that the teacher's protocol or dialect cannot
+    """The `copy`-th script of the problem in a file. Raises `DataError` for one that the teacher's protocol or speller cannot
     express."""
     found = scripts_by_problem(path, teacher.env).get(problem["id"], [])
     if copy >= len(found):
@@ -79,7 +79,7 @@ def demonstration_of(problem: dict[str, Any], teacher: Teacher, copy: int = 0) -
 def traces(problems: Sequence[dict[str, Any]], teacher: Teacher) -> list[Trace]:
     """The demonstrations of a few problems, as `apr data generate` stores them."""
     table = demonstrations_of(problems, teacher).replace_schema_metadata(facts_of_teacher(teacher))
-    return list(traces_of(table, "demonstrations", teacher.dialect, teacher.env))
+    return list(traces_of(table, "demonstrations", teacher.speller, teacher.env))
 
 
 def _with_problems(table: pa.Table, problems: Sequence[dict[str, Any]]) -> pa.Table:

@@ -25,7 +25,7 @@ SUMMARY = "summary.json"
 NEEDED = ("seed", "split", "protocol", "samples", "temperature", "limits")  # of the configuration: no default stands in
 # Facts in the manifest: what the model says of itself (its checkpoint may be gone at the time of a report), how its
 # tokens are spelt, how many traces a whole evaluation has, and of which problems.
-FACTS: dict[str, type] = {"card": dict, "dialect": str, "vocabulary": str, "traces": int, "data_hash": str}
+FACTS: dict[str, type] = {"card": dict, "speller": str, "vocabulary": str, "traces": int, "data_hash": str}
 _AGAIN = "evaluate again, with another `out`"
 
 

@@ -28,14 +28,14 @@ from apr.seeds import derive_seed
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.engine import Engine
 from apr.threads.session import Sampling
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 from envs.base import Env
 
 FLUSH_EVERY = 50  # traces; a kill loses no more
 HASHES: dict[str, type] = {"data_hash": str, "checkpoint_hash": str}
 # Keys that may change between calls without changing the result (`data` and `checkpoint` are covered by their hashes). Not
 # `engine` nor `in_flight`: they change seconds, and the precision of what is sampled.
-MAY_DIFFER = ("out", "env", "base", "dialect", "problems", "budgets", "cluster")
+MAY_DIFFER = ("out", "env", "base", "speller", "problems", "budgets", "cluster")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def prepare(config: EvalConfig) -> Prepared:
     env = data_env(config.data, config.env)
     problems = with_condition(read_problems(config.data, config.split, env)[: config.problems], config.condition)
     jobs = [Job(problem, sample) for problem in problems for sample in range(config.samples)]
-    checkpoint = Checkpoint.open(config.checkpoint, config.dialect, adapters=True, base=config.base)
+    checkpoint = Checkpoint.open(config.checkpoint, config.speller, adapters=True, base=config.base)
     checkpoint.check_fits(config.protocol, config.condition, config.limits)
     if not checkpoint.is_adapter:
         _check_before(config, _hashes(config, checkpoint), len(jobs))
@@ -82,13 +82,13 @@ def evaluate(config: EvalConfig) -> Summary:
     env, jobs, checkpoint = prepared.env, prepared.jobs, _whole(prepared)
     say_if_fewer(len(jobs) // config.samples, config.problems, config.split, config.data)
     config = config.model_copy(update={"checkpoint": checkpoint.folder, "base": None})
-    dialect = checkpoint.dialect
+    speller = checkpoint.speller
     shared = contact(checkpoint.card, config.data, [job.problem for job in jobs if job.sample == 0], env)
     facts = {
         **_hashes(config, checkpoint),
         "card": checkpoint.card.content(),
-        "dialect": dialect.name,
-        "vocabulary": dialect.vocabulary.hash,
+        "speller": speller.name,
+        "vocabulary": speller.vocabulary.hash,
         "env": env.config(),
         "traces": len(jobs),
         "contact": shared.model_dump(),
@@ -105,7 +105,7 @@ def evaluate(config: EvalConfig) -> Summary:
         if missing := jobs[len(tried) :]:
             (run / SUMMARY).unlink(missing_ok=True)  # of fewer problems
             with _engine(config, checkpoint.model) as engine:
-                tried += asyncio.run(_attempts(config, env, dialect, engine, missing, run / TRACES))
+                tried += asyncio.run(_attempts(config, env, speller, engine, missing, run / TRACES))
         summary = summarise(config.out.name, tried)
         write_text(run / SUMMARY, json.dumps({**asdict(summary), "contact": facts["contact"]}, indent=1))
     return summary
@@ -136,12 +136,12 @@ def _engine(config: EvalConfig, model: ModelFolder) -> Iterator[Engine]:
 
 
 async def _attempts(
-    config: EvalConfig, env: Env, dialect: Dialect, engine: Engine, jobs: Sequence[Job], path: Path
+    config: EvalConfig, env: Env, speller: Speller, engine: Engine, jobs: Sequence[Job], path: Path
 ) -> list[Attempt]:
     """Append the traces of `jobs` to the file, in their order. Raises `EngineLostError` at the first that is lost."""
     budgets = config.budgets.model_dump(exclude_none=True)
     roller = Roller(
-        env, dialect, engine, protocol_by_name(config.protocol, dialect, config.join),
+        env, speller, engine, protocol_by_name(config.protocol, speller, config.join),
         config.limits, Sampling(config.temperature, derive_seed(config.seed, "eval")), config.in_flight, config.threshold,
     )  # fmt: skip
     try:

@@ -1,4 +1,4 @@
-"""The protocols by name, each as its dialect spells it."""
+"""The protocols by name, each as its speller spells it."""
 
 import typing
 from contextlib import suppress
@@ -14,7 +14,7 @@ from apr.protocols.skeleton import Skeleton
 from apr.protocols.spawn_join import SpawnJoin
 from apr.protocols.threadweaver import ThreadWeaver
 from apr.threads.protocol import ThreadProtocol
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 
 _TAGGED = {protocol.name: protocol for protocol in (Multiverse, Aspd, Pasta, ThreadWeaver, AsyncThink, Apar, Skeleton)}
 BY_NAME = {Serial.name: Serial, SpawnJoin.name: SpawnJoin, **_TAGGED}
@@ -26,32 +26,32 @@ SHARING = tuple(
 
 @typing.runtime_checkable
 class OwnProtocols(typing.Protocol):
-    """A dialect that opens and joins threads in words of its own."""
+    """A speller that opens and joins threads in words of its own."""
 
     def protocol(self, name: str) -> ThreadProtocol: ...
 
 
-def spoken(dialect: Dialect) -> tuple[str, ...]:
-    """The protocols that a dialect's vocabulary can spell."""
+def spoken(speller: Speller) -> tuple[str, ...]:
+    """The protocols that a speller's vocabulary can spell."""
     found = []
     for name in PROTOCOLS:
         with suppress(ConfigError):
-            found.append(protocol_by_name(name, dialect).name)
+            found.append(protocol_by_name(name, speller).name)
     return tuple(found)
 
 
-def protocol_by_name(name: str, dialect: Dialect, join: typing.Literal["all", "first"] = "all") -> ThreadProtocol:
-    """Control tokens open and join threads, unless the dialect does so in words. `join`: whether a parent waits for all its
+def protocol_by_name(name: str, speller: Speller, join: typing.Literal["all", "first"] = "all") -> ThreadProtocol:
+    """Control tokens open and join threads, unless the speller does so in words. `join`: whether a parent waits for all its
     children, or until the first returns a message. Raises `ConfigError` for a protocol that spawns in a vocabulary without
     control tokens, and for one whose parents always wait for all."""
-    if join == "first" and (name != SpawnJoin.name or isinstance(dialect, OwnProtocols)):
+    if join == "first" and (name != SpawnJoin.name or isinstance(speller, OwnProtocols)):
         raise ConfigError(
-            f"join=first is an option of protocol {SpawnJoin.name} in control tokens; {name} in this dialect has rules of its "
+            f"join=first is an option of protocol {SpawnJoin.name} in control tokens; {name} in this speller has rules of its "
             "own for what a parent waits for: leave it out"
         )
-    if isinstance(dialect, OwnProtocols):
-        return dialect.protocol(name)
-    control = dialect.vocabulary.control
+    if isinstance(speller, OwnProtocols):
+        return speller.protocol(name)
+    control = speller.vocabulary.control
     if name == Serial.name:
         return Serial(control)
     if control.spawn < 0:
@@ -59,4 +59,4 @@ def protocol_by_name(name: str, dialect: Dialect, join: typing.Literal["all", "f
             f"protocol {name} needs a model that was taught its control tokens, and this one has none: set protocol=serial, or "
             "train it first by `apr sft` with `base`"
         )
-    return SpawnJoin(control, first=join == "first") if name == SpawnJoin.name else _TAGGED[name](dialect)
+    return SpawnJoin(control, first=join == "first") if name == SpawnJoin.name else _TAGGED[name](speller)

@@ -16,7 +16,7 @@ from apr.scripts.script import Answer, Fork, Join, Pieces, Say, Script
 from apr.threads.protocol import Continue, Decision, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
 from apr.tokens.control import APAR
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 
 
 class Apar:
@@ -40,10 +40,10 @@ eos                                 the root ends
 A child's prompt is all that the root saw and wrote up to its fork, then `[Child]`. Nobody sees what a child wrote: the answer
 is the root's own (`join`, answer, `eos`), or else the message of the first child that has one."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self.control = dialect.vocabulary.control
-        self.words = Words(dialect)
-        self.fork, self.child = dialect.vocabulary.tags(APAR)
+    def __init__(self, speller: Speller) -> None:
+        self.control = speller.vocabulary.control
+        self.words = Words(speller)
+        self.fork, self.child = speller.vocabulary.tags(APAR)
         self._stop_ids = (self.fork, self.control.eos)
 
     def start(self, prompt: Sequence[int]) -> Continue:
@@ -68,8 +68,8 @@ is the root's own (`join`, answer, `eos`), or else the message of the first chil
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
         return next((thread.message for thread in threads if thread.message), None)
 
-    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
-        return [dialect.ids(pieces) for pieces in self._strands(script)]
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
+        return [speller.ids(pieces) for pieces in self._strands(script)]
 
     def _strands(self, script: Script) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids. The root ends where it would have to know what its children

@@ -26,7 +26,7 @@ from apr.scripts.script import Answer, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
 from apr.tokens.control import ASPD
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 
 
 class Aspd:
@@ -51,11 +51,11 @@ A branch sees all before it and no other branch, and stands where the titles end
 it would if they had been written one after the other. It ends with `join`, its answer and `eos`. A server of ordinary causal
 requests cannot serve this; `engine.kind=shared` of this project does."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self.dialect = dialect
-        self.control = dialect.vocabulary.control
-        self.words = Words(dialect)
-        self.branch, self.branch_end, self.title, self.title_end, self.para, self.para_end = dialect.vocabulary.tags(
+    def __init__(self, speller: Speller) -> None:
+        self.speller = speller
+        self.control = speller.vocabulary.control
+        self.words = Words(speller)
+        self.branch, self.branch_end, self.title, self.title_end, self.para, self.para_end = speller.vocabulary.tags(
             ASPD
         )
         self._stop_ids = (self.para, self.branch_end, self.control.eos)
@@ -81,8 +81,8 @@ requests cannot serve this; `engine.kind=shared` of this project does."""
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
         return threads[0].message or None
 
-    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
-        return [dialect.ids(pieces) for pieces in self._strands(script)]
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
+        return [speller.ids(pieces) for pieces in self._strands(script)]
 
     def _strands(self, script: Script) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids. A branch's result is not said: its parent sees the branch."""
@@ -124,6 +124,6 @@ requests cannot serve this; `engine.kind=shared` of this project does."""
         inject = (
             Injected(Origin.FORCED, (self.branch,)),
             Injected(Origin.COPY, title),
-            Injected(Origin.FORCED, self.dialect.ids((":",))),
+            Injected(Origin.FORCED, self.speller.ids((":",))),
         )
         return Continue(inject, (whole(parent),), parent.end, self._stop_ids)

@@ -23,7 +23,7 @@ from apr.scripts.script import Answer, Fork, Join, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
 from apr.tokens.control import ASYNCTHINK
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 
 LEAST, MOST = 9, 99  # numbers that a vocabulary must have tokens for, and that are used
 
@@ -50,15 +50,15 @@ A worker's prompt is `<QUERY>` and its sub-query, nothing else; it ends with `<R
 `eos`. After a join the organizer's next prompt is its own, then `<RET>`, the result and `</RET>`. `N` after `<JOIN>` is asked
 for by a request of its own, of one token."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self.dialect = dialect
-        self.control = dialect.vocabulary.control
-        self.words = Words(dialect)
+    def __init__(self, speller: Speller) -> None:
+        self.speller = speller
+        self.control = speller.vocabulary.control
+        self.words = Words(speller)
         self.fork, self.fork_end, self.join, self.query, self.return_, self.ret, self.ret_end, self.answer_ = (
-            dialect.vocabulary.tags(ASYNCTHINK)
+            speller.vocabulary.tags(ASYNCTHINK)
         )
         one_token = itertools.takewhile(
-            lambda ids: len(ids) == 1, (dialect.ids((str(number),)) for number in range(1, MOST + 1))
+            lambda ids: len(ids) == 1, (speller.ids((str(number),)) for number in range(1, MOST + 1))
         )
         self.numbers = tuple(token for (token,) in one_token)  # the token of worker 1 first
         if len(self.numbers) < LEAST:
@@ -96,7 +96,7 @@ for by a request of its own, of one token."""
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
         return threads[0].message or None
 
-    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
         """A join of all waits for one worker after the other, and for no more once one has a result."""
         strands: list[tuple[int, ...]] = []
         out: list[str | int] = []
@@ -107,7 +107,7 @@ for by a request of its own, of one token."""
 
         def say(*pieces: str | int) -> None:
             nonlocal now
-            strands.append(dialect.ids([*out, *pieces]))
+            strands.append(speller.ids([*out, *pieces]))
             now += len(strands[-1])
             out.clear()
 
@@ -121,7 +121,7 @@ for by a request of its own, of one token."""
                         if opened > len(self.numbers):
                             raise ValueError(f"asyncthink opens no more than {len(self.numbers)} workers here")
                         say(self.fork, str(opened), *branch.message, self.fork_end)
-                        worker = dialect.ids(
+                        worker = speller.ids(
                             [*words_of(branch, self.name), self.return_, *branch.result, self.control.eos]
                         )
                         open_[opened] = worker, bool(branch.result), now

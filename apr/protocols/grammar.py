@@ -8,18 +8,18 @@ from typing import NamedTuple
 from apr.scripts.script import Answer, Branch, Fork, Join, Pieces, Say, Script
 from apr.threads.protocol import Decision, Fail, Finish
 from apr.threads.trace import Reference, StopReason, Strand, StrandId, Thread
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 
 MALFORMED = Fail(StopReason.MALFORMED)
 Said = tuple[int, ...]
 
 
 class Words:
-    """What a dialect's vocabulary says is a word, and no control token of any grammar."""
+    """What a speller's vocabulary says is a word, and no control token of any grammar."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self.control = dialect.vocabulary.control
-        self.reserved = dialect.vocabulary.reserved
+    def __init__(self, speller: Speller) -> None:
+        self.control = speller.vocabulary.control
+        self.reserved = speller.vocabulary.reserved
 
     def alone(self, ids: Said) -> bool:
         """Whether `ids` are words alone."""
@@ -90,7 +90,7 @@ def label(number: int) -> Pieces:
     return (str(number), ":")
 
 
-def outlines(said: Said, tags: Said, dialect: Dialect, words: Words) -> int:
+def outlines(said: Said, tags: Said, speller: Speller, words: Words) -> int:
     """How many outlines the plan has that ends `said`; 0 if it is malformed. `tags`: what opens the block and the plan, and
     what opens and closes an outline. Outlines are numbered from 1, and are not empty."""
     block, plan, outline, outline_end = tags
@@ -100,7 +100,7 @@ def outlines(said: Said, tags: Said, dialect: Dialect, words: Words) -> int:
     rest, number = said[start + 2 : -1], 0
     while rest:
         number += 1
-        head = (outline, *dialect.ids(label(number)))
+        head = (outline, *speller.ids(label(number)))
         end = rest.index(outline_end) if outline_end in rest else 0
         if rest[: len(head)] != head or end <= len(head) or not words.alone(rest[1:end]):
             return 0

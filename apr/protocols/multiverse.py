@@ -25,7 +25,7 @@ from apr.scripts.script import Answer, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
 from apr.tokens.control import MULTIVERSE
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 
 
 class Multiverse:
@@ -50,14 +50,14 @@ A path sees all before it and no other path, and stands where the plan ends; the
 longest. The root ends with `join`, its answer and `eos`. A server of ordinary causal requests cannot serve this: the conclusion
 reads the keys and values that each path has made. `engine.kind=shared` of this project does."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self.dialect = dialect
-        self.control = dialect.vocabulary.control
-        self.words = Words(dialect)
+    def __init__(self, speller: Speller) -> None:
+        self.speller = speller
+        self.control = speller.vocabulary.control
+        self.words = Words(speller)
         (
             _, _, self.parallel, self.parallel_end, self.goal, self.goal_end, self.outline, self.outline_end, self.path,
             self.path_end, self.conclusion, self.conclusion_end,
-        ) = dialect.vocabulary.tags(MULTIVERSE)  # fmt: skip
+        ) = speller.vocabulary.tags(MULTIVERSE)  # fmt: skip
         self._stop_ids = (self.goal_end, self.path_end, self.control.eos)
 
     def start(self, prompt: Sequence[int]) -> Continue:
@@ -72,7 +72,7 @@ reads the keys and values that each path has made. `engine.kind=shared` of this 
             said = said[end + 2 :]
         if said[-1:] == (self.goal_end,):
             tags = (self.parallel, self.goal, self.outline, self.outline_end)
-            count = outlines(said, tags, self.dialect, self.words)
+            count = outlines(said, tags, self.speller, self.words)
             return (
                 Spawn(tuple(self._path(strand, n) for n in range(1, count + 1)), then=Await()) if count else MALFORMED
             )
@@ -90,8 +90,8 @@ reads the keys and values that each path has made. `engine.kind=shared` of this 
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
         return threads[0].message or None
 
-    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
-        return [dialect.ids(pieces) for pieces in self._strands(script, root=True)]
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
+        return [speller.ids(pieces) for pieces in self._strands(script, root=True)]
 
     def _strands(self, script: Script, root: bool) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids. A path's result is not said: its parent sees the path."""
@@ -114,5 +114,5 @@ reads the keys and values that each path has made. `engine.kind=shared` of this 
         yield [*out, self.control.join, *answer, self.control.eos] if root else [*out, self.path_end]
 
     def _path(self, parent: Strand, number: int) -> Continue:
-        forced = Injected(Origin.FORCED, (self.path, *self.dialect.ids(label(number))))
+        forced = Injected(Origin.FORCED, (self.path, *self.speller.ids(label(number))))
         return Continue((forced,), (whole(parent),), parent.end, self._stop_ids)

@@ -28,7 +28,7 @@ from apr.scripts.script import Answer, Fork, Join, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread, Trace
 from apr.tokens.control import PASTA
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 
 TENS = 10  # promised lengths are in tens of tokens
 MOST = 999  # tens
@@ -56,11 +56,11 @@ A promised thread sees the root up to its promise, and stands where it ends; the
 free. It ends with `join`, its answer and `eos`. A server of ordinary causal requests cannot serve this; `engine.kind=shared` of
 this project does."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self.dialect = dialect
-        self.control = dialect.vocabulary.control
-        self.words = Words(dialect)
-        self.promise, self.tokens, self.promise_end, self.opened, self.ended_, self.sync = dialect.vocabulary.tags(
+    def __init__(self, speller: Speller) -> None:
+        self.speller = speller
+        self.control = speller.vocabulary.control
+        self.words = Words(speller)
+        self.promise, self.tokens, self.promise_end, self.opened, self.ended_, self.sync = speller.vocabulary.tags(
             PASTA
         )
         self._stop_ids = (self.promise_end, self.ended_, self.sync, self.control.eos)
@@ -100,15 +100,15 @@ this project does."""
         topic, number = said[start + 1 : middle], said[middle + 1 : -1]
         if not topic or not all(map(self.words.alone, (said[:start], topic, number))):
             return None
-        text = "".join(self.dialect.answer(number).split())
+        text = "".join(self.speller.answer(number).split())
         if not (text.isascii() and text.isdecimal()) or len(text) > len(str(MOST)) or not int(text):
             return None
         return int(text)
 
-    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
-        return [dialect.ids(pieces) for pieces in self._strands(script, dialect)]
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
+        return [speller.ids(pieces) for pieces in self._strands(script, speller)]
 
-    def _strands(self, script: Script, dialect: Dialect) -> Iterator[Sequence[str | int]]:
+    def _strands(self, script: Script, speller: Speller) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids: one per promise, and at the sync those that were promised. A
         branch's result is not said: the root sees the branch."""
         out: list[str | int] = []
@@ -123,7 +123,7 @@ this project does."""
                 case Fork(branches):
                     for branch in branches:
                         words = words_of(branch, self.name)
-                        tens = -(-(len(dialect.ids(words)) + 2) // TENS)  # with its two tags
+                        tens = -(-(len(speller.ids(words)) + 2) // TENS)  # with its two tags
                         topic = branch.title or branch.message
                         yield [*out, self.promise, *topic, self.tokens, str(tens), self.promise_end]
                         open_.append(words)

@@ -6,7 +6,7 @@ from apr.scripts.script import Answer, Say, Script
 from apr.threads.protocol import Continue, Decision, Fail, Finish
 from apr.threads.trace import Injected, Origin, StopReason, Strand, StrandId, Thread
 from apr.tokens.control import ControlTokens
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 
 
 class Serial:
@@ -39,7 +39,7 @@ class Serial:
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
         return threads[0].message or None
 
-    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
         if self.control.join < 0:
             raise ValueError("this vocabulary has no token for join: a model is to be taught with one that has")
         out: list[str | int] = []
@@ -48,7 +48,7 @@ class Serial:
                 case Say(pieces):
                     out += pieces
                 case Answer(pieces):
-                    return [dialect.ids([*out, self.control.join, *pieces, self.control.eos])]
+                    return [speller.ids([*out, self.control.join, *pieces, self.control.eos])]
                 case _:
                     raise ValueError("the script forks, and the protocol serial opens no threads")
         raise ValueError("a root's script ends with an Answer")

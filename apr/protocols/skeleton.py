@@ -14,7 +14,7 @@ from apr.protocols.grammar import MALFORMED, Said, Words, words_of
 from apr.scripts.script import Answer, Fork, Join, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 
 MOST_POINTS = 99
 
@@ -39,10 +39,10 @@ PROMPT SKELETON ; N . POINT ... join MESSAGE eos   a child; all before `...` is 
 Nobody sees what the children wrote: the answer is the root's own (`join`, answer, `eos`), or else the message of the first
 child that has one."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self.dialect = dialect
-        self.control = dialect.vocabulary.control
-        self.words = Words(dialect)
+    def __init__(self, speller: Speller) -> None:
+        self.speller = speller
+        self.control = speller.vocabulary.control
+        self.words = Words(speller)
         self._stop_ids = (self.control.eos,)
 
     def start(self, prompt: Sequence[int]) -> Continue:
@@ -61,8 +61,8 @@ child that has one."""
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
         return next((thread.message for thread in threads if thread.message), None)
 
-    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
-        return [dialect.ids(pieces) for pieces in self._strands(script)]
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
+        return [speller.ids(pieces) for pieces in self._strands(script)]
 
     def _strands(self, script: Script) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids. The skeleton is the first fork; what precedes it is left out,
@@ -91,7 +91,7 @@ child that has one."""
             return []
         starts: list[tuple[int, int]] = []  # of each point: where its mark begins, and ends
         for number in range(1, MOST_POINTS + 2):
-            mark = self.dialect.ids(_mark(number))
+            mark = self.speller.ids(_mark(number))
             begin = starts[-1][1] + 1 if starts else 0
             place = next((i for i in range(begin, len(said)) if said[i : i + len(mark)] == mark), None)
             if place is None or number > MOST_POINTS:
@@ -105,7 +105,7 @@ child that has one."""
 
     def _child(self, root: Strand, number: int, point: Said) -> Continue:
         prompt = next(run for run in root.injected if run.origin is Origin.PROMPT)
-        forced = self.dialect.ids((";", *_mark(number)))
+        forced = self.speller.ids((";", *_mark(number)))
         inject = (
             prompt,
             Injected(Origin.COPY, root.sampled[:-1]),

@@ -20,7 +20,7 @@ from apr.scripts.script import Answer, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn
 from apr.threads.trace import Injected, Origin, Reference, StopReason, Strand, StrandId, Thread
 from apr.tokens.control import ControlTokens
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 
 
 class SpawnJoin:
@@ -74,8 +74,8 @@ root's own join message is the answer."""
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
         return threads[0].message or None
 
-    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
-        return [dialect.ids(pieces) for pieces in self._strands(script, ())]
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
+        return [speller.ids(pieces) for pieces in self._strands(script, ())]
 
     def _strands(self, script: Script, result: Pieces) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids. `result`: of a child."""

@@ -16,7 +16,7 @@ from apr.scripts.script import Answer, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
 from apr.tokens.control import THREADWEAVER
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 
 PLAN = ("<Parallel>", "</Parallel>", "<Outline>", "</Outline>")  # as Multiverse has them
 
@@ -41,12 +41,12 @@ class ThreadWeaver:
 A thread's prompt is all that the root saw and wrote, then `<Thread> N :`. The root's next prompt is its own, then the threads
 as they were written, in order, then `</Parallel>`. It ends with `join`, its answer and `eos`."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self.dialect = dialect
-        self.control = dialect.vocabulary.control
-        self.words = Words(dialect)
-        self.plan, self.plan_end, self.thread, self.thread_end = dialect.vocabulary.tags(THREADWEAVER)
-        self.parallel, self.parallel_end, self.outline, self.outline_end = dialect.vocabulary.tags(PLAN)
+    def __init__(self, speller: Speller) -> None:
+        self.speller = speller
+        self.control = speller.vocabulary.control
+        self.words = Words(speller)
+        self.plan, self.plan_end, self.thread, self.thread_end = speller.vocabulary.tags(THREADWEAVER)
+        self.parallel, self.parallel_end, self.outline, self.outline_end = speller.vocabulary.tags(PLAN)
         self._stop_ids = (self.plan_end, self.thread_end, self.control.eos)
 
     def start(self, prompt: Sequence[int]) -> Continue:
@@ -59,7 +59,7 @@ as they were written, in order, then `</Parallel>`. It ends with `join`, its ans
         if said[-1:] != (self.plan_end,):
             return self.words.answered(said)
         tags = (self.parallel, self.plan, self.outline, self.outline_end)
-        count = outlines(said, tags, self.dialect, self.words)
+        count = outlines(said, tags, self.speller, self.words)
         return Spawn(tuple(self._child(strand, n) for n in range(1, count + 1)), then=Await()) if count else MALFORMED
 
     def joined(self, last: Strand, children: Sequence[Thread], strands: Mapping[StrandId, Strand]) -> Decision:
@@ -71,8 +71,8 @@ as they were written, in order, then `</Parallel>`. It ends with `join`, its ans
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
         return threads[0].message or None
 
-    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
-        return [dialect.ids(pieces) for pieces in self._strands(script)]
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
+        return [speller.ids(pieces) for pieces in self._strands(script)]
 
     def _strands(self, script: Script) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids. A thread's result is not said: its parent is sent it all."""
@@ -95,5 +95,5 @@ as they were written, in order, then `</Parallel>`. It ends with `join`, its ans
         yield [*out, self.control.join, *answer, self.control.eos]
 
     def _child(self, parent: Strand, number: int) -> Continue:
-        forced = Injected(Origin.FORCED, (self.thread, *self.dialect.ids(label(number))))
+        forced = Injected(Origin.FORCED, (self.thread, *self.speller.ids(label(number))))
         return Continue((forced,), (whole(parent),), parent.end, self._stop_ids)

@@ -1,4 +1,4 @@
-"""How a run's traces are spelt: which dialect and tokenizer turn their token ids into text."""
+"""How a run's traces are spelt: which speller and tokenizer turn their token ids into text."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 from apr.checkpoints.folder import model_folder
 from apr.config import EvalConfig, RlConfig
-from apr.dialects import dialect_of
 from apr.errors import DataError
 from apr.evaluation.folder import read_facts
 from apr.presets import load_recorded
 from apr.report.timeline import Describe
 from apr.report.viewer import Text
 from apr.runs import CONFIG, MANIFEST, models_in
+from apr.spellers import speller_of
 from apr.tokens.vocabulary import TOKENIZER_FILE
-from envs.registry import DIALECTS as BUILT
-from envs.registry import at_hand, built_dialect
+from envs.registry import SPELLERS as BUILT
+from envs.registry import at_hand, built_speller
 
-SPELT: dict[str, type] = {"dialect": str, "vocabulary": str}
+SPELT: dict[str, type] = {"speller": str, "vocabulary": str}
 
 
 def spelling(folder: Path) -> Text:
     """What spells the traces of the run in `folder`: an evaluation, or an RL run.
 
-    The project's own dialects are at hand. A tokenizer from elsewhere has to be there still, where the run found or
+    The project's own spellers are at hand. A tokenizer from elsewhere has to be there still, where the run found or
     saved it, and be the same. Raises `DataError` if it is another one now, or if the run does not say; `ConfigError`
     and `CheckpointError` for a configuration or a checkpoint that is missing or unfit.
     """
@@ -33,13 +33,13 @@ def spelling(folder: Path) -> Text:
     if kind == "eval":
         config = load_recorded(EvalConfig, folder / CONFIG)
         facts = read_facts(folder, SPELT, "evaluate again, with another `out`")
-        return _spelt(folder, facts, config.checkpoint, config.dialect)
+        return _spelt(folder, facts, config.checkpoint, config.speller)
     if kind == "rl":
         start = load_recorded(RlConfig, folder / CONFIG)
         facts = read_facts(folder, {}, "the run must be made again")
         # The run's own, newest first: their tokenizer is that of the checkpoint that the run began from.
         saved = (place for place in models_in(folder) if (place / TOKENIZER_FILE).is_file())
-        return _spelt(folder, facts, next(saved, start.checkpoint), start.dialect)
+        return _spelt(folder, facts, next(saved, start.checkpoint), start.speller)
     raise DataError(
         f"{folder} is the folder of an `apr {kind}`, which has no traces of a model: name that of an evaluation or of an "
         "RL run"
@@ -66,12 +66,12 @@ def run_kind(folder: Path) -> str:
         raise DataError(f"{path} is corrupt ({error!r}): write it anew by going on with the run") from error
 
 
-def _spelt(folder: Path, facts: dict[str, Any], checkpoint: Path, dialect: str | None) -> Text:
-    """The text of ids in the recorded dialect and vocabulary, if they are recorded; RL runs used not to."""
-    name, vocabulary = facts.get("dialect"), facts.get("vocabulary")
-    if name in BUILT and built_dialect(name).vocabulary.hash == vocabulary:
-        return built_dialect(name).vocabulary.text
-    found = dialect_of(model_folder(checkpoint), dialect)
+def _spelt(folder: Path, facts: dict[str, Any], checkpoint: Path, speller: str | None) -> Text:
+    """The text of ids in the recorded speller and vocabulary, if they are recorded; RL runs used not to."""
+    name, vocabulary = facts.get("speller"), facts.get("vocabulary")
+    if name in BUILT and built_speller(name).vocabulary.hash == vocabulary:
+        return built_speller(name).vocabulary.text
+    found = speller_of(model_folder(checkpoint), speller)
     if vocabulary not in (None, found.vocabulary.hash):
         raise DataError(
             f"the traces of {folder} are spelt in {name}/{vocabulary}, but {checkpoint} is of "

@@ -11,11 +11,11 @@ from apr.config import DataConfig
 from apr.data.generate import teacher_of
 from apr.data.store import data_env, problems_hash
 from apr.data.teach import demonstrations_of
-from apr.dialects import dialect_in
 from apr.errors import DataError
 from apr.evaluation.folder import Evaluation
 from apr.presets import load_recorded
 from apr.runs import CONFIG
+from apr.spellers import speller_in
 from apr.user_code import may_import
 from envs.base import Env
 
@@ -91,7 +91,7 @@ class Teachers:
 def _run(
     env: Env, config: DataConfig, folder: Path, solver: str, problems: Sequence[dict[str, Any]], window: int
 ) -> Teacher:
-    teacher = teacher_of(config, solver, env, dialect_in(folder, str(config.dialect)))
+    teacher = teacher_of(config, solver, env, speller_in(folder, str(config.speller)))
     table = demonstrations_of(problems, teacher)
     rows = zip(table["solved"].to_pylist(), table["context"].to_pylist())
     solved = sum(right and context <= window for right, context in rows)

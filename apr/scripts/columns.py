@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from apr.threads.trace import ROOT, Trace
-from apr.tokens.dialect import Dialect, condition_of
+from apr.tokens.speller import Speller, condition_of
 
 COSTS = ("context", "work", "work_sampled", "span_sampled", "threads")
 NARROW = 1 << 16  # tokens in a vocabulary whose ids are stored so
@@ -25,9 +25,9 @@ ENCODED = pa.schema(
 )
 
 
-def encoded(dialect: Dialect) -> pa.Schema:
+def encoded(speller: Speller) -> pa.Schema:
     """`ENCODED`, with tokens as wide as the vocabulary needs."""
-    if len(dialect.vocabulary) <= NARROW:
+    if len(speller.vocabulary) <= NARROW:
         return ENCODED
     return ENCODED.set(ENCODED.get_field_index("tokens"), pa.field("tokens", pa.list_(pa.uint32())))
 

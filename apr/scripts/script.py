@@ -18,7 +18,7 @@ Example: sort 4 2 3 1 in two children.
         Answer(("1", "2", "3", "4")),
     )
 
-Words stand in pieces, which a dialect spells one by one: the same piece is the same tokens wherever it stands.
+Words stand in pieces, which a speller spells one by one: the same piece is the same tokens wherever it stands.
 """
 
 from __future__ import annotations

@@ -15,12 +15,12 @@ def check_base(base: Path | None, vocabulary: Vocabulary) -> None:
     """Raise `ConfigError` unless the demonstrations are spelt for what is to be trained."""
     if base is not None and not isinstance(vocabulary, ChatVocabulary):
         raise ConfigError(
-            f"`base` is given, but the demonstrations are of dialect {vocabulary.dialect}: make them with dialect=chat and "
+            f"`base` is given, but the demonstrations are of speller {vocabulary.speller}: make them with speller=chat and "
             f"tokenizer={base}, or leave `base` out"
         )
     if base is None and isinstance(vocabulary, ChatVocabulary):
         raise ConfigError(
-            "the demonstrations are of dialect chat, which a pretrained model's tokenizer spells: set `base` to that model"
+            "the demonstrations are of speller chat, which a pretrained model's tokenizer spells: set `base` to that model"
         )
 
 

@@ -22,7 +22,6 @@ from apr.checkpoints.weights import check_finite_files
 from apr.config import ModelConfig, SftConfig
 from apr.contact import trained_on
 from apr.data.store import data_env, demonstrations_facts, demonstrations_folder, demonstrations_hash
-from apr.dialects import dialect_in
 from apr.errors import CheckpointError, NotFiniteError
 from apr.memory import keep_freed_memory
 from apr.runs import automatic_threads, check_out, commit, recorded, refuse_other, run_directory, whole_folder
@@ -30,6 +29,7 @@ from apr.seeds import derive_seed
 from apr.sft.base import adapters, check_base, let_head_train
 from apr.sft.examples import check_warmup, examples_of, lengths_of, token_batches
 from apr.signals import stop_at_signal
+from apr.spellers import speller_in
 from apr.tokens.vocabulary import Vocabulary
 
 CHECKPOINT = "checkpoint"
@@ -69,7 +69,7 @@ def prepare(config: SftConfig) -> Prepared:
     if finished or start:
         refuse_other(config.out, config, MAY_DIFFER, **hashes)
     facts = demonstrations_facts(config.data, config.solver)
-    vocabulary = dialect_in(config.data, facts["dialect"]).vocabulary
+    vocabulary = speller_in(config.data, facts["speller"]).vocabulary
     if not finished:
         check_base(config.base, vocabulary)
         if start:

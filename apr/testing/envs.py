@@ -19,8 +19,8 @@ from typing import Any
 
 from apr.errors import ConfigError, DataError
 from apr.protocols import PROTOCOLS, protocol_by_name
-from apr.tokens.dialect import Dialect
-from apr.tokens.words import WordsDialect
+from apr.tokens.speller import Speller
+from apr.tokens.words import WordsSpeller
 from envs.base import SPLITS, Env, Problem, Teacher, TeacherOptions
 
 COUNT = 8
@@ -40,9 +40,9 @@ class EnvContract:
         """A right answer, as a thread would write it; None if none is at hand."""
         return None
 
-    def dialect(self) -> Dialect | None:
+    def speller(self) -> Speller | None:
         """What prompts and demonstrations are spelt in: the environment's own words, if it has any."""
-        return WordsDialect(self.env.vocabulary()) if self.env.vocabulary() else None
+        return WordsSpeller(self.env.vocabulary()) if self.env.vocabulary() else None
 
     def problems(self, split: str = "train", seed: int = 7) -> list[Problem]:
         return list(self.env.problems(split, COUNT, seed))
@@ -134,11 +134,11 @@ class EnvContract:
         assert list(copy.problems("test", 2, 0)) == list(self.env.problems("test", 2, 0))
 
     def test_demonstrations_are_laid_out_and_judged(self) -> None:
-        if (dialect := self.dialect()) is None:
+        if (speller := self.speller()) is None:
             return
         for options in self.teachers:
             assert options.protocol in PROTOCOLS
-            teacher = Teacher(self.env, options, dialect, protocol_by_name(options.protocol, dialect), 0)
+            teacher = Teacher(self.env, options, speller, protocol_by_name(options.protocol, speller), 0)
             made = [trace for problem in self.problems() if (trace := self.env.demonstrate(problem, teacher))]
             assert made, "the teacher gave up every problem"
             for trace in made:

@@ -1,7 +1,7 @@
 """The costs of many demonstrations, from their sampled tokens alone, compiled with numba.
 
 They equal those of `apr.threads.costs` on the traces that the protocols `spawn_join` and `serial` (which never spawns)
-lay out, and a property test shows it. Which tokens stand for numbers or words does not matter here, so every dialect is
+lay out, and a property test shows it. Which tokens stand for numbers or words does not matter here, so every speller is
 counted alike.
 """
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from apr.scripts.script import Script
 from apr.threads.trace import Injected, Reference, StopReason, Strand, StrandId, Thread
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +97,10 @@ class ThreadProtocol(typing.Protocol):
         """The ids of the trace's answer, or None if it has none. `threads`: all of the trace, the root first."""
         ...
 
-    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
         """What each strand of a demonstration samples, stop token included, in the order of `Trace.strands`: those of children
         where their parent waits for them.
 
-        Raises `ValueError` for a script that this grammar cannot express, `DataError` for words that the dialect cannot spell.
+        Raises `ValueError` for a script that this grammar cannot express, `DataError` for words that the speller cannot spell.
         """
         ...

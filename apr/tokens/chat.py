@@ -1,4 +1,4 @@
-"""The chat dialect: any environment in a pretrained chat model's own vocabulary and template.
+"""The chat speller: any environment in a pretrained chat model's own vocabulary and template.
 
 What a strand of a demonstration samples is spelt piece by piece, a piece being a word with the spaces around it: a piece
 is the same tokens wherever it stands, and the tokens, not the text, are what is stored, sampled and trained. Spawn and
@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from apr.tokens.chat_vocabulary import ChatVocabulary
-from apr.tokens.dialect import Message, Told, condition_of
+from apr.tokens.speller import Message, Told, condition_of
 from apr.tokens.vocabulary import Vocabulary
 
 CONDITIONS = {"children": "Open {} children at each spawn.", "context": "Stay within {} tokens."}
 
 
-class ChatDialect:
+class ChatSpeller:
     """Token ids for prompts, pieces of scripts and answers. Exact, and total on their inputs."""
 
     name = "chat"

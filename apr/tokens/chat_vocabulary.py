@@ -18,7 +18,7 @@ from typing import Any
 
 from apr.errors import CheckpointError
 from apr.tokens.control import CONTROL_TOKENS, FAMILY_TOKENS, ControlTokens
-from apr.tokens.dialect import Message
+from apr.tokens.speller import Message
 from apr.tokens.text import PretrainedVocabulary, load_tokenizer
 from apr.tokens.vocabulary import TOKENIZER_FILE
 
@@ -58,7 +58,7 @@ class ChatVocabulary(PretrainedVocabulary):
     @cached_property
     def hash(self) -> str:
         """Identifies tokens, control tokens and template: what prompts and strands are spelt with."""
-        content = [self.dialect, self.tokens, self.names, self._tokenizer.chat_template]
+        content = [self.speller, self.tokens, self.names, self._tokenizer.chat_template]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -67,7 +67,7 @@ class ChatVocabulary(PretrainedVocabulary):
 
     def save(self, folder: Path) -> None:
         self._save_tokenizer(folder)
-        content = {"dialect": self.dialect, "hash": self.hash, "control": self.names, "today": str(TODAY.date())}
+        content = {"speller": self.speller, "hash": self.hash, "control": self.names, "today": str(TODAY.date())}
         (folder / TOKENIZER_FILE).write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
-"""Vocabularies of dialects that are text: ids for any text, the text of any ids, and cuts of ids at places in the text.
+"""Vocabularies of spellers that are text: ids for any text, the text of any ids, and cuts of ids at places in the text.
 
-Two kinds: `PhraseVocabulary`, built from a dialect's wording, and `PretrainedVocabulary`, around the tokenizer of a model
+Two kinds: `PhraseVocabulary`, built from a speller's wording, and `PretrainedVocabulary`, around the tokenizer of a model
 that was trained elsewhere. The text of some ids is by definition the concatenation of their pieces, one piece a token,
 so that a place in the text always lies in one token or between two.
 """
@@ -81,13 +81,13 @@ class Spelt:
 
 
 class PhraseVocabulary(TextVocabulary):
-    """Tokens: the control tokens (those of the family aside: here the grammar is in the text), a dialect's phrases, and each
+    """Tokens: the control tokens (those of the family aside: here the grammar is in the text), a speller's phrases, and each
     character of either, so that any text of these characters can be spelt, numbers of any size digit by digit. Text is cut
     into the longest tokens from left to right."""
 
-    def __init__(self, dialect: str, phrases: Sequence[str], characters: str = "") -> None:
+    def __init__(self, speller: str, phrases: Sequence[str], characters: str = "") -> None:
         alphabet = sorted({*characters, *"".join(phrases), *"".join(CONTROL_TOKENS)})
-        super().__init__(dialect, [*phrases, *(c for c in alphabet if c not in phrases)], family=())
+        super().__init__(speller, [*phrases, *(c for c in alphabet if c not in phrases)], family=())
         self._pattern = re.compile(_longest_first(self.tokens))
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
@@ -98,8 +98,8 @@ class PhraseVocabulary(TextVocabulary):
         if sum(map(len, found)) != len(text):
             place = _first_gap(self._pattern, text)
             raise DataError(
-                f"the {self.dialect} vocabulary has no token for {text[place]!r} (character {place} of "
-                f"{text[max(0, place - 20) : place + 20]!r}): it spells the wording of this dialect only"
+                f"the {self.speller} vocabulary has no token for {text[place]!r} (character {place} of "
+                f"{text[max(0, place - 20) : place + 20]!r}): it spells the wording of this speller only"
             )
         return tuple([self.ids[token] for token in found])
 
@@ -140,10 +140,10 @@ class PretrainedVocabulary(TextVocabulary):
     another in front. Of the control tokens only pad, BOS and EOS exist; the others are -1, which is no token.
     """
 
-    def __init__(self, dialect: str, tokenizer: Any, control: ControlTokens | None = None) -> None:
+    def __init__(self, speller: str, tokenizer: Any, control: ControlTokens | None = None) -> None:
         """`tokenizer`: a fast one; `control`: its control tokens, by default its own pad, BOS and EOS. Raises
         `CheckpointError` if it should have them and has no BOS or EOS."""
-        self.dialect = dialect
+        self.speller = speller
         self.tokens = tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
         self.ids = {token: i for i, token in enumerate(self.tokens)}
         self.control = control or _own_control(tokenizer)
@@ -152,9 +152,9 @@ class PretrainedVocabulary(TextVocabulary):
         self._anchors = [(anchor, self._plain(anchor)) for anchor in ("\n", "0", "a")]
 
     @classmethod
-    def load(cls, dialect: str, folder: Path) -> PretrainedVocabulary:
+    def load(cls, speller: str, folder: Path) -> PretrainedVocabulary:
         """The tokenizer in a checkpoint folder. Raises `CheckpointError` if there is none."""
-        return cls(dialect, load_tokenizer(folder))
+        return cls(speller, load_tokenizer(folder))
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         return [self._pieces.get(i) or self._piece(i) for i in ids]

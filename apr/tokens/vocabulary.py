@@ -21,12 +21,12 @@ NO_TOKEN = "\ufffd"  # the text of an id that is no token: models may have more 
 
 
 class Vocabulary:
-    """Tokens by id: the control tokens (ids 0..7), the dialect's words, the control tokens of the family, and what marks these
+    """Tokens by id: the control tokens (ids 0..7), the speller's words, the control tokens of the family, and what marks these
     number children with, where that is no word already."""
 
-    def __init__(self, dialect: str, words: Sequence[str], family: Sequence[str] = FAMILY_TOKENS) -> None:
+    def __init__(self, speller: str, words: Sequence[str], family: Sequence[str] = FAMILY_TOKENS) -> None:
         """`family`: the control tokens of other systems that it has; without them it needs no `MARKS` either."""
-        self.dialect = dialect
+        self.speller = speller
         self.family = tuple(family)
         marks = [mark for mark in MARKS if mark not in words] if family else []
         self.tokens = (*CONTROL_TOKENS, *words, *family, *marks)
@@ -61,8 +61,8 @@ class Vocabulary:
 
     @cached_property
     def hash(self) -> str:
-        """Identifies dialect and token order; a checkpoint carries it."""
-        return hashlib.sha256(json.dumps([self.dialect, self.tokens]).encode()).hexdigest()[:16]
+        """Identifies speller and token order; a checkpoint carries it."""
+        return hashlib.sha256(json.dumps([self.speller, self.tokens]).encode()).hexdigest()[:16]
 
     def encode(self, tokens: Iterable[str]) -> tuple[int, ...]:
         return tuple(self.ids[token] for token in tokens)
@@ -85,7 +85,7 @@ class Vocabulary:
     def save(self, folder: Path) -> None:
         """Write the vocabulary, and a tokenizer that `AutoTokenizer` opens, into a checkpoint folder."""
         self._save_tokenizer(folder)
-        content = {"dialect": self.dialect, "hash": self.hash, "tokens": self.tokens}
+        content = {"speller": self.speller, "hash": self.hash, "tokens": self.tokens}
         (folder / TOKENIZER_FILE).write_text(json.dumps(content), encoding="utf-8")
 
     def _save_tokenizer(self, folder: Path) -> None:
@@ -104,11 +104,11 @@ class Vocabulary:
             raise CheckpointError(f"{folder} is no checkpoint of this project: {TOKENIZER_FILE} is missing")
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            found = (saved["dialect"], saved["hash"])
+            found = (saved["speller"], saved["hash"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is corrupt ({error!r}): export or train the checkpoint again") from error
-        if found != (self.dialect, self.hash):
+        if found != (self.speller, self.hash):
             raise CheckpointError(
-                f"{folder} was trained with vocabulary {found[0]}/{found[1]}, but this is {self.dialect}/{self.hash}: "
-                "set the dialect it was trained with, or train it again"
+                f"{folder} was trained with vocabulary {found[0]}/{found[1]}, but this is {self.speller}/{self.hash}: "
+                "set the speller it was trained with, or train it again"
             )

@@ -1,4 +1,4 @@
-"""The words dialect: an environment's own words, one token each, for models trained from scratch.
+"""The words speller: an environment's own words, one token each, for models trained from scratch.
 
     prompt    <bos> sort 4 2 3 1 ;       the environment's words
     strand    4 > 2 <join> 2 4 <eos>     the words of a script, split at spaces
@@ -17,11 +17,11 @@ from typing import Any
 
 from apr.errors import CheckpointError, ConfigError, DataError
 from apr.tokens.control import CONTROL_TOKENS, FAMILY_TOKENS
-from apr.tokens.dialect import Told, condition_of
+from apr.tokens.speller import Told, condition_of
 from apr.tokens.vocabulary import TOKENIZER_FILE, Vocabulary
 
 
-class WordsDialect:
+class WordsSpeller:
     """Token ids for words separated by spaces. `words`: all that there are, in the order of their ids."""
 
     name = "words"
@@ -39,8 +39,8 @@ class WordsDialect:
         self.vocabulary = Vocabulary(self.name, words)
 
     @classmethod
-    def saved(cls, folder: Path) -> WordsDialect:
-        """The dialect of the data set or checkpoint in `folder`. Raises `CheckpointError`."""
+    def saved(cls, folder: Path) -> WordsSpeller:
+        """The speller of the data set or checkpoint in `folder`. Raises `CheckpointError`."""
         path = folder / TOKENIZER_FILE
         try:
             tokens = json.loads(path.read_text(encoding="utf-8"))["tokens"]
@@ -51,7 +51,7 @@ class WordsDialect:
     def prompt(self, env: Told, problem: dict[str, Any]) -> tuple[int, ...]:
         if condition_of(problem) is not None:
             raise ConfigError(
-                "the words dialect has no words for a condition: leave `condition` out, or use dialect chat"
+                "the words speller has no words for a condition: leave `condition` out, or use speller chat"
             )
         return self.ids((self.vocabulary.control.bos, *env.words(problem)))
 

@@ -1,4 +1,4 @@
-"""The compact dialect of Countdown: a token per number below 100, a few words, and the target beside each value tested.
+"""The compact speller of Countdown: a token per number below 100, a few words, and the target beside each value tested.
 
     prompt    <bos> 24 : 3 5 8 ;                target, then the numbers in ascending order
     visit     @ 3 + 5 = 8 : 8 8 : 24            steps so far, numbers left, target
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from apr.errors import DataError
-from apr.tokens.dialect import Told, condition_of
+from apr.tokens.speller import Told, condition_of
 from apr.tokens.vocabulary import Vocabulary
 from envs.countdown.log import Node, Step
 
@@ -28,7 +28,7 @@ _TAILS = [f"'{n:02d}" for n in range(100)]
 _WORDS = ["=", ":", ",", ";", "@", "~", "<", "!", ">"]
 
 
-class CompactDialect:
+class CompactSpeller:
     """Token ids for problems, search events, messages and answers. All methods are exact and total on their inputs."""
 
     name = "compact"
@@ -54,7 +54,7 @@ class CompactDialect:
         known = self.vocabulary.ids
         words = [word for piece in pieces for word in (piece.split() if isinstance(piece, str) else [piece])]
         if unknown := [word for word in words if isinstance(word, str) and word not in self._words]:
-            raise DataError(f"{unknown[0]!r} is no word of the compact dialect")
+            raise DataError(f"{unknown[0]!r} is no word of the compact speller")
         return tuple(known[word] if isinstance(word, str) else word for word in words)
 
     def answer(self, ids: Iterable[int]) -> str:
@@ -68,7 +68,7 @@ class CompactDialect:
 
 
 class CompactWording:
-    """The words of the compact dialect."""
+    """The words of the compact speller."""
 
     def visited(self, node: Node, target: int) -> Iterator[str]:
         yield from ("@", *self.state(node, target))

@@ -1,6 +1,6 @@
-"""The compact dialect compiled with numba: tokens of many search logs at once, from arrays (`envs.countdown.log_arrays`).
+"""The compact speller compiled with numba: tokens of many search logs at once, from arrays (`envs.countdown.log_arrays`).
 
-`CompactDialect` is the reference; property tests show that both spell the same.
+`CompactSpeller` is the reference; property tests show that both spell the same.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from apr.jit import Int, compiled
 from envs.countdown import log_arrays as layout
-from envs.countdown.compact import OPERATORS, CompactDialect
+from envs.countdown.compact import OPERATORS, CompactSpeller
 from envs.countdown.log_arrays import Ints, LogArrays
 
 Tokens = npt.NDArray[np.uint16]
 
 
 class Spelled(NamedTuple):
-    """`CompactDialect.spell` of N logs with S strands and T tokens.
+    """`CompactSpeller.spell` of N logs with S strands and T tokens.
 
     `tokens` uint16[T]: what each strand samples, strands in depth-first spawn order, log after log; `strand_ends`
     int64[S]: where each strand ends in `tokens`; `row_ends` int64[N]: where each log's strands end in `strand_ends`.
@@ -37,7 +37,7 @@ def spell(arrays: LogArrays) -> Spelled:
 
 
 def prompt_lengths(numbers: Ints, targets: Ints) -> Ints:
-    """Tokens of each `CompactDialect.prompt` without a condition: of `numbers` int64[N, n] and `targets` int64[N]."""
+    """Tokens of each `CompactSpeller.prompt` without a condition: of `numbers` int64[N, n] and `targets` int64[N]."""
     lengths: Ints = 3 + number_lengths(targets) + number_lengths(numbers).sum(axis=1)  # <bos> : ;
     return lengths
 
@@ -79,7 +79,7 @@ class _Words(NamedTuple):
 @cache
 def _words() -> _Words:
     controls = ["<spawn>", "<msg>", "</spawn>", "<join>", "<eos>"]
-    return _Words(*CompactDialect().vocabulary.encode([*controls, "0", "'00", OPERATORS[0], *"=:,@~<!>"]))
+    return _Words(*CompactSpeller().vocabulary.encode([*controls, "0", "'00", OPERATORS[0], *"=:,@~<!>"]))
 
 
 class _Page(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 from apr.seeds import SplitMix64, derive_rng, derive_seed
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.trace import Trace
-from apr.tokens.dialect import Condition, Dialect
+from apr.tokens.speller import Condition, Speller
 from envs.base import Teacher
 from envs.countdown.log import Node, SearchLog, Spawned
 from envs.countdown.teacher import SearchTeacher
@@ -18,11 +18,11 @@ from solvers.search import SearchOptions, search, unfold
 
 def demonstrate(problem: dict[str, Any], teacher: Teacher, copy: int = 0) -> Trace | None:
     """The `copy`-th demonstration of `problem`; None if rejection sampling found none."""
-    solver, dialect, protocol, seed = search_teacher(teacher), teacher.dialect, teacher.protocol, teacher.seed
+    solver, speller, protocol, seed = search_teacher(teacher), teacher.speller, teacher.protocol, teacher.seed
     for attempt in range(solver.rejection.tries if solver.rejection else 1):
         options, search_seed = drawn(problem["id"], solver, seed, copy, attempt)
         log = search(problem["target"], Node(tuple(problem["numbers"]), ()), options, SplitMix64(search_seed))
-        trace = conditioned(unfold(log) if solver.unfold else log, solver, dialect, protocol, problem)
+        trace = conditioned(unfold(log) if solver.unfold else log, solver, speller, protocol, problem)
         if solver.rejection is None or (trace.correct and context_of(trace) <= solver.rejection.context):
             return trace
     return None
@@ -52,21 +52,21 @@ def drawn(problem: str, solver: SearchTeacher, seed: int, copy: int, attempt: in
 
 
 def conditioned(
-    log: SearchLog, solver: SearchTeacher, dialect: Dialect, protocol: ThreadProtocol, problem: dict[str, Any]
+    log: SearchLog, solver: SearchTeacher, speller: Speller, protocol: ThreadProtocol, problem: dict[str, Any]
 ) -> Trace:
     """The trace of `log`, its prompt saying what it takes: the bin of its context, or its widest spawn."""
     match solver.condition:
         case "none":
-            return encode(log, dialect, protocol, problem)
+            return encode(log, speller, protocol, problem)
         case "children":
             condition = Condition("children", widest_spawn(log))
-            return encode(log, dialect, protocol, {**problem, "condition": condition._asdict()})
+            return encode(log, speller, protocol, {**problem, "condition": condition._asdict()})
         case "context":
             bound = 0
             while True:  # the condition's own tokens count too: they may need the next bin
                 bound += solver.context_bin
                 condition = Condition("context", bound)
-                trace = encode(log, dialect, protocol, {**problem, "condition": condition._asdict()})
+                trace = encode(log, speller, protocol, {**problem, "condition": condition._asdict()})
                 if (context := context_of(trace)) <= bound:
                     return trace
                 bound = (context - 1) // solver.context_bin * solver.context_bin

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apr.threads.trace import Trace
-from apr.tokens.dialect import Dialect, Message
+from apr.tokens.speller import Message, Speller
 from envs.base import Part, Problem, Teacher, Verdict
 from envs.countdown.demonstrate import demonstrate
 from envs.countdown.problems import SHARED, CountdownSpec, draw, problem_of, solvable_rows
@@ -28,7 +28,7 @@ class Countdown(Environment[CountdownSpec]):
     name = "countdown"
     title = "Countdown"
     about = "Reach a target from given numbers with + - * /, each number used exactly once."
-    dialects = ("compact", "paper")
+    spellers = ("compact", "paper")
     Options = CountdownSpec
     teacher_options = SearchTeacher
 
@@ -115,12 +115,12 @@ class Countdown(Environment[CountdownSpec]):
             "training problem with the same target too."
         )
 
-    def child_fault(self, problem: Problem, message: Sequence[int], dialect: Dialect) -> str | None:
-        """A child returns a whole solution, but in the paper dialect: there the rest of the way, which the root's answer
+    def child_fault(self, problem: Problem, message: Sequence[int], speller: Speller) -> str | None:
+        """A child returns a whole solution, but in the paper speller: there the rest of the way, which the root's answer
         holds."""
-        if not message or dialect.name == "paper":
+        if not message or speller.name == "paper":
             return None
-        verdict = self.verify(problem, dialect.answer(message))
+        verdict = self.verify(problem, speller.answer(message))
         return None if verdict.ok else f"returns a wrong solution: {verdict.reason}"
 
     def demonstrate(self, problem: Problem, teacher: Teacher, copy: int = 0) -> Trace | None:

@@ -25,9 +25,9 @@ COLUMNS = pa.schema([("row", pa.int64()), *ENCODED])
 
 
 def fast(problems: Sequence[dict[str, Any]], teacher: Teacher) -> pa.Table | None:
-    """`Environment.demonstrations`: compiled; None for another dialect than compact, for the protocols of the family, and for
+    """`Environment.demonstrations`: compiled; None for another speller than compact, for the protocols of the family, and for
     numbers that are too large for compiled arithmetic."""
-    if teacher.dialect.name != "compact" or teacher.protocol.name not in ("serial", "spawn_join"):
+    if teacher.speller.name != "compact" or teacher.protocol.name not in ("serial", "spawn_join"):
         return None
     try:
         return _searched(problems, teacher)

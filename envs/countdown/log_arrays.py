@@ -1,4 +1,4 @@
-"""Search logs as arrays: what compiled solvers write and compiled dialects read, without a Python object per event.
+"""Search logs as arrays: what compiled solvers write and compiled spellers read, without a Python object per event.
 
 A *node* is a row of integers, and is known by its row. An *event* is a pair (kind, argument). Events come in the order
 in which things happen, which is also the order in which a trace holds its strands:

@@ -1,4 +1,4 @@
-"""The paper dialect of Countdown: the Stream-of-Search wording of APR's published data and models (arXiv 2504.15466).
+"""The paper speller of Countdown: the Stream-of-Search wording of APR's published data and models (arXiv 2504.15466).
 
     root      Moving to Node #0                                                 told (in `serial` without this line)
               Current State: 10:[4, 1, 8, 6], Operations: []                    told, but for the line's end
@@ -42,7 +42,7 @@ from typing import Any
 
 from apr.errors import ConfigError
 from apr.threads.protocol import ThreadProtocol
-from apr.tokens.dialect import Told, condition_of
+from apr.tokens.speller import Told, condition_of
 from apr.tokens.text import PhraseVocabulary, TextVocabulary
 from apr.tokens.vocabulary import Vocabulary
 from envs.countdown.log import Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
@@ -96,7 +96,7 @@ def verdict(solved: bool, number: int, name: str, level: int) -> str:
     return f"<{kind} in Sub Search {number} at level {level} at Node #{name}>\n"
 
 
-class PaperDialect:
+class PaperSpeller:
     """Token ids for problems, search logs and answers in the published wording.
 
     `vocabulary`: how the text is spelt; by default in tokens of whole phrases and single digits.
@@ -142,7 +142,7 @@ class PaperDialect:
         if name not in (PaperSerial.name, PaperSpawnJoin.name):
             raise ConfigError(
                 f"the published wording has no protocol {name}: set protocol={PaperSerial.name} or {PaperSpawnJoin.name}, or "
-                "take another dialect"
+                "take another speller"
             )
         return PaperSerial(self) if name == PaperSerial.name else PaperSpawnJoin(self)
 
@@ -165,7 +165,7 @@ class PaperDialect:
 
 def texts(log: SearchLog) -> list[str]:
     """What each strand of the search samples, EOS left out, in depth-first spawn order. Raises `ValueError` as
-    `PaperDialect.spell` does."""
+    `PaperSpeller.spell` does."""
     return list(_Spelling(log).thread(log, ROOT_NAME, 0))
 
 

@@ -39,7 +39,7 @@ from apr.errors import DataError
 from apr.scripts.script import Script
 from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn
 from apr.threads.trace import Injected, Origin, Reference, StopReason, Strand, StrandId, Thread, closure_ids
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 from apr.tokens.text import Spelt, TextVocabulary
 from envs.countdown.paper import (
     CALL,
@@ -52,12 +52,12 @@ from envs.countdown.paper import (
     NUMBERS,
     PATH_LINE,
     STEP,
-    PaperDialect,
+    PaperSpeller,
     call,
     verdict,
 )
 
-NO_SCRIPTS = "the published models' text is written from search logs, not from scripts: take another dialect"
+NO_SCRIPTS = "the published models' text is written from search logs, not from scripts: take another speller"
 MALFORMED = Fail(StopReason.MALFORMED)
 _GOAL = "Goal Reached\n"
 _EXITS = re.compile(f"(?:Exit Sub Search at level {NUMBER}\n)*")
@@ -77,12 +77,12 @@ class PaperSerial:
     shares = False
     nests = False
 
-    def __init__(self, dialect: PaperDialect) -> None:
-        self._dialect = dialect
-        self._words = dialect.words
+    def __init__(self, speller: PaperSpeller) -> None:
+        self._speller = speller
+        self._words = speller.words
 
     def start(self, prompt: Sequence[int]) -> Continue:
-        told = self._dialect.serial_prompt(prompt)
+        told = self._speller.serial_prompt(prompt)
         return Continue((Injected(Origin.PROMPT, told),), (), 0, (self._words.control.eos,))
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
@@ -95,7 +95,7 @@ class PaperSerial:
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
         return threads[0].message or None
 
-    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
         raise ValueError(NO_SCRIPTS)
 
 
@@ -106,8 +106,8 @@ class PaperSpawnJoin:
     shares = False
     nests = True
 
-    def __init__(self, dialect: PaperDialect) -> None:
-        self._words = dialect.words
+    def __init__(self, speller: PaperSpeller) -> None:
+        self._words = speller.words
         self._join_ids = _ids_found_only_in_join(self._words)
         self._stop_ids = (self._words.control.eos, *self._join_ids)
 
@@ -146,7 +146,7 @@ class PaperSpawnJoin:
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
         return threads[0].message or None
 
-    def write(self, script: Script, dialect: Dialect) -> list[tuple[int, ...]]:
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
         raise ValueError(NO_SCRIPTS)
 
     def _spawn(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:

@@ -1,4 +1,4 @@
-"""APR's published data (arXiv 2504.15466) as traces of the paper dialect, and back.
+"""APR's published data (arXiv 2504.15466) as traces of the paper speller, and back.
 
 A file is a JSON list. Its rows are one of
 
@@ -37,7 +37,7 @@ from envs.countdown.paper import (
     ROOT_NAME,
     STATE,
     STEP,
-    PaperDialect,
+    PaperSpeller,
 )
 from envs.countdown.paper_protocols import PaperSerial, PaperSpawnJoin
 from envs.countdown.problems import problem_of
@@ -131,7 +131,7 @@ def _thread(thread: Any, depth: int) -> Iterator[Call]:
         yield Call(after, end + len(JOIN_END), kept)
 
 
-def from_row(row: Any, dialect: PaperDialect) -> Trace:
+def from_row(row: Any, speller: PaperSpeller) -> Trace:
     """The trace of a row. Raises `DataError`, saying why, for one that the protocol would lay out in another way: it
     looks up itself what children are told, and what is joined."""
     made = calls(row)
@@ -139,20 +139,20 @@ def from_row(row: Any, dialect: PaperDialect) -> Trace:
     problem, told = problem_in(text)
     _check_stated(row, problem)
     name = PaperSpawnJoin.name if isinstance(row, dict) and "trace_dict" in row else PaperSerial.name
-    words = dialect.words
+    words = speller.words
     eos = words.control.eos
     sampled = [(*words.continued(call.text[call.told :]), eos) for call in made]
     last = made[-1]
     solved = _GOAL in last.text[last.told :]
     try:
-        trace = demonstration(words.opened(told), sampled, dialect.protocol(name), problem, solved, dialect.answer)
+        trace = demonstration(words.opened(told), sampled, speller.protocol(name), problem, solved, speller.answer)
     except ValueError as error:
         raise DataError(
             _unfinished(last.text[last.told :]) or f"its calls do not follow the protocol: {error}"
         ) from error
     strands = trace.by_id()
     for strand, call in zip(trace.strands, made):
-        if (found := _text(strand, strands, dialect)) != call.text:
+        if (found := _text(strand, strands, speller)) != call.text:
             raise DataError(f"thread {strand.id.thread} was told {call.text[: call.told]!r}, but the text of the "
                             f"thread that called it, or was called, says {found[: call.told]!r}")  # fmt: skip
     right = verify(problem["numbers"], problem["target"], trace.answer)
@@ -183,39 +183,39 @@ def _check_stated(row: Any, problem: dict[str, Any]) -> None:
         raise DataError(f"its fields say {stated}, but its text is about {said}")
 
 
-def to_row(trace: Trace, dialect: PaperDialect) -> Row:
+def to_row(trace: Trace, speller: PaperSpeller) -> Row:
     """A row of the published format. Raises `DataError` for a trace that it cannot hold: one that a limit cut, one that
-    goes on after a join that it wrote itself, or one in another dialect."""
+    goes on after a join that it wrote itself, or one in another speller."""
     for strand in trace.strands:
-        if strand.stop is not EngineStop.STOP or strand.sampled[-1:] != (dialect.words.control.eos,):
-            raise DataError(f"strand {strand.id} does not end with EOS (limits cut it, or its dialect is another)")
+        if strand.stop is not EngineStop.STOP or strand.sampled[-1:] != (speller.words.control.eos,):
+            raise DataError(f"strand {strand.id} does not end with EOS (limits cut it, or its speller is another)")
     strands = trace.by_id()
-    path = _text(strands[trace.root.strands[-1]], strands, dialect)
+    path = _text(strands[trace.root.strands[-1]], strands, speller)
     problem, told = problem_in(path)
     stated = _NUMBERS.search(told)
     assert stated is not None  # else there were no problem
     numbers = [int(n) for n in stated[2][1:-1].split(", ")]
     row: Row = {"target": problem["target"], "nums": numbers, "start_size": len(numbers), "search_path": path}
     if trace.protocol != PaperSerial.name:
-        row["trace_dict"] = _trace_dict(trace, trace.root, strands, dialect)
+        row["trace_dict"] = _trace_dict(trace, trace.root, strands, speller)
     return row
 
 
-def _trace_dict(trace: Trace, thread: Thread, strands: dict[StrandId, Strand], dialect: PaperDialect) -> Row:
-    main = [_text(strands[id], strands, dialect) for id in thread.strands]
+def _trace_dict(trace: Trace, thread: Thread, strands: dict[StrandId, Strand], speller: PaperSpeller) -> Row:
+    main = [_text(strands[id], strands, speller) for id in thread.strands]
     sub: list[list[Row]] = []
     for id in thread.strands[:-1]:
         called = [t for t in trace.threads if t.parent == thread.id and t.strands and id in strands[t.strands[0]].after]
         if not called:
             raise DataError(f"strand {id} goes on without a call, which the published format cannot say")
-        sub.append([_trace_dict(trace, child, strands, dialect) for child in called])
+        sub.append([_trace_dict(trace, child, strands, speller) for child in called])
     return {"main_calls": main, "sub_calls": sub}
 
 
-def _text(strand: Strand, strands: dict[StrandId, Strand], dialect: PaperDialect) -> str:
+def _text(strand: Strand, strands: dict[StrandId, Strand], speller: PaperSpeller) -> str:
     """All that a strand saw and sampled, without BOS and EOS."""
     ids = closure_ids(strands, strand.sees) + strand.ids
-    return dialect.words.text(dialect.words.without_bos(ids)[:-1]).removeprefix(" ")
+    return speller.words.text(speller.words.without_bos(ids)[:-1]).removeprefix(" ")
 
 
 # Known damage, named as in the notes on the published code: D1, D6 and D7.

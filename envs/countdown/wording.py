@@ -8,7 +8,7 @@
     answer    3+5=8, 3*8=24                   steps in order
 
 Every line but the answer's ends with a line end. A piece is a number, an operator or a word with the spaces around it:
-a number is the same tokens wherever it stands. Dialects with a grammar of their own (compact, paper) spell logs themselves.
+a number is the same tokens wherever it stands. Spellers with a grammar of their own (compact, paper) spell logs themselves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from apr.scripts.demonstration import demonstration
 from apr.scripts.script import Answer, Branch, Fork, Join, Say, Script
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.trace import Trace
-from apr.tokens.dialect import Condition, Dialect, condition_of
+from apr.tokens.speller import Condition, Speller, condition_of
 from envs.countdown.log import Node, Promising, Queued, SearchLog, Spawned, Step, Tested, Visited
 from solvers.search import unfold
 
@@ -39,41 +39,41 @@ UNTRAINED = (
 
 @typing.runtime_checkable
 class SpellsLogs(typing.Protocol):
-    """A dialect with a grammar of its own for Countdown."""
+    """A speller with a grammar of its own for Countdown."""
 
     def spell(self, log: SearchLog) -> list[tuple[int, ...]]: ...
 
 
 @typing.runtime_checkable
 class HasWording(typing.Protocol):
-    """A dialect with words of its own for Countdown."""
+    """A speller with words of its own for Countdown."""
 
     wording: Wording
 
 
-def spell(log: SearchLog, dialect: Dialect, protocol: ThreadProtocol) -> list[tuple[int, ...]]:
+def spell(log: SearchLog, speller: Speller, protocol: ThreadProtocol) -> list[tuple[int, ...]]:
     """The sampled tokens of each strand of the demonstration, stop tokens included, in the order of `Trace.strands`."""
-    if isinstance(dialect, SpellsLogs):
-        return dialect.spell(log)
-    wording = dialect.wording if isinstance(dialect, HasWording) else PLAIN
-    return protocol.write(script_of(log if protocol.nests else _one_level(log), wording), dialect)
+    if isinstance(speller, SpellsLogs):
+        return speller.spell(log)
+    wording = speller.wording if isinstance(speller, HasWording) else PLAIN
+    return protocol.write(script_of(log if protocol.nests else _one_level(log), wording), speller)
 
 
 def root_prompt(
-    dialect: Dialect, numbers: Sequence[int], target: int, condition: Condition | None = None
+    speller: Speller, numbers: Sequence[int], target: int, condition: Condition | None = None
 ) -> tuple[int, ...]:
     """What the root is told of a problem."""
     from envs.countdown.env import Countdown
 
     problem: dict[str, Any] = {"numbers": list(numbers), "target": target}
-    return dialect.prompt(Countdown(), problem if condition is None else {**problem, "condition": condition._asdict()})
+    return speller.prompt(Countdown(), problem if condition is None else {**problem, "condition": condition._asdict()})
 
 
-def encode(log: SearchLog, dialect: Dialect, protocol: ThreadProtocol, problem: dict[str, Any]) -> Trace:
+def encode(log: SearchLog, speller: Speller, protocol: ThreadProtocol, problem: dict[str, Any]) -> Trace:
     """The demonstration of `log`. Raises `ValueError` if the protocol cannot express it (a spawn, in `serial`)."""
-    told = root_prompt(dialect, log.start.numbers, log.target, condition_of(problem))
+    told = root_prompt(speller, log.start.numbers, log.target, condition_of(problem))
     return demonstration(
-        told, spell(log, dialect, protocol), protocol, problem, log.solution is not None, dialect.answer
+        told, spell(log, speller, protocol), protocol, problem, log.solution is not None, speller.answer
     )
 
 
@@ -124,7 +124,7 @@ def _concluded(children: Sequence[SearchLog], wording: Wording) -> tuple[str, ..
 
 
 class Wording(typing.Protocol):
-    """How a dialect says what a search did, in pieces."""
+    """How a speller says what a search did, in pieces."""
 
     def visited(self, node: Node, target: int) -> Iterable[str]: ...
 

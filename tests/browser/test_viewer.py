@@ -23,12 +23,12 @@ from apr.threads.trace import (
     Trace,
     VersionSpan,
 )
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.env import Countdown
 
 pytestmark = pytest.mark.browser
 
-VOCABULARY = CompactDialect().vocabulary
+VOCABULARY = CompactSpeller().vocabulary
 HOSTILE = '</script><img src="https://example.org/x" onerror="alert(1)"> & "quoted"'
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "viewer.py"))
 ROOT, FIRST, SECOND, AFTER = StrandId("r", 0), StrandId("r.0", 0), StrandId("r.1", 0), StrandId("r", 1)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from apr.errors import DataError
 from apr.seeds import derive_rng
 from apr.testing.envs import EnvContract
-from apr.tokens.chat import ChatDialect
+from apr.tokens.chat import ChatSpeller
 from apr.tokens.chat_vocabulary import ChatVocabulary
-from apr.tokens.dialect import Dialect
+from apr.tokens.speller import Speller
 from apr.user_code import allow
 from envs.base import SPLITS, Env, PlainTeacher
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.env import Countdown
 from envs.countdown.problems import MAX_DRAWS_PER_PROBLEM, CountdownSpec, Problems, draw, problem_of
 from envs.countdown.teacher import SearchTeacher
@@ -27,8 +27,8 @@ from solvers.exhaustive import reachable, solve
 
 SORTING = f"{Path(__file__).parents[2] / 'examples' / 'sorting.py'}:Sorting"
 allow(SORTING)
-DIALECT = CompactDialect()
-CHAT = ChatDialect(ChatVocabulary(smol_like()))
+SPELLER = CompactSpeller()
+CHAT = ChatSpeller(ChatVocabulary(smol_like()))
 TEACHERS = (
     SearchTeacher.model_validate({"protocol": "serial", "beams": [2]}),
     SearchTeacher.model_validate({"protocol": "spawn_join", "spawn_depth": 1, "beams": [2]}),
@@ -43,8 +43,8 @@ class CountdownContract(EnvContract):
         path = solve(tuple(problem["numbers"]), problem["target"])
         return None if path is None else ", ".join(map(str, path))
 
-    def dialect(self) -> Dialect:
-        return DIALECT
+    def speller(self) -> Speller:
+        return SPELLER
 
     def test_a_right_answer_is_right_for_its_own_problem_only(self) -> None:
         problems = self.problems("test")
@@ -52,13 +52,13 @@ class CountdownContract(EnvContract):
             assert sum(self.env.verify(other, answer).ok for other in problems) == 1
 
     def test_a_prompt_starts_with_bos_and_spawns_and_joins_nothing(self) -> None:
-        dialect = self.dialect()
-        control = dialect.vocabulary.control
+        speller = self.speller()
+        control = speller.vocabulary.control
         for problem in self.problems():
-            prompt = dialect.prompt(self.env, problem)
-            assert prompt[0] == control.bos and max(prompt) < len(dialect.vocabulary)
-            assert not {*dialect.vocabulary.unknown_to_text, control.pad} & {*prompt}
-            if dialect is DIALECT:  # the templates of chat models have turns before theirs
+            prompt = speller.prompt(self.env, problem)
+            assert prompt[0] == control.bos and max(prompt) < len(speller.vocabulary)
+            assert not {*speller.vocabulary.unknown_to_text, control.pad} & {*prompt}
+            if speller is SPELLER:  # the templates of chat models have turns before theirs
                 assert not {control.bos, control.eos} & {*prompt[1:]}
 
 
@@ -75,7 +75,7 @@ class TestCountdownSplitByStates(CountdownContract):
 
 
 class TestCountdownInChat(CountdownContract):
-    def dialect(self) -> Dialect:
+    def speller(self) -> Speller:
         return CHAT
 
 
@@ -102,12 +102,12 @@ def test_answers_that_are_equal_are_right_together(answers: list[str]) -> None:
     assert all(len(found) == 1 for found in verdicts.values())
 
 
-@given(st.lists(st.integers(0, len(DIALECT.vocabulary) - 1), max_size=80))
+@given(st.lists(st.integers(0, len(SPELLER.vocabulary) - 1), max_size=80))
 def test_whatever_a_thread_returns_can_be_read_and_judged(ids: list[int]) -> None:
     env = Countdown(CountdownSpec(numbers=3, high=30))
     [problem] = env.problems("train", 1, 0)
-    for dialect in (DIALECT, CHAT):
-        assert isinstance(env.verify(problem, env.read(dialect.answer(ids))).ok, bool)
+    for speller in (SPELLER, CHAT):
+        assert isinstance(env.verify(problem, env.read(speller.answer(ids))).ok, bool)
 
 
 # What Countdown promises beyond the seam: problems in batches of columns are those of one draw after the other.

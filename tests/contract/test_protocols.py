@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from apr.protocols import protocol_by_name
 from apr.threads.protocol import Await, Continue, Fail, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import ROOT, EngineStop, Injected, Origin, StopReason, Strand, StrandId, Thread
-from apr.tokens.chat import ChatDialect
+from apr.tokens.chat import ChatSpeller
 from apr.tokens.chat_vocabulary import ChatVocabulary
 from apr.tokens.control import ControlTokens
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 
@@ -24,10 +24,10 @@ FUZZ = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "protocol_f
 CONTROL = FUZZ["CONTROL"]
 NAMES = list(FUZZ["IMPLEMENTATIONS"])
 IMPLEMENTATIONS = [pytest.param(protocol, id=name) for name, (_, protocol) in FUZZ["IMPLEMENTATIONS"].items()]
-SPELT = {"compact": CompactDialect(), "chat": ChatDialect(ChatVocabulary(smol_like()))}  # with control tokens
+SPELT = {"compact": CompactSpeller(), "chat": ChatSpeller(ChatVocabulary(smol_like()))}  # with control tokens
 BY_TOKENS = [
-    pytest.param(protocol_by_name(name, dialect), dialect.vocabulary.control, id=f"{spelt}-{name}")
-    for spelt, dialect in SPELT.items()
+    pytest.param(protocol_by_name(name, speller), speller.vocabulary.control, id=f"{spelt}-{name}")
+    for spelt, speller in SPELT.items()
     for name in FUZZ["CHAINS"]
 ]
 TOKENS = st.integers(0, 15) | st.integers(0, 250)  # control tokens (and phrases) more often than not

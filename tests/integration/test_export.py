@@ -19,15 +19,15 @@ from apr.checkpoints.checkpoint import save_checkpoint
 from apr.checkpoints.weights import content_id
 from apr.cli import main
 from apr.config import RlConfig, SftConfig
-from apr.dialects import dialect_of
 from apr.presets import dump
 from apr.protocols import protocol_by_name
 from apr.runs import run_directory
+from apr.spellers import speller_of
 from apr.threads.codec import read_traces
-from apr.tokens.chat import ChatDialect
+from apr.tokens.chat import ChatSpeller
 from apr.tokens.chat_vocabulary import ChatVocabulary
 from envs.countdown.wording import root_prompt
-from envs.registry import built_dialect
+from envs.registry import built_speller
 
 CARD = {"solver": "sos_plus", "protocol": "serial", "trained": ["sft"], "data_hash": "5f7da7a", "commit": "c0ffee"}
 IDS = torch.tensor([[1, 20, 21, 22, 23]])
@@ -82,8 +82,8 @@ def logits(folder: Path, dtype: Any = torch.float32) -> Any:
 def test_it_opens_in_transformers_and_computes_the_same(checkpoint: Path, tmp_path: Path) -> None:
     out = export(checkpoint, tmp_path / "out")
     assert torch.equal(logits(out), logits(checkpoint))
-    vocabulary = built_dialect("compact").vocabulary
-    prompt = root_prompt(built_dialect("compact"), [3, 5, 8], 23)  # type: ignore[arg-type]
+    vocabulary = built_speller("compact").vocabulary
+    prompt = root_prompt(built_speller("compact"), [3, 5, 8], 23)  # type: ignore[arg-type]
     assert AutoTokenizer.from_pretrained(out)(vocabulary.text(prompt))["input_ids"] == list(prompt)
     assert content_id([out / "model.safetensors"]) == content_id([checkpoint / "model.safetensors"])
     model = AutoModelForCausalLM.from_pretrained(out)
@@ -129,7 +129,7 @@ def test_weights_in_several_files_are_exported_evaluated_and_trained(
 
 def test_an_exported_folder_is_a_checkpoint(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     out = export(checkpoint, tmp_path / "out")
-    assert Card.read(out).content() == CARD and dialect_of(out).name == "compact"
+    assert Card.read(out).content() == CARD and speller_of(out).name == "compact"
     theirs, ours = (
         [trace.strands[0].sampled for trace in read_traces(evaluate(data, one, tmp_path / name) / "traces.jsonl.gz")]
         for one, name in ((out, "eval_out"), (checkpoint, "eval"))
@@ -183,7 +183,7 @@ def test_what_is_unknown_is_said_to_be(make_checkpoint: Callable[..., Path], tmp
     assert front_matter(out)["license"] == "unknown" and "The licence is unknown" in text
     # Whichever protocol it follows, its strands end at one of these.
     ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
-    assert built_dialect("compact").vocabulary.text(ends) == (
+    assert built_speller("compact").vocabulary.text(ends) == (
         "<eos> </spawn> </Goal> </Path> <|para|> <|/branch|> </promise> </async> <sync/> </Outlines> </Thread> </FORK> "
         "<JOIN> [Fork]"
     )
@@ -194,11 +194,11 @@ ON = {"stage": "sft", "split": "train", "hash": "0", "env": {"name": "countdown"
 
 @pytest.mark.parametrize("name", ["compact", "paper", "chat"])
 @pytest.mark.parametrize("protocol", ["serial", "spawn_join"])
-def test_every_dialect_and_protocol(name: str, protocol: str, tmp_path: Path) -> None:
-    dialect = ChatDialect(ChatVocabulary(smol_like())) if name == "chat" else built_dialect(name)
+def test_every_speller_and_protocol(name: str, protocol: str, tmp_path: Path) -> None:
+    speller = ChatSpeller(ChatVocabulary(smol_like())) if name == "chat" else built_speller(name)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(dialect.vocabulary), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+            vocab_size=len(speller.vocabulary), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
             num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=512,
         )
     )  # fmt: skip
@@ -207,16 +207,16 @@ def test_every_dialect_and_protocol(name: str, protocol: str, tmp_path: Path) ->
     save_checkpoint(
         folder,
         model,
-        dialect.vocabulary,
+        speller.vocabulary,
         Card.parse({"protocol": protocol, "trained": ["sft"], "base": "someone/model", "trained_on": [ON]}, "test"),
     )
     out = export(folder, tmp_path / "out")
-    start = protocol_by_name(protocol, dialect).start(root_prompt(dialect, [3, 5, 8], 23))
+    start = protocol_by_name(protocol, speller).start(root_prompt(speller, [3, 5, 8], 23))
     ids = [token for run in start.inject for token in run.ids]
     text = (out / "README.md").read_text()
     assert str(ids) in text and "from a pretrained model, `someone/model`" in text
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == list(start.stop_ids)
-    assert dialect_of(out).vocabulary.hash == dialect.vocabulary.hash
+    assert speller_of(out).vocabulary.hash == speller.vocabulary.hash
 
 
 def test_an_adapter_is_merged(checkpoint: Path, data: Path, tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from apr.protocols.spawn_join import SpawnJoin
 from apr.seeds import SplitMix64
 from apr.threads.protocol import Continue
 from apr.threads.trace import Reference, Strand, StrandId, Trace, closure_ids
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.log import Node
 from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
 
-DIALECT = CompactDialect()
-CONTROL = DIALECT.vocabulary.control
+SPELLER = CompactSpeller()
+CONTROL = SPELLER.vocabulary.control
 PROTOCOL = SpawnJoin(CONTROL)
 ROOT, CHILD_1, CHILD_2, PARENT = StrandId("r", 0), StrandId("r.0", 0), StrandId("r.1", 0), StrandId("r", 1)
 
@@ -25,7 +25,7 @@ ROOT, CHILD_1, CHILD_2, PARENT = StrandId("r", 0), StrandId("r.0", 0), StrandId(
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=len(DIALECT.vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        vocab_size=len(SPELLER.vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1,
     )  # fmt: skip
     with torch.random.fork_rng():
@@ -37,7 +37,7 @@ def model() -> LlamaForCausalLM:
 def trace() -> Trace:
     """Two children, of which the first solves it and returns a message."""
     log = search(23, Node((3, 5, 8), ()), SearchOptions(2, 9, spawn_depth=1), SplitMix64(0))
-    made = encode(log, DIALECT, PROTOCOL, {"id": "p"})
+    made = encode(log, SPELLER, PROTOCOL, {"id": "p"})
     assert [strand.id for strand in made.strands] == [ROOT, CHILD_1, CHILD_2, PARENT]
     assert made.threads[1].message
     return made
@@ -59,7 +59,7 @@ def perturbed(trace: Trace) -> Iterator[tuple[int, dict[StrandId, Strand]]]:
     for index, token in enumerate(child.sampled):
         if token < 8:
             continue
-        other = token + 1 if token + 1 < len(DIALECT.vocabulary) else token - 1
+        other = token + 1 if token + 1 < len(SPELLER.vocabulary) else token - 1
         changed = replace(child, sampled=(*child.sampled[:index], other, *child.sampled[index + 1 :]))
         message = CONTROL.join_message(changed.sampled)
         assert message is not None

@@ -16,7 +16,7 @@ from apr.checkpoints.card import Card
 from apr.checkpoints.checkpoint import Checkpoint
 from apr.checkpoints.weights import content_id
 from apr.cli import main
-from apr.dialects import dialect_of
+from apr.spellers import speller_of
 from apr.threads.codec import read_traces
 
 IDS = torch.tensor([[1, 20, 21, 22, 23]])
@@ -157,7 +157,7 @@ def test_a_base_that_is_elsewhere(base: Path, data: Path, tmp_path: Path, capsys
 
 
 def test_an_adapter_of_a_model_from_elsewhere(data: Path, tmp_path: Path) -> None:
-    """Its base is no checkpoint of this project: the dialect has to be told, and the tokenizer is its own."""
+    """Its base is no checkpoint of this project: the speller has to be told, and the tokenizer is its own."""
     base, tokenizer = tmp_path / "elsewhere", smol_like()
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
@@ -166,10 +166,10 @@ def test_an_adapter_of_a_model_from_elsewhere(data: Path, tmp_path: Path) -> Non
     LlamaForCausalLM(config).save_pretrained(base)
     tokenizer.save_pretrained(base)
     adapter, out = make_adapter(base, tmp_path / "adapter"), tmp_path / "out"
-    assert evaluate(data, adapter, out, "limits.context=200") == 2  # no dialect
-    assert evaluate(data, adapter, out, "limits.context=200", "dialect=paper") == 0
-    assert json.loads((out / "manifest.json").read_text())["dialect"] == "paper"
-    assert dialect_of(out / "merged").name == "paper"
+    assert evaluate(data, adapter, out, "limits.context=200") == 2  # no speller
+    assert evaluate(data, adapter, out, "limits.context=200", "speller=paper") == 0
+    assert json.loads((out / "manifest.json").read_text())["speller"] == "paper"
+    assert speller_of(out / "merged").name == "paper"
 
 
 def test_adapters_that_do_not_fit(

@@ -32,7 +32,7 @@ from apr.threads.engine import Engine, Request
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling, attempt
 from apr.threads.trace import StrandKey
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.wording import root_prompt
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e5m2)
@@ -54,7 +54,7 @@ def test_the_first_tensor_that_is_not_finite_is_named(dtype: torch.dtype, values
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, and a checkpoint of the dialect that they are in."""
+    """Data, and a checkpoint of the speller that they are in."""
     return make_task(tmp_path_factory.mktemp("task"), SPAWNING, 1)
 
 
@@ -240,7 +240,7 @@ def test_an_adapter_of_infinities_is_refused(task: Path, tmp_path: Path) -> None
 # Requests
 
 
-PROMPT = root_prompt(CompactDialect(), (1, 4, 6), 24)
+PROMPT = root_prompt(CompactSpeller(), (1, 4, 6), 24)
 
 
 def tiny(checkpoint: Path) -> Engine:
@@ -263,7 +263,7 @@ def test_logits_that_are_not_finite_fail_a_request(
 ) -> None:
     """Greedy or sampled, once and for all: no trace comes of it, no attempt to sample it again."""
     broken = rewrite(Path(shutil.copytree(make_checkpoint(0), tmp_path / "broken")), "model.norm.weight", value)
-    dialect = CompactDialect()
+    speller = CompactSpeller()
 
     async def rolled() -> None:
         engine = make(broken)
@@ -275,7 +275,7 @@ def test_logits_that_are_not_finite_fail_a_request(
                 assert type(failed.value) is EngineError
                 with pytest.raises(EngineError, match="logits are not finite"):
                     await attempt(
-                        {"id": "p"}, PROMPT, engine=engine, protocol=Serial(dialect.vocabulary.control),
+                        {"id": "p"}, PROMPT, engine=engine, protocol=Serial(speller.vocabulary.control),
                         limits=Limits(context=60), sampling=Sampling(temperature, 0),
                     )  # fmt: skip
         finally:

@@ -13,12 +13,12 @@ from apr.seeds import SplitMix64
 from apr.sft.batches import collate
 from apr.sft.rows import IGNORED, pointers, rows
 from apr.threads.trace import Strand, StrandId, Trace, closure_lengths
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.log import Node
 from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
 
-DIALECT = CompactDialect()
+SPELLER = CompactSpeller()
 
 
 def traces(protocol: str) -> list[Trace]:
@@ -27,7 +27,7 @@ def traces(protocol: str) -> list[Trace]:
     for seed, depth in enumerate((2, 1, 0) if protocol != "serial" else (0, 0)):
         log = search(97, Node((3, 5, 7, 11), ()), SearchOptions(2, 2, spawn_depth=depth), SplitMix64(seed))
         problem = {"id": "p", "numbers": [3, 5, 7, 11], "target": 97}
-        found.append(encode(log, DIALECT, protocol_by_name(protocol, DIALECT), problem))
+        found.append(encode(log, SPELLER, protocol_by_name(protocol, SPELLER), problem))
     return found
 
 
@@ -75,7 +75,7 @@ def loss_of_strand(network: Any, strands: dict[StrandId, Strand], strand: Strand
 @pytest.mark.parametrize("protocol", ["serial", "spawn_join", "multiverse", "aspd", "pasta"])
 def test_packed_rows_train_as_one_row_per_strand(protocol: str) -> None:
     made = traces(protocol)
-    network = model("Llama", "sdpa", vocabulary=len(DIALECT.vocabulary))
+    network = model("Llama", "sdpa", vocabulary=len(SPELLER.vocabulary))
     packed = packed_loss(network, made)
     packed.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}

@@ -27,9 +27,9 @@ HASHES = {
 }
 
 
-@pytest.mark.parametrize(("name", "dialect"), HASHES)
-def test_a_preset_makes_the_data_that_it_always_made(name: str, dialect: str, tmp_path: Path) -> None:
-    changes = ["train=24", "validation=6", "test=6", "workers=1", f"dialect={dialect}", f"out={tmp_path / 'data'}"]
+@pytest.mark.parametrize(("name", "speller"), HASHES)
+def test_a_preset_makes_the_data_that_it_always_made(name: str, speller: str, tmp_path: Path) -> None:
+    changes = ["train=24", "validation=6", "test=6", "workers=1", f"speller={speller}", f"out={tmp_path / 'data'}"]
     config = load(DataConfig, [preset("data", name)], changes)
     generate(config)
-    assert content_hashes(config.out, config.solvers)["all"] == HASHES[name, dialect]
+    assert content_hashes(config.out, config.solvers)["all"] == HASHES[name, speller]

@@ -19,7 +19,6 @@ from apr.config import DataConfig, EvalConfig, RlConfig, SftConfig
 from apr.data.check import check_folder
 from apr.data.generate import generate
 from apr.data.store import demonstrations_folder, read_demonstrations
-from apr.dialects import TOKENIZER, dialect_in, dialect_of
 from apr.errors import CheckpointError, ConfigError
 from apr.evaluation.folder import TRACES
 from apr.evaluation.run import evaluate
@@ -27,6 +26,7 @@ from apr.presets import check
 from apr.scripts import columns
 from apr.sft import train as sft
 from apr.sft.train import train
+from apr.spellers import TOKENIZER, speller_in, speller_of
 from apr.threads.codec import read_traces
 from apr.threads.trace import Trace
 from apr.tokens.chat_vocabulary import SPAWNING_TOKENS
@@ -55,7 +55,7 @@ def make_base(folder: Path, tied: bool) -> Path:
 
 
 def make_data(base: Path, out: Path, **more: Any) -> Path:
-    generate(check(DataConfig, {**SPAWNING, "dialect": "chat", "tokenizer": base, "out": out, **more}, "toy"))
+    generate(check(DataConfig, {**SPAWNING, "speller": "chat", "tokenizer": base, "out": out, **more}, "toy"))
     return out
 
 
@@ -92,9 +92,9 @@ def data(base: Path) -> Path:
 
 def test_a_data_set_holds_the_tokenizer_that_reads_it(base: Path, data: Path) -> None:
     assert "10 demonstrations" in check_folder(data)
-    dialect = dialect_in(data, "chat")
+    speller = speller_in(data, "chat")
     texts = [
-        dialect.vocabulary.text(strand.sampled)
+        speller.vocabulary.text(strand.sampled)
         for trace in read_demonstrations(data, "toy")
         for strand in trace.strands
     ]
@@ -111,7 +111,7 @@ def test_a_data_set_does_not_go_on_with_another_tokenizer(base: Path, tmp_path: 
     tokenizer = smol_like()
     tokenizer.add_tokens(["more"])
     tokenizer.save_pretrained(base.parent / "other")
-    config = json.loads(json.dumps({**SPAWNING, "dialect": "chat", "tokenizer": str(base.parent / "other")}))
+    config = json.loads(json.dumps({**SPAWNING, "speller": "chat", "tokenizer": str(base.parent / "other")}))
     (data / "config.yaml").write_text((data / "config.yaml").read_text().replace(str(base), str(base.parent / "other")))
     with pytest.raises(CheckpointError, match="vocabulary chat/"):
         generate(check(DataConfig, {**config, "out": data}, "toy"))
@@ -172,7 +172,7 @@ def test_lora_trains_adapters_and_control_tokens_and_merges_them(
     base = make_base(tmp_path / "base", tied)
     data = make_data(base, tmp_path / "data", control_tokens=names)
     seen: dict[str, Any] = {}
-    ids = torch.tensor([root_prompt(dialect_in(data, "chat"), (1, 2, 3), 6)])
+    ids = torch.tensor([root_prompt(speller_in(data, "chat"), (1, 2, 3), 6)])
 
     def merged(model: Any, merge: Any = sft.merged_in_place) -> Any:
         model.eval()
@@ -188,11 +188,11 @@ def test_lora_trains_adapters_and_control_tokens_and_merges_them(
     assert sum(found[-9:]) < 0.95 * sum(found[:9]), found
     assert Card.read(checkpoint).base == str(base) and Checkpoint.open(checkpoint).model.window == WINDOW
     model = opened(checkpoint)
-    assert model.config.vocab_size == max(len(smol_like()) + 3, len(dialect_of(checkpoint).vocabulary))
+    assert model.config.vocab_size == max(len(smol_like()) + 3, len(speller_of(checkpoint).vocabulary))
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
     with torch.no_grad():
         assert torch.allclose(model(ids).logits, seen["logits"], atol=1e-4)
-    vocabulary = dialect_of(checkpoint).vocabulary
+    vocabulary = speller_of(checkpoint).vocabulary
     control, tokens = vocabulary.control, set(vocabulary.unknown_to_text)
     spoken = {control.spawn, control.msg, control.join, control.ret}
     before = opened(base)
@@ -200,7 +200,7 @@ def test_lora_trains_adapters_and_control_tokens_and_merges_them(
         old, new = (getattr(one, name)().weight.detach() for one in (before, model))
         changed = {i for i in range(len(old)) if not torch.equal(old[i], new[i])}
         assert changed == {token for token in tokens if token < len(old)}
-        start = sft.pretrained_model(base, dialect_of(checkpoint).vocabulary, sft.derive_seed(0, "init"))
+        start = sft.pretrained_model(base, speller_of(checkpoint).vocabulary, sft.derive_seed(0, "init"))
         untrained = {token for token in tokens if torch.equal(new[token], getattr(start, name)().weight[token])}
         assert not untrained & spoken  # nothing follows </spawn> or tokens of other grammars: untied, they are not read
 
@@ -236,7 +236,7 @@ def test_an_interrupted_training_of_adapters_goes_on_where_it_stopped(base: Path
 
 
 def test_a_dry_run_looks_for_the_model(base: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spelt = ["env=countdown", "dialect=chat", "solvers.toy.protocol=serial"]
+    spelt = ["env=countdown", "speller=chat", "solvers.toy.protocol=serial"]
     for where, status in ((base, 0), (base / "none", 2)):
         assert main(["data", "generate", "--dry-run", *spelt, f"tokenizer={where}"]) == status
         assert main(["sft", "--dry-run", f"data={data}", "solver=toy", "lr=1e-4", f"base={where}"]) == status
@@ -245,7 +245,7 @@ def test_a_dry_run_looks_for_the_model(base: Path, data: Path, capsys: pytest.Ca
 
 def test_data_and_base_must_fit(base: Path, data: Path, tmp_path: Path) -> None:
     generate(check(DataConfig, {**SPAWNING, "out": tmp_path / "compact"}, "toy"))
-    with pytest.raises(ConfigError, match="dialect compact"):
+    with pytest.raises(ConfigError, match="speller compact"):
         train(sft_config(base, tmp_path / "compact", tmp_path / "a"))
     with pytest.raises(ConfigError, match="set `base`"):
         train(sft_config(base, data, tmp_path / "b").model_copy(update={"base": None}))
@@ -280,7 +280,7 @@ def test_the_model_spawns_and_joins_in_evaluation_and_rl(base: Path, tmp_path: P
         "validate_problems": 0, "checkpoint_every": 2, "tensorboard": False, "out": tmp_path / "rl",
     }  # fmt: skip
     final = launch(check(RlConfig, {**content, **more}, "toy"), resume=False)
-    assert dialect_of(final).vocabulary.hash == dialect_in(data, "chat").vocabulary.hash
+    assert speller_of(final).vocabulary.hash == speller_in(data, "chat").vocabulary.hash
     assert Card.read(final).trained == ("sft", "rl")
     lines = [json.loads(line) for line in (tmp_path / "rl" / "metrics.jsonl").read_text().splitlines()]
     gaps = [line["mismatch/abs_gap_mean"] for line in lines if "mismatch/abs_gap_mean" in line]

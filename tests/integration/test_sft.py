@@ -35,10 +35,10 @@ from apr.sft.callbacks import Lines
 from apr.sft.examples import examples_of, token_batches
 from apr.sft.rows import IGNORED, pointers, rows, told_block
 from apr.sft.train import train
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.wording import root_prompt
 
-VOCABULARY = CompactDialect().vocabulary
+VOCABULARY = CompactSpeller().vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_the_checkpoint_opens_with_the_usual_classes(trained: Path) -> None:
         assert tokenizer.convert_ids_to_tokens(id) == token
         assert tokenizer(token, add_special_tokens=False)["input_ids"] == [id]
         assert tokenizer.decode([id]) == token
-    prompt = root_prompt(CompactDialect(), (3, 5, 8), 24)
+    prompt = root_prompt(CompactSpeller(), (3, 5, 8), 24)
     assert tuple(tokenizer(VOCABULARY.text(prompt), add_special_tokens=False)["input_ids"]) == prompt
     assert model(torch.tensor([prompt])).logits.shape == (1, len(prompt), len(VOCABULARY))
 

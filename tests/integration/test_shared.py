@@ -114,7 +114,7 @@ class AnyDag:
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
         return threads[0].message or None
 
-    def write(self, script: Any, dialect: Any) -> list[tuple[int, ...]]:
+    def write(self, script: Any, speller: Any) -> list[tuple[int, ...]]:
         raise NotImplementedError
 
 

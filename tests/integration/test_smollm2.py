@@ -14,11 +14,11 @@ from apr.config import DataConfig, EvalConfig, RlConfig, SftConfig
 from apr.data.check import check_folder
 from apr.data.generate import generate
 from apr.data.store import read_demonstrations
-from apr.dialects import dialect_in, dialect_of
 from apr.evaluation.folder import TRACES
 from apr.evaluation.run import evaluate
 from apr.presets import load, preset
 from apr.sft.train import train
+from apr.spellers import speller_in, speller_of
 from apr.threads.codec import read_traces
 from apr.threads.trace import closure_ids
 from rl.launch import launch
@@ -40,7 +40,7 @@ def trained(data: Path) -> Path:
 
 def test_what_is_written_is_what_the_models_own_tokenizer_makes_of_the_text(data: Path) -> None:
     assert "2 demonstrations" in check_folder(data)
-    words = dialect_in(data, "chat").vocabulary
+    words = speller_in(data, "chat").vocabulary
     tokenizer: Any = words._tokenizer  # type: ignore[attr-defined]
     for trace in read_demonstrations(data, "spawn_join"):
         assert len(trace.threads) == 3
@@ -60,7 +60,7 @@ def test_sft_makes_it_a_checkpoint_of_ours(data: Path, trained: Path) -> None:
     assert (model.config.num_attention_heads, model.config.num_key_value_heads, model.config.head_dim) == (9, 3, 64)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert model.num_parameters() == 134_515_008
-    assert dialect_of(trained).vocabulary.hash == dialect_in(data, "chat").vocabulary.hash
+    assert speller_of(trained).vocabulary.hash == speller_in(data, "chat").vocabulary.hash
 
 
 def test_rl_and_evaluation_with_vllm(data: Path, trained: Path, tmp_path: Path) -> None:

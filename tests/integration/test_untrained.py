@@ -11,11 +11,11 @@ from apr.checkpoints.checkpoint import Checkpoint
 from apr.cli import main
 from apr.config import DataConfig
 from apr.data.generate import generate
-from apr.dialects import dialect_of
 from apr.errors import ConfigError
 from apr.evaluation.folder import TRACES
 from apr.presets import check
 from apr.protocols import protocol_by_name
+from apr.spellers import speller_of
 from apr.threads.codec import read_traces
 from apr.tokens.vocabulary import TOKENIZER_FILE
 from envs.countdown.wording import UNTRAINED
@@ -65,11 +65,11 @@ MAKERS = {**TOKENIZERS, "gemma": gemma_like, "qwen": smol_like}
 def test_a_chat_model_is_evaluated_and_trained_without_sft(kind: str, data: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", MAKERS[kind](), kind)
     told = [f"data={data}", "protocol=serial", "limits.context=340", "engine.kind=tiny", "engine.threads=1"]
-    ev = [*told, f"checkpoint={model}", "dialect=chat", "problems=2", f"out={tmp_path / 'eval'}"]
+    ev = [*told, f"checkpoint={model}", "speller=chat", "problems=2", f"out={tmp_path / 'eval'}"]
     assert main(["eval", *ev]) == 0
-    dialect = dialect_of(model, "chat")
+    speller = speller_of(model, "chat")
     for trace in read_traces(tmp_path / "eval" / TRACES):
-        prompt = dialect.vocabulary.text(trace.strands[0].injected_ids)
+        prompt = speller.vocabulary.text(trace.strands[0].injected_ids)
         assert UNTRAINED in prompt and "Numbers: " in prompt and "Target: " in prompt
         assert trace.answer is None or isinstance(trace.answer, str)
     rl = [
@@ -80,20 +80,20 @@ def test_a_chat_model_is_evaluated_and_trained_without_sft(kind: str, data: Path
         "learner.threads=1",
         "tensorboard=false",
     ]
-    rl += ["max_silent_steps=5", f"checkpoint={model}", "dialect=chat", f"out={tmp_path / 'rl'}"]
+    rl += ["max_silent_steps=5", f"checkpoint={model}", "speller=chat", f"out={tmp_path / 'rl'}"]
     assert main(["rl", *told, *rl]) == 0
     trained = Checkpoint.open(tmp_path / "rl")  # it says now how it is spelt
-    assert trained.dialect.name == "chat" and (trained.folder / TOKENIZER_FILE).is_file()
-    assert trained.dialect.vocabulary.hash == dialect.vocabulary.hash
+    assert trained.speller.name == "chat" and (trained.folder / TOKENIZER_FILE).is_file()
+    assert trained.speller.vocabulary.hash == speller.vocabulary.hash
 
 
 def test_what_it_needs_is_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = make_model(tmp_path / "model", smol_like(), "smol")
     told = ["eval", f"data={data}", f"checkpoint={model}", "engine.kind=tiny", f"out={tmp_path / 'eval'}"]
     assert main([*told, "protocol=serial"]) == 2
-    assert "If it is a chat model, set dialect=chat" in capsys.readouterr().err
-    assert main([*told, "dialect=chat", "protocol=spawn_join", "limits.context=340"]) == 2
+    assert "If it is a chat model, set speller=chat" in capsys.readouterr().err
+    assert main([*told, "speller=chat", "protocol=spawn_join", "limits.context=340"]) == 2
     assert "train it first by `apr sft` with `base`" in capsys.readouterr().err
     assert not (tmp_path / "eval").exists()
     with pytest.raises(ConfigError, match="taught its control tokens"):
-        protocol_by_name("spawn_join", dialect_of(model, "chat"))
+        protocol_by_name("spawn_join", speller_of(model, "chat"))

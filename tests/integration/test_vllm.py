@@ -21,7 +21,7 @@ from apr.threads.engine import Completion, Engine, Request
 from apr.threads.limits import Limits
 from apr.threads.session import Sampling, attempt
 from apr.threads.trace import EngineStop, StopReason, StrandKey, Trace, closure_ids
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.wording import encode, root_prompt
 from solvers.search import Node, SearchOptions, search
 
@@ -29,16 +29,16 @@ pytestmark = pytest.mark.vllm
 
 WINDOW = 160
 PROBLEM = {"id": "p0", "numbers": [1, 4, 6, 9], "target": 27}
-DIALECT = CompactDialect()
-PROTOCOL = SpawnJoin(DIALECT.vocabulary.control)
-PROMPT = root_prompt(DIALECT, PROBLEM["numbers"], PROBLEM["target"])
+SPELLER = CompactSpeller()
+PROTOCOL = SpawnJoin(SPELLER.vocabulary.control)
+PROMPT = root_prompt(SPELLER, PROBLEM["numbers"], PROBLEM["target"])
 PREFIX = tuple(range(20, 90))
 
 
 def demonstration() -> Trace:
     options = SearchOptions(beam=2, child_beam=2, spawn_depth=1)
     log = search(PROBLEM["target"], Node(tuple(PROBLEM["numbers"]), ()), options, SplitMix64(0))
-    return encode(log, DIALECT, PROTOCOL, PROBLEM)
+    return encode(log, SPELLER, PROTOCOL, PROBLEM)
 
 
 def tensors_of(folder: Path) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def test_the_runtime_over_vllm_reproduces_the_demonstration(engine: Engine) -> N
         assert made.stop is EngineStop.STOP
     assert [thread.stop for thread in trace.threads] == [thread.stop for thread in demo.threads]
     assert trace.root.stop is StopReason.ANSWERED
-    assert DIALECT.answer(trace.root.message) == demo.answer
+    assert SPELLER.answer(trace.root.message) == demo.answer
     assert trace.costs is not None
     assert demo.costs is not None
     assert trace.costs.span_sampled == demo.costs.span_sampled < trace.costs.work_sampled

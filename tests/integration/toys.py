@@ -19,9 +19,9 @@ from apr.presets import check
 from apr.sft.batches import collate
 from apr.sft.rows import pointers, rows
 from apr.sft.train import new_model
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 
-VOCABULARY = CompactDialect().vocabulary
+VOCABULARY = CompactSpeller().vocabulary
 WINDOW = 64
 MODEL = {"layers": 1, "hidden": 64, "heads": 2, "intermediate": 128, "window": WINDOW}
 # Two numbers, to be multiplied: half of the demonstrations test the right operation at once, half try + and -

@@ -11,10 +11,10 @@ from apr.data.store import (
 from apr.presets import check
 from apr.protocols import protocol_by_name
 from envs.base import Teacher, TeacherOptions
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.teacher import SearchTeacher
 
-COMPACT = CompactDialect()
+COMPACT = CompactSpeller()
 
 # 3 shards of training problems, 1 of validation, 2 of test, and for each teacher 3.
 EASY = {
@@ -36,11 +36,11 @@ def config(out: Path, **more: Any) -> DataConfig:
 
 
 def teacher(
-    options: dict[str, Any] | TeacherOptions, seed: int = 0, copies: int = 1, dialect: Any = COMPACT
+    options: dict[str, Any] | TeacherOptions, seed: int = 0, copies: int = 1, speller: Any = COMPACT
 ) -> Teacher:
     """A teacher of Countdown."""
     told = SearchTeacher.model_validate(options) if isinstance(options, dict) else options
-    return Teacher(ENV, told, dialect, protocol_by_name(told.protocol, dialect), seed, copies)
+    return Teacher(ENV, told, speller, protocol_by_name(told.protocol, speller), seed, copies)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Random searches for tests of the paper dialect."""
+"""Random searches for tests of the paper speller."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from apr.seeds import SplitMix64
 from apr.threads.protocol import ThreadProtocol
 from envs.countdown.log import Node, SearchLog
-from envs.countdown.paper import PaperDialect
+from envs.countdown.paper import PaperSpeller
 from envs.countdown.paper_protocols import PaperSerial, PaperSpawnJoin
 from envs.countdown.problems import problem_of
 from solvers.exhaustive import reachable
@@ -37,7 +37,7 @@ def searches(draw: st.DrawFn) -> tuple[SearchLog, dict[str, Any]]:
     return log, problem if condition is None else {**problem, "condition": condition}
 
 
-def protocol_for(log: SearchLog, dialect: PaperDialect) -> ThreadProtocol:
+def protocol_for(log: SearchLog, speller: PaperSpeller) -> ThreadProtocol:
     """Serial for a log that spawns nothing."""
     spawns = any(type(event).__name__ == "Spawned" for event in log.events)
-    return PaperSpawnJoin(dialect) if spawns else PaperSerial(dialect)
+    return PaperSpawnJoin(speller) if spawns else PaperSerial(speller)

@@ -1,4 +1,4 @@
-"""What threads of the paper dialect say, and who asks a protocol about it."""
+"""What threads of the paper speller say, and who asks a protocol about it."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from apr.threads.trace import (
     Thread,
 )
 from envs.countdown.log import Node
-from envs.countdown.paper import PaperDialect
+from envs.countdown.paper import PaperSpeller
 from envs.countdown.paper_protocols import PaperSpawnJoin
 from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
@@ -46,7 +46,7 @@ TOLD = "Moving to Node #0\nCurrent State: 10:[1, 4, 6, 8], Operations: []"
 
 def sample() -> list[str]:
     """Text to train tokenizers on: some searches, told and sampled."""
-    own = PaperDialect()
+    own = PaperSpeller()
     made = []
     for seed in range(6):
         log = search(24, Node((2, 3, 5, 8 + seed), ()), SearchOptions(3, 3, spawn_depth=seed % 2), SplitMix64(seed))
@@ -58,10 +58,10 @@ def sample() -> list[str]:
 class Talk:
     """Asks a protocol about texts."""
 
-    def __init__(self, dialect: PaperDialect, protocol: Any = PaperSpawnJoin) -> None:
-        self.dialect = dialect
-        self.words = dialect.words
-        self.protocol = protocol(dialect)
+    def __init__(self, speller: PaperSpeller, protocol: Any = PaperSpawnJoin) -> None:
+        self.speller = speller
+        self.words = speller.words
+        self.protocol = protocol(speller)
 
     def strand(self, text: str, told: str = TOLD, thread: str = "r", ended: bool = True) -> Strand:
         """A first strand that sampled `text`, then EOS if `ended`."""

@@ -15,9 +15,9 @@ from apr.evaluation.run import evaluate
 from apr.presets import check
 from apr.report.build import build_report
 from apr.threads.engine import Request
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 
-VOCABULARY = CompactDialect().vocabulary
+VOCABULARY = CompactSpeller().vocabulary
 SILENT = (VOCABULARY.control.join, VOCABULARY.control.eos)  # joins without an answer
 PROBLEMS = 4
 

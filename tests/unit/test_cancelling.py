@@ -19,12 +19,12 @@ from apr.threads.engine import Request
 from apr.threads.limits import Limits
 from apr.threads.protocol import Spawn
 from apr.threads.trace import EngineStop, StopReason, Strand, StrandId, Trace, VersionSpan
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 
 FIRST = SpawnJoin(CONTROL, first=True)
-DIALECT = CompactDialect()
-IDS, TEXT = DIALECT.vocabulary.encode, DIALECT.vocabulary.text
-ASYNC = protocol_by_name("asyncthink", DIALECT)
+SPELLER = CompactSpeller()
+IDS, TEXT = SPELLER.vocabulary.encode, SPELLER.vocabulary.text
+ASYNC = protocol_by_name("asyncthink", SPELLER)
 
 
 def told(trace: Trace) -> dict[str, tuple[StopReason, tuple[int, ...], int]]:
@@ -169,7 +169,7 @@ def test_open_workers_are_cancelled_at_the_answer() -> None:
     assert told(trace)["r.1"] == (StopReason.NO_ANSWER, (), 2)  # it had ended
     assert trace.costs is not None and trace.costs.span_sampled == 4 + 4 + 3
     sampled = [strand.sampled for strand in trace.strands]
-    again = demonstration((1,), sampled, ASYNC, {"id": "p"}, True, DIALECT.answer)
+    again = demonstration((1,), sampled, ASYNC, {"id": "p"}, True, SPELLER.answer)
     assert again.threads == trace.threads and again.strands == tuple(timeless(trace.strands))
 
 
@@ -202,9 +202,9 @@ def test_a_demonstration_cannot_leave_what_its_parent_waits_for() -> None:
     """A child whose strand has no end was cancelled, and nobody can have waited for it."""
     sampled = [IDS(one.split()) for one in ("<FORK> 1 7 </FORK>", "<JOIN>", "1", "3 3", "<ANSWER> <eos>")]
     with pytest.raises(ValueError, match="r.0 is cancelled"):
-        demonstration((1,), sampled, ASYNC, {"id": "p"}, False, DIALECT.answer)
+        demonstration((1,), sampled, ASYNC, {"id": "p"}, False, SPELLER.answer)
     with pytest.raises(ValueError, match="r is cancelled"):
-        demonstration((1,), [IDS(["3"])], ASYNC, {"id": "p"}, False, DIALECT.answer)
+        demonstration((1,), [IDS(["3"])], ASYNC, {"id": "p"}, False, SPELLER.answer)
 
 
 def test_numbers_beyond_nine_are_workers_where_they_are_words() -> None:

@@ -1,4 +1,4 @@
-"""The chat dialect: what is written in a pretrained model's vocabulary can be read back, and the runtime reproduces it."""
+"""The chat speller: what is written in a pretrained model's vocabulary can be read back, and the runtime reproduces it."""
 
 import json
 import pickle
@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from test_compact import NODES, NUMBER, NUMBERS, STEPS
 
 from apr.data.store import facts_of
-from apr.dialects import dialect_of
 from apr.errors import CheckpointError
 from apr.protocols import protocol_by_name
 from apr.protocols.spawn_join import SpawnJoin
 from apr.seeds import SplitMix64
 from apr.sft.rows import IGNORED, rows
-from apr.tokens.chat import ChatDialect
+from apr.spellers import speller_of
+from apr.tokens.chat import ChatSpeller
 from apr.tokens.chat_vocabulary import SPAWNING_TOKENS, ChatVocabulary
-from apr.tokens.dialect import Condition, Message
+from apr.tokens.speller import Condition, Message
 from envs.countdown.log import Node, Promising, Queued, SearchLog, Spawned, Step, Visited
 from envs.countdown.log import Tested as Leaf  # pytest takes names in Test for its own
 from envs.countdown.verify import verify
@@ -32,7 +32,7 @@ from solvers.search import SearchOptions, search
 
 FEWER = settings(max_examples=40)
 MADE = {
-    f"{name}, {kind}": ChatDialect(ChatVocabulary(make(), names))
+    f"{name}, {kind}": ChatSpeller(ChatVocabulary(make(), names))
     for name, make in TOKENIZERS.items()
     for kind, names in (("added", None), ("reserved", RESERVED))
 }
@@ -56,11 +56,11 @@ def state(node: Node, target: int) -> str:
 @FEWER
 @given(NUMBERS, NUMBER)
 def test_a_prompt_is_the_problem_in_the_models_own_template(name: str, numbers: tuple[int, ...], target: int) -> None:
-    dialect = MADE[name]
-    control = dialect.vocabulary.control
-    ids = root_prompt(dialect, tuple(reversed(numbers)), target)
+    speller = MADE[name]
+    control = speller.vocabulary.control
+    ids = root_prompt(speller, tuple(reversed(numbers)), target)
     said = f"Numbers: {' '.join(map(str, numbers))}. Target: {target}."
-    assert dialect.words.text(ids) == PLACES[name.partition(",")[0]].format(SYSTEM, said)
+    assert speller.words.text(ids) == PLACES[name.partition(",")[0]].format(SYSTEM, said)
     assert ids[0] == control.bos
     assert not {control.spawn, control.msg, control.spawn_end, control.join, control.ret, control.pad} & {*ids}
 
@@ -76,16 +76,16 @@ def test_a_prompt_says_what_it_asks_for() -> None:
 @FEWER
 @given(NODES, STEPS, NUMBER)
 def test_events_and_messages_read_back(name: str, node: Node, step: Step, target: int) -> None:
-    dialect = MADE[name]
-    spawn, msg, spawn_end, join, _ = dialect.words.names
-    eos = dialect.words.pieces([dialect.vocabulary.control.eos])[0]
+    speller = MADE[name]
+    spawn, msg, spawn_end, join, _ = speller.words.names
+    eos = speller.words.pieces([speller.vocabulary.control.eos])[0]
     child = SearchLog(target, node, (), None)
     verdict = "hit" if step.result == target else "low" if step.result < target else "high"
     events = (Promising(node), Visited(node), Leaf(step, target), Spawned((child, child)), Queued(node))
     told = state(node, target)
     assert [
-        dialect.words.text(ids)
-        for ids in spell(SearchLog(target, node, events, (step,)), dialect, SpawnJoin(dialect.vocabulary.control))
+        speller.words.text(ids)
+        for ids in spell(SearchLog(target, node, events, (step,)), speller, SpawnJoin(speller.vocabulary.control))
     ] == [
         f"at {told}{step} vs {target}: {verdict}\n{spawn}{msg}{told}{msg}{told}{spawn_end}",
         f"{join}{eos}",
@@ -99,15 +99,15 @@ def test_events_and_messages_read_back(name: str, node: Node, step: Step, target
 @given(NUMBER, NODES)
 @example(4, Node((0,), ()))
 def test_a_number_is_the_same_tokens_wherever_it_stands(name: str, number: int, node: Node) -> None:
-    dialect = MADE[name]
-    alone = dialect.words.continued(str(number))
+    speller = MADE[name]
+    alone = speller.words.continued(str(number))
     [*_, ids] = spell(
         SearchLog(number, node, (Visited(node), Queued(node)), (Step(number, "+", 0, number),)),
-        dialect,
-        SpawnJoin(dialect.vocabulary.control),
+        speller,
+        SpawnJoin(speller.vocabulary.control),
     )
-    text = dialect.words.text(ids)
-    for control in dialect.words.names:  # some have a digit in them
+    text = speller.words.text(ids)
+    for control in speller.words.names:  # some have a digit in them
         text = text.replace(control, " ")
     found = len(re.findall(rf"(?<![0-9]){number}(?![0-9])", text))
     assert found >= 4
@@ -119,12 +119,12 @@ def test_a_number_is_the_same_tokens_wherever_it_stands(name: str, number: int, 
 @FEWER
 @given(st.lists(STEPS, max_size=5))
 def test_answers_are_the_steps_as_the_verifier_reads_them(name: str, path: list[Step]) -> None:
-    dialect = MADE[name]
-    control = dialect.vocabulary.control
-    [ids] = spell(SearchLog(24, Node((24,), ()), (), tuple(path)), dialect, SpawnJoin(dialect.vocabulary.control))
+    speller = MADE[name]
+    control = speller.vocabulary.control
+    [ids] = spell(SearchLog(24, Node((24,), ()), (), tuple(path)), speller, SpawnJoin(speller.vocabulary.control))
     message = control.join_message(ids)
     assert message is not None
-    assert dialect.answer(message) == ", ".join(map(str, path))
+    assert speller.answer(message) == ", ".join(map(str, path))
 
 
 @each
@@ -140,13 +140,13 @@ def test_any_ids_make_some_answer(name: str, ids: list[int]) -> None:
 def test_a_replayed_demonstration_is_the_demonstration(
     name: str, numbers: list[int], target: int, spawn_depth: int, seed: int
 ) -> None:
-    dialect = MADE[name]
-    protocol = protocol_by_name("spawn_join" if spawn_depth else "serial", dialect)
+    speller = MADE[name]
+    protocol = protocol_by_name("spawn_join" if spawn_depth else "serial", speller)
     numbers.sort()
     log = search(target, Node(tuple(numbers), ()), SearchOptions(3, 2, 0.8, spawn_depth=spawn_depth), SplitMix64(seed))
     problem = {"id": "p", "numbers": numbers, "target": target}
-    trace = encode(log, dialect, protocol, problem)
-    replayed = run(replays(trace), FREE, protocol, root_prompt(dialect, numbers, target), problem)
+    trace = encode(log, speller, protocol, problem)
+    replayed = run(replays(trace), FREE, protocol, root_prompt(speller, numbers, target), problem)
     assert replayed.threads == trace.threads and timeless(replayed.strands) == timeless(trace.strands)
     if log.solution is None:
         assert trace.answer is None
@@ -157,11 +157,11 @@ def test_a_replayed_demonstration_is_the_demonstration(
 
 
 def test_what_one_looks_like() -> None:
-    dialect = MADE["smol, reserved"]
-    protocol = protocol_by_name("spawn_join", dialect)
+    speller = MADE["smol, reserved"]
+    protocol = protocol_by_name("spawn_join", speller)
     log = search(23, Node((3, 5, 8), ()), SearchOptions(9, 9, 1.0, spawn_depth=1), SplitMix64(0))
-    trace = encode(log, dialect, protocol, {"id": "p", "numbers": (3, 5, 8), "target": 23})
-    root, first, *_, last = [dialect.words.text(strand.ids) for strand in trace.strands]
+    trace = encode(log, speller, protocol, {"id": "p", "numbers": (3, 5, 8), "target": 23})
+    root, first, *_, last = [speller.words.text(strand.ids) for strand in trace.strands]
     assert "<|im_start|>assistant\n<|r1|><|r2|>5+3=8: 8 8 -> 23\n<|r2|>5-3=2: 2 8 -> 23\n<|r2|>" in root
     tests = "8+8=16 vs 23: low\n8-8=0 vs 23: low\n8*8=64 vs 23: high\n8/8=1 vs 23: low\n"
     assert first == f"<|r2|>5+3=8: 8 8 -> 23\n{tests}<|r4|><|im_end|>"
@@ -173,18 +173,18 @@ def test_what_one_looks_like() -> None:
 
 @each
 def test_what_is_saved_is_read_as_the_same(name: str, tmp_path: Path) -> None:
-    dialect = MADE[name]
-    dialect.vocabulary.save(tmp_path)
-    again = dialect_of(tmp_path)
-    assert again.name == "chat" and again.vocabulary.hash == dialect.vocabulary.hash
-    assert again.vocabulary.control == dialect.vocabulary.control
-    assert root_prompt(again, (3, 5, 8), 24) == root_prompt(dialect, (3, 5, 8), 24)
-    dialect.vocabulary.check(tmp_path)
-    with pytest.raises(CheckpointError, match="trained in dialect 'chat'"):
-        dialect_of(tmp_path, "compact")
+    speller = MADE[name]
+    speller.vocabulary.save(tmp_path)
+    again = speller_of(tmp_path)
+    assert again.name == "chat" and again.vocabulary.hash == speller.vocabulary.hash
+    assert again.vocabulary.control == speller.vocabulary.control
+    assert root_prompt(again, (3, 5, 8), 24) == root_prompt(speller, (3, 5, 8), 24)
+    speller.vocabulary.check(tmp_path)
+    with pytest.raises(CheckpointError, match="trained in speller 'chat'"):
+        speller_of(tmp_path, "compact")
     others = [other for other in MADE if other != name]
     assert len({facts_of(MADE[other], "serial", "none")["vocabulary"] for other in others}) == len(others)
-    with pytest.raises(CheckpointError, match=f"chat/{dialect.vocabulary.hash}"):
+    with pytest.raises(CheckpointError, match=f"chat/{speller.vocabulary.hash}"):
         MADE[others[0]].vocabulary.check(tmp_path)
 
 
@@ -239,12 +239,12 @@ def test_todays_date_is_in_no_prompt() -> None:
     assert "Today Date: 26 Jul 2024" in words.text(words.prompt(TOLD))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"dialect": "chat", "hash": "0"}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"speller": "chat", "hash": "0"}'])
 def test_a_torn_vocabulary_is_refused(content: str, tmp_path: Path) -> None:
     SMOL.vocabulary.save(tmp_path)
     (tmp_path / "apr_vocabulary.json").write_text(content)
     with pytest.raises(CheckpointError, match=str(tmp_path)):
-        dialect_of(tmp_path)
+        speller_of(tmp_path)
 
 
 ASKING = (  # SmolLM3's way, and Llama's
@@ -266,7 +266,7 @@ def test_a_prompt_that_tells_the_date_is_the_same_every_day(template: str, monke
         monkeypatch.setattr(chat_template_utils, "datetime", Day)
         tokenizer = smol_like()
         tokenizer.chat_template = template
-        return root_prompt(ChatDialect(ChatVocabulary(tokenizer)), (3, 5, 8), 24)
+        return root_prompt(ChatSpeller(ChatVocabulary(tokenizer)), (3, 5, 8), 24)
 
     first = prompt(29)
     assert first == prompt(30)

@@ -23,10 +23,10 @@ from apr.config import ConditionConfig
 from apr.engines.weights import mark_complete, read_weights
 from apr.errors import CheckpointError, ConfigError, RunDirectoryError, TornWeightsError
 from apr.threads.limits import Limits
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "tiny_cpu" / "spawn_join"
-VOCABULARY = CompactDialect().vocabulary
+VOCABULARY = CompactSpeller().vocabulary
 
 
 def words(folder: Path, content: str = "weights", **card: Any) -> Path:
@@ -77,9 +77,9 @@ def openings(name: str) -> Iterator[Callable[[], int]]:
 def test_a_shipped_checkpoint() -> None:
     opened = Checkpoint.open(SHIPPED)
     assert opened.folder == opened.model.path == SHIPPED and not opened.is_adapter and opened.adapter is None
-    assert opened.card.trained == ("sft",) and opened.dialect.name == "compact" and opened.model.window >= 128
+    assert opened.card.trained == ("sft",) and opened.speller.name == "compact" and opened.model.window >= 128
     assert opened.model.hash == content_id([SHIPPED / WEIGHTS_FILE])
-    assert opened.model.outputs == len(opened.dialect.vocabulary) == opened.model.shapes["lm_head.weight"][0]
+    assert opened.model.outputs == len(opened.speller.vocabulary) == opened.model.shapes["lm_head.weight"][0]
     assert opened.whole(Path("nowhere")) is opened
     opened.model.check_finite()
 
@@ -311,7 +311,7 @@ def test_an_adapter_is_no_model_and_a_model_needs_no_base(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["LlamaConfig", "Qwen2Config", "Qwen3Config", "Gemma2Config", "Gemma3TextConfig"])
 def test_a_chat_model_from_elsewhere(kind: str, tmp_path: Path) -> None:
-    """It has no card and no vocabulary of ours: the dialect must be told, or made known by its tokenizer's saved form."""
+    """It has no card and no vocabulary of ours: the speller must be told, or made known by its tokenizer's saved form."""
     import transformers
 
     tokenizer = smol_like()
@@ -321,16 +321,16 @@ def test_a_chat_model_from_elsewhere(kind: str, tmp_path: Path) -> None:
     )  # fmt: skip
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="is no checkpoint of this project.*set dialect=paper"):
+    with pytest.raises(CheckpointError, match="is no checkpoint of this project.*set speller=paper"):
         Checkpoint.open(tmp_path)
     told = Checkpoint.open(tmp_path, "paper")
-    assert told.dialect.name == "paper" and told.card == Card() and told.model.window == 300
+    assert told.speller.name == "paper" and told.card == Card() and told.model.window == 300
     told.check_fits(
         "spawn_join", ConditionConfig(kind="context", value=64), Limits(context=300)
     )  # it says nothing against it
     assert told.model.outputs == len(tokenizer) + 8 and told.model.load().config.vocab_size == told.model.outputs
     chat_vocabulary(tmp_path, None).save(tmp_path)
-    assert Checkpoint.open(tmp_path).dialect.name == "chat"
+    assert Checkpoint.open(tmp_path).speller.name == "chat"
 
 
 def test_the_window_of_a_model_whose_configuration_is_nested_or_silent(tmp_path: Path) -> None:

@@ -372,8 +372,8 @@ def test_a_missing_checkpoint(stage: str, data: Path, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "says"),
     [
-        ("apr_vocabulary.json", '"dialect": "compact"', '"dialect": "paper"', "was trained with vocabulary paper/"),
-        ("apr_vocabulary.json", '"dialect"', "", "is corrupt"),
+        ("apr_vocabulary.json", '"speller": "compact"', '"speller": "paper"', "was trained with vocabulary paper/"),
+        ("apr_vocabulary.json", '"speller"', "", "is corrupt"),
         ("apr_vocabulary.json", None, None, "apr_vocabulary.json is missing"),
         ("config.json", None, None, "config.json is missing or corrupt"),
         ("config.json", '"max_position_embeddings": 256', '"max_position_embeddings": null', "missing or corrupt"),
@@ -435,7 +435,7 @@ def test_truncated_traces(data: Path, start: Path, cli: Cli) -> None:
     evaluation.mkdir()
     config = EvalConfig(data=data, checkpoint=start, out=evaluation)
     (evaluation / "config.yaml").write_text(dump(config))
-    facts = {"card": {}, "dialect": "compact", "vocabulary": "a", "traces": 1, "data_hash": "a"}
+    facts = {"card": {}, "speller": "compact", "vocabulary": "a", "traces": 1, "data_hash": "a"}
     (evaluation / "manifest.json").write_text(json.dumps(facts))
     traces = evaluation / "traces.jsonl.gz"
     for content, says in (

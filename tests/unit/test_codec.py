@@ -29,7 +29,7 @@ from apr.threads.trace import (
     Trace,
     VersionSpan,
 )
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.log import Node
 from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
@@ -100,10 +100,10 @@ def test_json_round_trip_is_exact(trace: Trace) -> None:
 
 
 def example(target: int) -> Trace:
-    dialect = CompactDialect()
+    speller = CompactSpeller()
     log = search(target, Node((3, 5, 8), ()), SearchOptions(3, 2, spawn_depth=1), SplitMix64(0))
     problem = {"id": f"p{target}", "numbers": [3, 5, 8], "target": target}
-    return encode(log, dialect, SpawnJoin(dialect.vocabulary.control), problem)
+    return encode(log, speller, SpawnJoin(speller.vocabulary.control), problem)
 
 
 def test_file_round_trip_over_several_writers(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The fast path makes what the plain solvers, dialect and costs make."""
+"""The fast path makes what the plain solvers, speller and costs make."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from apr.protocols import protocol_by_name
 from apr.protocols.spawn_join import SpawnJoin
 from apr.seeds import SplitMix64
 from apr.threads.trace import Trace
-from apr.tokens.dialect import condition_of
-from envs.countdown.compact import CompactDialect
+from apr.tokens.speller import condition_of
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.demonstrate import conditioned, widest_spawn
 from envs.countdown.log import Node, SearchLog, Spawned
 from envs.countdown.teacher import SearchTeacher
@@ -30,8 +30,8 @@ from solvers.exhaustive import reachable
 from solvers.search import SearchOptions, search, unfold
 
 ROOT = Path(__file__).parents[2]
-DIALECT = CompactDialect()
-PROTOCOL = SpawnJoin(DIALECT.vocabulary.control)
+SPELLER = CompactSpeller()
+PROTOCOL = SpawnJoin(SPELLER.vocabulary.control)
 WIDE = 10_000  # a beam that keeps all
 
 OPTIONS = st.builds(
@@ -125,7 +125,7 @@ def test_a_search_that_outgrows_its_room_starts_again(monkeypatch: pytest.Monkey
     assert sum(map(events, plain)) > 500
     assert batch.fast(options, False) == plain
     chunk = batch.chunk(options, False)
-    assert [strands(chunk, row) for row in range(len(batch))] == [spell(log, DIALECT, PROTOCOL) for log in plain]
+    assert [strands(chunk, row) for row in range(len(batch))] == [spell(log, SPELLER, PROTOCOL) for log in plain]
 
 
 def test_numbers_beyond_32_bits() -> None:
@@ -138,7 +138,7 @@ def test_numbers_beyond_32_bits() -> None:
         assert batch.fast(options, False) == batch.plain(options, False)
         chunk = batch.chunk(options, False)
         assert [strands(chunk, row) for row in range(3)] == [
-            spell(log, DIALECT, PROTOCOL) for log in batch.plain(options, False)
+            spell(log, SPELLER, PROTOCOL) for log in batch.plain(options, False)
         ]
 
 
@@ -171,15 +171,15 @@ def test_demonstrations_are_those_of_the_plain_path(
         protocol=protocol_name, spawn_depth=options.spawn_depth, unfold=unfolded, condition=condition,
         context_bin=context_bin,
     )  # fmt: skip
-    protocol = protocol_by_name(protocol_name, DIALECT)
+    protocol = protocol_by_name(protocol_name, SPELLER)
     batch = Batch(size, seed)
     chunk = batch.chunk(options, unfolded, condition, context_bin)
     assert chunk.tokens.dtype == np.uint16
     assert (len(chunk.tokens), len(chunk.strand_ends)) == (chunk.strand_ends[-1], chunk.row_ends[-1])
     for row, log in enumerate(batch.plain(options, unfolded)):
         problem = {"id": "p", "numbers": list(log.start.numbers), "target": log.target}
-        trace = conditioned(log, solver, DIALECT, protocol, problem)
-        assert strands(chunk, row) == spell(log, DIALECT, PROTOCOL) == [strand.sampled for strand in trace.strands]
+        trace = conditioned(log, solver, SPELLER, protocol, problem)
+        assert strands(chunk, row) == spell(log, SPELLER, PROTOCOL) == [strand.sampled for strand in trace.strands]
         assert facts(chunk, row) == facts_of(trace, log)
 
 

@@ -9,7 +9,7 @@ from apr.seeds import SplitMix64
 from apr.threads.costs import costs, critical_path
 from apr.threads.limits import Budgets
 from apr.threads.trace import Costs, EngineStop, Injected, Origin, Reference, StopReason, Strand, StrandId, Thread
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.log import Node
 from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
@@ -158,9 +158,9 @@ def test_a_thread_that_could_not_start_costs_nothing() -> None:
 @settings(PATIENT, max_examples=20)
 @given(st.lists(st.integers(1, 20), min_size=2, max_size=4), st.integers(1, 60), st.integers(0, 9))
 def test_a_serial_trace_has_one_number_for_work_span_and_context(numbers: list[int], target: int, seed: int) -> None:
-    dialect = CompactDialect()
+    speller = CompactSpeller()
     log = search(target, Node(tuple(sorted(numbers)), ()), SearchOptions(4, 4, 0.5), SplitMix64(seed))
-    trace = encode(log, dialect, Serial(dialect.vocabulary.control), {"id": "p"})
+    trace = encode(log, speller, Serial(speller.vocabulary.control), {"id": "p"})
     found = trace.costs
     assert found is not None
     assert found.work == found.span == found.context == len(trace.strands[0].ids)

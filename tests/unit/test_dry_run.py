@@ -218,7 +218,7 @@ def test_a_quickstart_checks_every_stage_before_the_first(
         ["eval", "data={place}/data", "checkpoint=nowhere"],
         ["eval", "data={place}/data", "checkpoint={place}/start", "protocol=serial", "limits.context=9999"],
         ["eval", "data={place}/data", "checkpoint={place}/start", "out={place}/data"],
-        ["data", "generate", "--config", "tiny_cpu", "dialect=chat", "tokenizer=nowhere"],
+        ["data", "generate", "--config", "tiny_cpu", "speller=chat", "tokenizer=nowhere"],
         ["data", "verify", "nowhere"],
         ["data", "import", "nowhere"],
         ["data", "export", "nowhere", "--out", "x.json"],

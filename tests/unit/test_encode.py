@@ -15,7 +15,7 @@ from apr.scripts.demonstration import demonstration as laid_out
 from apr.seeds import SplitMix64
 from apr.threads.protocol import ThreadProtocol
 from apr.threads.trace import EngineStop, Origin, StopReason, Trace
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.log import Node, SearchLog, Spawned
 from envs.countdown.verify import verify
 from envs.countdown.wording import encode, root_prompt
@@ -24,8 +24,8 @@ from solvers.search import SearchOptions, search
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 
-DIALECT = CompactDialect()
-CONTROL = DIALECT.vocabulary.control
+SPELLER = CompactSpeller()
+CONTROL = SPELLER.vocabulary.control
 
 
 @st.composite
@@ -46,14 +46,14 @@ def demonstration(
 ) -> tuple[SearchLog, Trace, ThreadProtocol]:
     log = search(target, Node(numbers, ()), options, SplitMix64(seed))
     protocol: ThreadProtocol = SpawnJoin(CONTROL) if options.spawn_depth else Serial(CONTROL)
-    return log, encode(log, DIALECT, protocol, {"id": "p", "numbers": numbers, "target": target}), protocol
+    return log, encode(log, SPELLER, protocol, {"id": "p", "numbers": numbers, "target": target}), protocol
 
 
 @PATIENT
 @given(demonstrations())
 def test_a_replayed_demonstration_is_the_demonstration(made: tuple[SearchLog, Trace, ThreadProtocol]) -> None:
     log, trace, protocol = made
-    prompt = root_prompt(DIALECT, trace.problem["numbers"], trace.problem["target"])
+    prompt = root_prompt(SPELLER, trace.problem["numbers"], trace.problem["target"])
     replayed = run(replays(trace), FREE, protocol, prompt, trace.problem)
     assert replayed.threads == trace.threads
     assert timeless(replayed.strands) == timeless(trace.strands)
@@ -112,7 +112,7 @@ def test_children_spawn_in_turn(seed: int) -> None:
     assert (trace.costs.threads, trace.costs.depth, trace.costs.width) == (10, 2, 10)
     assert trace.costs.parallelism_sampled > 2
     engine = FakeEngine(replays(trace), ticks=lambda request: rng.randrange(20))
-    prompt = root_prompt(DIALECT, numbers, 7919)
+    prompt = root_prompt(SPELLER, numbers, 7919)
     assert timeless(run(engine, FREE, protocol, prompt, trace.problem).strands) == timeless(trace.strands)
 
 
@@ -120,7 +120,7 @@ def test_the_serial_protocol_cannot_express_a_spawn() -> None:
     log = search(7919, Node((3, 7, 11), ()), SearchOptions(3, 3, spawn_depth=1), SplitMix64(0))
     assert any(isinstance(event, Spawned) for event in log.events)
     with pytest.raises(ValueError, match="serial opens no threads"):
-        encode(log, DIALECT, Serial(CONTROL), {"id": "p"})
+        encode(log, SPELLER, Serial(CONTROL), {"id": "p"})
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_strands_that_the_protocol_lays_out_otherwise_are_refused(
     sampled: Sequence[tuple[int, ...]], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        laid_out((CONTROL.bos,), sampled, SpawnJoin(CONTROL), {"id": "p"}, True, DIALECT.answer)
+        laid_out((CONTROL.bos,), sampled, SpawnJoin(CONTROL), {"id": "p"}, True, SPELLER.answer)
 
 
 def test_children_of_a_parent_that_goes_on_come_where_it_waits_for_them() -> None:
     strands = [
         spawn((30,), search=(40,)), spawn((31,), search=(41,)), (42, 43, CONTROL.ret), join(50), join(51), join(60)
     ]  # fmt: skip
-    trace = laid_out((CONTROL.bos,), strands, GoesOn(CONTROL), {"id": "p"}, True, DIALECT.answer)
+    trace = laid_out((CONTROL.bos,), strands, GoesOn(CONTROL), {"id": "p"}, True, SPELLER.answer)
     assert [str(strand.id) for strand in trace.strands] == ["r#0", "r#1", "r#2", "r.0#0", "r.1#0", "r#3"]
     replayed = run(replays(trace), FREE, GoesOn(CONTROL), (CONTROL.bos,), trace.problem)
     assert replayed.threads == trace.threads
@@ -151,13 +151,13 @@ def test_children_of_a_parent_that_goes_on_come_where_it_waits_for_them() -> Non
 
 def test_demonstrations_nest_deeper_than_python_calls() -> None:
     down, up = [spawn((30,))] * 1500, [join(40)] * 1501
-    trace = laid_out((CONTROL.bos,), [*down, *up], SpawnJoin(CONTROL), {"id": "p"}, True, DIALECT.answer)
+    trace = laid_out((CONTROL.bos,), [*down, *up], SpawnJoin(CONTROL), {"id": "p"}, True, SPELLER.answer)
     assert trace.costs is not None and (trace.costs.depth, len(trace.strands)) == (1500, 3001)
 
 
 def test_what_one_looks_like() -> None:
     _, trace, _ = demonstration((3, 5, 8), 23, SearchOptions(9, 9, 1.0, spawn_depth=1))
-    text = DIALECT.vocabulary.text
+    text = SPELLER.vocabulary.text
     root, *children, last = trace.strands
     assert text(root.ids[:7]) == "<bos> 23 : 3 5 8 ;"
     assert text(root.ids[7:9]) == "<spawn> <msg>" and text(root.ids[-1:]) == "</spawn>"

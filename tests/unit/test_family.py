@@ -19,14 +19,14 @@ from apr.seeds import SplitMix64
 from apr.threads.protocol import Await, Continue, Finish, Spawn, ThreadProtocol
 from apr.threads.trace import EngineStop, Injected, Origin, Reference, StopReason, Strand, StrandId, Trace
 from apr.tokens.control import ProtocolName
-from apr.tokens.words import WordsDialect
-from envs.countdown.compact import CompactDialect
+from apr.tokens.words import WordsSpeller
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.log import Node
 from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search, unfold
 
-DIALECT = CompactDialect()
-IDS, TEXT = DIALECT.vocabulary.encode, DIALECT.vocabulary.text
+SPELLER = CompactSpeller()
+IDS, TEXT = SPELLER.vocabulary.encode, SPELLER.vocabulary.text
 PROBLEM = {"id": "10:1-4-6-8", "numbers": [1, 4, 6, 8], "target": 10}
 
 
@@ -34,7 +34,7 @@ def example(name: str) -> Trace:
     log = search(
         10, Node((1, 4, 6, 8), ()), SearchOptions(3, 1, heuristic="sum_to_factors", spawn_depth=1), SplitMix64(0)
     )
-    return encode(unfold(log) if name == "serial" else log, DIALECT, protocol_by_name(name, DIALECT), PROBLEM)
+    return encode(unfold(log) if name == "serial" else log, SPELLER, protocol_by_name(name, SPELLER), PROBLEM)
 
 
 # Of each strand: its name, what it sees, first and last position, tokens that do not train and that do.
@@ -123,9 +123,9 @@ def test_the_worked_example_stands_where_it_should_and_costs_what_it_should(name
 def test_a_replayed_demonstration_is_the_demonstration(name: str, depth: int) -> None:
     for seed in range(3):
         log = search(97, Node((3, 5, 7, 11), ()), SearchOptions(3, 2, 1.0, spawn_depth=depth), SplitMix64(seed))
-        protocol = protocol_by_name(name, DIALECT)
+        protocol = protocol_by_name(name, SPELLER)
         problem = {"id": "p", "numbers": [3, 5, 7, 11], "target": 97}
-        trace = encode(unfold(log) if name == "serial" else log, DIALECT, protocol, problem)
+        trace = encode(unfold(log) if name == "serial" else log, SPELLER, protocol, problem)
         assert trace.costs is not None and trace.costs.depth == (
             depth if protocol.nests else min(1, depth) * (name != "serial")
         )
@@ -133,7 +133,7 @@ def test_a_replayed_demonstration_is_the_demonstration(name: str, depth: int) ->
         replayed = run(replays(trace), FREE, protocol, prompt, problem)
         assert replayed.threads == trace.threads and timeless(replayed.strands) == timeless(trace.strands)
         sampled = [strand.sampled for strand in trace.strands]
-        again = demonstration(prompt, sampled, protocol, problem, trace.correct, DIALECT.answer)
+        again = demonstration(prompt, sampled, protocol, problem, trace.correct, SPELLER.answer)
         assert again.strands == trace.strands
 
 
@@ -178,7 +178,7 @@ BAD = {
 
 @pytest.mark.parametrize(
     ("protocol", "words", "thread"),
-    [(protocol_by_name(name, DIALECT), *bad) for name, cases in BAD.items() for bad in cases],
+    [(protocol_by_name(name, SPELLER), *bad) for name, cases in BAD.items() for bad in cases],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "name", None),
 )
 def test_what_parses_as_nothing_is_a_typed_failure(protocol: ThreadProtocol, words: str, thread: str) -> None:
@@ -189,18 +189,18 @@ def test_what_parses_as_nothing_is_a_typed_failure(protocol: ThreadProtocol, wor
 
 def test_aspd_opens_a_branch_for_each_title_once() -> None:
     strand = said(f"3 <|title|> 7 <|/title|> {TITLES}", at=10)
-    decision = Aspd(DIALECT).ended(strand, {strand.id: strand})
+    decision = Aspd(SPELLER).ended(strand, {strand.id: strand})
     assert isinstance(decision, Spawn) and decision.then == Await()
     told = [TEXT(token for run in child.inject for token in run.ids) for child in decision.children]
     assert told == ["<|branch|> 7 :", "<|branch|> 8 9 :"]
     assert {child.position for child in decision.children} == {10 + len(strand.ids)}
     branch = said("3 <|/branch|>", "r.0")
-    assert Aspd(DIALECT).ended(branch, {branch.id: branch}) == Finish(None)
+    assert Aspd(SPELLER).ended(branch, {branch.id: branch}) == Finish(None)
 
 
 def test_pasta_reserves_positions_and_goes_on() -> None:
     strand = said("3 <promise> 7 <tokens> 12 </promise>", at=10)
-    decision = Pasta(DIALECT).ended(strand, {strand.id: strand})
+    decision = Pasta(SPELLER).ended(strand, {strand.id: strand})
     assert isinstance(decision, Spawn) and isinstance(decision.then, Continue)
     [child] = decision.children
     assert (child.position, decision.then.position) == (strand.end, strand.end + 120)
@@ -209,7 +209,7 @@ def test_pasta_reserves_positions_and_goes_on() -> None:
 
 def test_a_sync_with_nothing_promised_is_malformed() -> None:
     replies = {0: "3 <sync/>"}
-    trace = run(lambda request: IDS(replies[request.key.number].split()), FREE, Pasta(DIALECT), (1,), {"id": "p"})
+    trace = run(lambda request: IDS(replies[request.key.number].split()), FREE, Pasta(SPELLER), (1,), {"id": "p"})
     assert trace.root.stop is StopReason.MALFORMED
 
 
@@ -220,7 +220,7 @@ def test_overruns_are_counted_and_the_clash_stands(tens: int) -> None:
         ("r", 0): f"<promise> 7 <tokens> {tens} </promise>", ("r", 1): "<sync/>", ("r.0", 0): f"{'3 ' * 13}</async>",
         ("r", 2): "<join> 5 <eos>",
     }  # fmt: skip
-    protocol = Pasta(DIALECT)
+    protocol = Pasta(SPELLER)
     trace = run(
         lambda request: IDS(replies[request.key.thread, request.key.number].split()), FREE, protocol, (1,), {"id": "p"}
     )
@@ -247,13 +247,13 @@ NESTED = Branch(("a",), ("a",), (Fork((BRANCH,)), Join()), ())
     ],
 )
 def test_scripts_that_a_grammar_cannot_express_are_refused(name: str, script: Script, why: str) -> None:
-    words = WordsDialect(["a", "b", "c"])
+    words = WordsSpeller(["a", "b", "c"])
     with pytest.raises(ValueError, match=why):
         protocol_by_name(name, words).write(script, words)
 
 
 def test_pasta_says_words_between_promises_and_may_never_sync() -> None:
-    words = WordsDialect(["a", "b", "c"])
+    words = WordsSpeller(["a", "b", "c"])
     protocol = protocol_by_name("pasta", words)
     script = (Fork((BRANCH,)), Say(("c",)), Fork((BRANCH,)), Answer(("a",)))
     sampled = protocol.write(script, words)
@@ -272,7 +272,7 @@ def test_threadweaver_sends_copies_of_the_threads_that_ended() -> None:
     }  # fmt: skip
     trace = run(
         lambda request: IDS(replies[request.key.thread, request.key.number].split()), FREE,
-        protocol_by_name("threadweaver", DIALECT), (1,), {"id": "p"},
+        protocol_by_name("threadweaver", SPELLER), (1,), {"id": "p"},
     )  # fmt: skip
     last = trace.strands[-1]
     assert [(run.origin, TEXT(run.ids)) for run in last.injected] == [
@@ -300,7 +300,7 @@ def test_threadweaver_sends_copies_of_the_threads_that_ended() -> None:
     ],
 )
 def test_the_host_takes_the_first_child_that_succeeded(replies: dict[str, str], answer: str | None) -> None:
-    protocol = protocol_by_name("apar", DIALECT)
+    protocol = protocol_by_name("apar", SPELLER)
     trace = run(
         lambda request: IDS(replies[f"{request.key.thread}#{request.key.number}"].split()),
         FREE,
@@ -314,7 +314,7 @@ def test_the_host_takes_the_first_child_that_succeeded(replies: dict[str, str], 
 
 def test_a_skeleton_may_hold_numbers() -> None:
     """A mark is looked for in order: `3 .` before `2 .` is text."""
-    protocol = protocol_by_name("skeleton", DIALECT)
+    protocol = protocol_by_name("skeleton", SPELLER)
     strand = said("1 . 7 3 . 8 2 . 9 <eos>")
     strand = Strand(strand.id, (), (), 0, (Injected(Origin.PROMPT, (1,)),), strand.sampled, EngineStop.STOP)
     decision = protocol.ended(strand, {strand.id: strand})

@@ -13,15 +13,15 @@ from apr.scripts.script import Answer, Branch, Fork, Join, Say
 from apr.seeds import SplitMix64
 from apr.threads.protocol import Await, Continue, Finish, Spawn
 from apr.threads.trace import EngineStop, Injected, Origin, Reference, StopReason, Strand, StrandId, Trace
-from apr.tokens.words import WordsDialect
-from envs.countdown.compact import CompactDialect
+from apr.tokens.words import WordsSpeller
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.log import Node
 from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
 
-DIALECT = CompactDialect()
-PROTOCOL = Multiverse(DIALECT)
-WORDS = WordsDialect(["a", "b", "c"])
+SPELLER = CompactSpeller()
+PROTOCOL = Multiverse(SPELLER)
+WORDS = WordsSpeller(["a", "b", "c"])
 STATES = ["6 - 4 = 2 : 1 2 8 : 10", "8 - 4 = 4 : 1 4 6 : 10", "8 / 4 = 2 : 1 2 6 : 10"]
 PATH = "6 - 4 = 2 , 2 * 1 = 2 , 8 + 2 = 10"
 
@@ -30,7 +30,7 @@ def worked_example() -> Trace:
     """The problem {1, 4, 6, 8} -> 10: three children at the root, of which two reach the target."""
     options = SearchOptions(3, 1, heuristic="sum_to_factors", spawn_depth=1)
     log = search(10, Node((1, 4, 6, 8), ()), options, SplitMix64(0))
-    return encode(log, DIALECT, PROTOCOL, {"id": "10:1-4-6-8", "numbers": [1, 4, 6, 8], "target": 10})
+    return encode(log, SPELLER, PROTOCOL, {"id": "10:1-4-6-8", "numbers": [1, 4, 6, 8], "target": 10})
 
 
 def test_the_worked_example_stands_where_it_should() -> None:
@@ -44,7 +44,7 @@ def test_the_worked_example_stands_where_it_should() -> None:
     assert spans == [(0, 55, 8, 48), *[(56, 83, 3, 25)] * 3, (84, 124, 1, 40)]
     assert [path.sees for path in paths] == [(Reference(root.id, 56),)] * 3
     assert last.sees == (Reference(root.id, 56), *(Reference(path.id, 28) for path in paths))
-    text = DIALECT.vocabulary.text
+    text = SPELLER.vocabulary.text
     outlines = " ".join(f"<Outline> {n} : {state} </Outline>" for n, state in enumerate(STATES, 1))
     assert text(root.sampled) == f"<Parallel> <Goal> {outlines} </Goal>"
     assert [text(path.injected_ids) for path in paths] == ["<Path> 1 :", "<Path> 2 :", "<Path> 3 :"]
@@ -61,20 +61,20 @@ def test_a_replayed_demonstration_is_the_demonstration() -> None:
     for depth, seed in ((1, 0), (2, 1), (2, 2)):
         log = search(97, Node((3, 5, 7, 11), ()), SearchOptions(3, 2, 0.8, spawn_depth=depth), SplitMix64(seed))
         problem = {"id": "p", "numbers": [3, 5, 7, 11], "target": 97}
-        trace = encode(log, DIALECT, PROTOCOL, problem)
+        trace = encode(log, SPELLER, PROTOCOL, problem)
         assert trace.costs is not None and trace.costs.depth == depth
         prompt = trace.strands[0].injected_ids
         replayed = run(replays(trace), FREE, PROTOCOL, prompt, problem)
         assert replayed.threads == trace.threads and timeless(replayed.strands) == timeless(trace.strands)
         again = demonstration(
-            prompt, [s.sampled for s in trace.strands], PROTOCOL, problem, trace.correct, DIALECT.answer
+            prompt, [s.sampled for s in trace.strands], PROTOCOL, problem, trace.correct, SPELLER.answer
         )
         assert again.strands == trace.strands
 
 
 def said(words: str, thread: str = "r", forced: str = "", at: int = 0) -> Strand:
     """A strand that sampled `words` at position `at`."""
-    ids = DIALECT.vocabulary.encode
+    ids = SPELLER.vocabulary.encode
     injected = (Injected(Origin.FORCED, ids(forced.split())),)
     return Strand(StrandId(thread, 0), (), (), at, injected, ids(words.split()), EngineStop.STOP)
 
@@ -86,7 +86,7 @@ def test_a_plan_opens_a_path_for_each_outline() -> None:
     strand = said(f"@ 3 {PLAN}", at=10)
     decision = PROTOCOL.ended(strand, {strand.id: strand})
     assert isinstance(decision, Spawn) and decision.then == Await()
-    assert [DIALECT.vocabulary.text(run.ids) for child in decision.children for run in child.inject] == [
+    assert [SPELLER.vocabulary.text(run.ids) for child in decision.children for run in child.inject] == [
         "<Path> 1 :", "<Path> 2 :",
     ]  # fmt: skip
     assert {child.sees for child in decision.children} == {(Reference(strand.id, len(strand.ids)),)}
@@ -140,7 +140,7 @@ def test_what_parses_as_nothing_is_a_typed_failure(words: str, thread: str, forc
 )
 def test_how_threads_end(words: str, thread: str, forced: str, message: str | None) -> None:
     strand = said(words, thread, forced)
-    ids = None if message is None else DIALECT.vocabulary.encode(message.split())
+    ids = None if message is None else SPELLER.vocabulary.encode(message.split())
     assert PROTOCOL.ended(strand, {strand.id: strand}) == Finish(ids)
 
 
@@ -158,8 +158,8 @@ def test_a_parent_does_not_see_a_path_that_failed() -> None:
     strands = {strand.id: strand for strand in (open_, whole, cut)}
     trace = run(
         lambda request: strands[StrandId(request.key.thread, 0)].sampled if request.key.number == 0
-        else DIALECT.vocabulary.encode(["</Conclusion>", "</Parallel>", "<join>", "5", "<eos>"]),
-        FREE, PROTOCOL, (DIALECT.vocabulary.control.bos,), {"id": "p"},
+        else SPELLER.vocabulary.encode(["</Conclusion>", "</Parallel>", "<join>", "5", "<eos>"]),
+        FREE, PROTOCOL, (SPELLER.vocabulary.control.bos,), {"id": "p"},
     )  # fmt: skip
     assert [thread.stop for thread in trace.threads] == [
         StopReason.ANSWERED, StopReason.RETURNED, StopReason.MALFORMED,
@@ -201,7 +201,7 @@ def test_scripts_that_it_cannot_express_are_refused(script: Sequence[Say | Fork 
 
 
 def test_a_vocabulary_without_its_tokens_is_refused() -> None:
-    class Bare(WordsDialect):
+    class Bare(WordsSpeller):
         def __init__(self) -> None:
             super().__init__(["a"])
             self.vocabulary.ids = {token: i for token, i in self.vocabulary.ids.items() if token != "<Path>"}

@@ -1,4 +1,4 @@
-"""The paper dialect: the published wording, its tokenizer, and traces that the runtime reproduces."""
+"""The paper speller: the published wording, its tokenizer, and traces that the runtime reproduces."""
 
 import re
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ from apr.seeds import SplitMix64
 from apr.sft.rows import rows
 from apr.threads.trace import StopReason, closure_ids
 from apr.tokens.control import CONTROL_TOKENS
-from apr.tokens.dialect import Condition
+from apr.tokens.speller import Condition
 from apr.tokens.text import Spelt
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.log import Event, Node, Promising, Queued, SearchLog, Spawned, Step, Visited
 from envs.countdown.log import Tested as Leaf  # pytest takes names in Test for its own
-from envs.countdown.paper import PaperDialect, texts
+from envs.countdown.paper import PaperSpeller, texts
 from envs.countdown.paper_protocols import PaperSerial, PaperSpawnJoin
 from envs.countdown.published import misnamed
 from envs.countdown.verify import verify
@@ -31,8 +31,8 @@ from solvers.search import SearchOptions, search
 
 FEWER = settings(max_examples=40)
 
-DIALECT = PaperDialect()
-WORDS = DIALECT.words
+SPELLER = PaperSpeller()
+WORDS = SPELLER.words
 ALPHABET = "".join(sorted({c for token in WORDS.tokens[len(CONTROL_TOKENS) :] for c in token}))
 TEXTS = st.text(ALPHABET, max_size=60) | st.lists(st.sampled_from(WORDS.tokens), max_size=20).map("".join)
 
@@ -99,7 +99,7 @@ def test_what_a_spawn_looks_like() -> None:
         "\nNo solution found.\n",
         f"10,10 equal: Goal Reached\n{PATH_FROM_ROOT}",
     ]
-    trace = encode(spawning_log(), DIALECT, PaperSpawnJoin(DIALECT), {"id": "p"})
+    trace = encode(spawning_log(), SPELLER, PaperSpawnJoin(SPELLER), {"id": "p"})
     assert WORDS.text(trace.strands[3].injected_ids) == (
         "<Sub Searches>\n"
         f"<Goal Reached in Sub Search 0 at level 1 at Node #0,0>\n{PATH_FROM_LEFT}"
@@ -135,18 +135,18 @@ def test_what_a_serial_search_looks_like() -> None:
         "Start Sub Search at level 1: Moving to Node #0,2\n"
         f"Current State: 10:[6, 8, 5], Operations: ['4+1=5']{found}{path}Exit Sub Search at level 1\n"
     )
-    trace = encode(log, DIALECT, PaperSerial(DIALECT), {"id": "p"})
+    trace = encode(log, SPELLER, PaperSerial(SPELLER), {"id": "p"})
     assert WORDS.text(trace.strands[0].injected_ids) == "<bos>Current State: 10:[1, 4, 6, 8], Operations: []"
     assert trace.answer == "4+1=5, 8-6=2, 2*5=10"
 
 
 def test_conditions_stand_in_front() -> None:
     state = "Moving to Node #0\nCurrent State: 24:[3, 5], Operations: []"
-    assert WORDS.text(root_prompt(DIALECT, (5, 3), 24)) == f"<bos>{state}"
-    assert WORDS.text(root_prompt(DIALECT, (5, 3), 24, Condition("children", 6))) == f"<bos>Sub Call Budget: 6 {state}"
-    told = root_prompt(DIALECT, (5, 3), 24, Condition("context", 2048))
+    assert WORDS.text(root_prompt(SPELLER, (5, 3), 24)) == f"<bos>{state}"
+    assert WORDS.text(root_prompt(SPELLER, (5, 3), 24, Condition("children", 6))) == f"<bos>Sub Call Budget: 6 {state}"
+    told = root_prompt(SPELLER, (5, 3), 24, Condition("context", 2048))
     assert WORDS.text(told) == f"<bos>Token Budget: 2048 {state}"
-    [injected] = PaperSerial(DIALECT).start(told).inject
+    [injected] = PaperSerial(SPELLER).start(told).inject
     assert WORDS.text(injected.ids) == "<bos>Token Budget: 2048 Current State: 24:[3, 5], Operations: []"
 
 
@@ -168,7 +168,7 @@ def test_a_log_that_no_search_makes_is_refused(events: tuple[Event, ...], what: 
 def test_each_visit_is_announced_by_its_own_name(made: tuple[SearchLog, dict[str, Any]]) -> None:
     """The published code's D1 is not in our text."""
     log, problem = made
-    trace = encode(log, DIALECT, protocol_for(log, DIALECT), problem)
+    trace = encode(log, SPELLER, protocol_for(log, SPELLER), problem)
     strands = trace.by_id()
     for strand in trace.strands:
         assert misnamed(WORDS.text(WORDS.without_bos(closure_ids(strands, strand.sees) + strand.ids))) == 0
@@ -297,7 +297,7 @@ def test_hugging_face_gives_the_same_ids_and_text(hugging_face: Any, text: str) 
 def test_traces_are_the_tokens_of_their_text(hugging_face: Any, made: tuple[SearchLog, dict[str, Any]]) -> None:
     """No token reaches over a place where strands are cut, so a whole context is tokenised as it was put together."""
     log, problem = made
-    trace = encode(log, DIALECT, protocol_for(log, DIALECT), problem)
+    trace = encode(log, SPELLER, protocol_for(log, SPELLER), problem)
     strands = trace.by_id()
     for strand in trace.strands:
         ids = closure_ids(strands, strand.sees) + strand.ids
@@ -313,8 +313,8 @@ def test_the_special_tokens_are_known(hugging_face: Any) -> None:
 def test_a_checkpoint_of_another_vocabulary_is_refused(saved: Path, tmp_path: Path) -> None:
     WORDS.check(saved)
     with pytest.raises(CheckpointError, match="paper/"):
-        CompactDialect().vocabulary.check(saved)
-    CompactDialect().vocabulary.save(tmp_path)
+        CompactSpeller().vocabulary.check(saved)
+    CompactSpeller().vocabulary.save(tmp_path)
     with pytest.raises(CheckpointError, match="compact/"):
         WORDS.check(tmp_path)
 
@@ -325,10 +325,10 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(saved: Path, tmp_path: Pa
 @given(searches())
 def test_a_replayed_demonstration_is_the_demonstration(made: tuple[SearchLog, dict[str, Any]]) -> None:
     log, problem = made
-    protocol = protocol_for(log, DIALECT)
-    trace = encode(log, DIALECT, protocol, problem)
+    protocol = protocol_for(log, SPELLER)
+    trace = encode(log, SPELLER, protocol, problem)
     condition = problem.get("condition")
-    prompt = root_prompt(DIALECT, problem["numbers"], problem["target"], condition and Condition(**condition))
+    prompt = root_prompt(SPELLER, problem["numbers"], problem["target"], condition and Condition(**condition))
     replayed = run(replays(trace), FREE, protocol, prompt, problem)
     assert replayed.threads == trace.threads
     assert timeless(replayed.strands) == timeless(trace.strands)
@@ -339,7 +339,7 @@ def test_a_replayed_demonstration_is_the_demonstration(made: tuple[SearchLog, di
 @given(searches())
 def test_the_answer_is_the_solvers_and_verifies(made: tuple[SearchLog, dict[str, Any]]) -> None:
     log, problem = made
-    trace = encode(log, DIALECT, protocol_for(log, DIALECT), problem)
+    trace = encode(log, SPELLER, protocol_for(log, SPELLER), problem)
     assert trace.outcome is not None
     if log.solution is None:
         assert (trace.answer, trace.correct, trace.outcome.stop) == (None, False, StopReason.NO_ANSWER)
@@ -352,7 +352,7 @@ def test_the_answer_is_the_solvers_and_verifies(made: tuple[SearchLog, dict[str,
 @given(searches())
 def test_each_sampled_token_trains_once(made: tuple[SearchLog, dict[str, Any]]) -> None:
     log, problem = made
-    trace = encode(log, DIALECT, protocol_for(log, DIALECT), problem)
+    trace = encode(log, SPELLER, protocol_for(log, SPELLER), problem)
     targets = sorted(target for row in rows(trace) for target in row.targets if target >= 0)
     assert targets == sorted(token for strand in trace.strands for token in strand.sampled)
     bos = [strand.id.thread for strand in trace.strands for token in strand.ids if token == WORDS.control.bos]
@@ -361,11 +361,11 @@ def test_each_sampled_token_trains_once(made: tuple[SearchLog, dict[str, Any]]) 
 
 @given(st.lists(st.integers(0, len(WORDS) + 5), max_size=40))
 def test_any_ids_make_some_answer(ids: list[int]) -> None:
-    assert isinstance(DIALECT.answer(ids), str)
+    assert isinstance(SPELLER.answer(ids), str)
 
 
 def test_a_strange_line_in_an_answer_stays_and_is_refused() -> None:
-    answer = DIALECT.answer(WORDS.continued(PATH_FROM_ROOT + "No solution found.\n"))
+    answer = SPELLER.answer(WORDS.continued(PATH_FROM_ROOT + "No solution found.\n"))
     assert answer == "4+1=5, 8-6=2, 2*5=10, No solution found."
     assert not verify((1, 4, 6, 8), 10, answer).ok
 

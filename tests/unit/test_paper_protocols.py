@@ -26,48 +26,48 @@ from apr.threads.trace import (
     Trace,
     closure_ids,
 )
-from apr.tokens.dialect import Condition
+from apr.tokens.speller import Condition
 from apr.tokens.text import PretrainedVocabulary, Spelt, TextVocabulary
 from envs.countdown.log import SearchLog
-from envs.countdown.paper import CALL, JOIN, PaperDialect
+from envs.countdown.paper import CALL, JOIN, PaperSpeller
 from envs.countdown.paper_protocols import PaperSerial, PaperSpawnJoin
 from envs.countdown.wording import encode, root_prompt
 
 
 @pytest.fixture(scope="module", params=["own", "byte level", "byte level over lines", "after Llama-2"])
-def dialect(request: pytest.FixtureRequest) -> PaperDialect:
+def speller(request: pytest.FixtureRequest) -> PaperSpeller:
     vocabularies: dict[str, Callable[[], TextVocabulary | None]] = {
         "own": lambda: None,
         "byte level": lambda: byte_level(sample()),
         "byte level over lines": lambda: byte_level(sample(), merge_lines=True),
         "after Llama-2": lambda: llama_like(sample()),
     }
-    return PaperDialect(vocabularies[request.param]())
+    return PaperSpeller(vocabularies[request.param]())
 
 
 @pytest.fixture
-def talk(dialect: PaperDialect) -> Talk:
-    return Talk(dialect)
+def talk(speller: PaperSpeller) -> Talk:
+    return Talk(speller)
 
 
 # How threads end
 
 
 @pytest.mark.parametrize("protocol", [PaperSerial, PaperSpawnJoin])
-def test_a_message_is_the_path_after_the_claim(dialect: PaperDialect, protocol: type) -> None:
-    talk = Talk(dialect, protocol)
+def test_a_message_is_the_path_after_the_claim(speller: PaperSpeller, protocol: type) -> None:
+    talk = Talk(speller, protocol)
     decision = talk.decide(LISTING + GOAL[1:])
     assert isinstance(decision, Finish)
     assert talk.words.text(decision.message) == PATH
-    assert dialect.answer(decision.message) == "8-6=2"
+    assert speller.answer(decision.message) == "8-6=2"
     assert decision == talk.decide(GOAL + "Exit Sub Search at level 2\nExit Sub Search at level 1\n")
     twice = talk.decide(f"\n10,10 equal: Goal Reached\n{PATH}{PATH}")
     assert isinstance(twice, Finish) and talk.words.text(twice.message) == PATH  # from the second-to-last
 
 
 @pytest.mark.parametrize("protocol", [PaperSerial, PaperSpawnJoin])
-def test_a_failure_is_the_empty_message(dialect: PaperDialect, protocol: type) -> None:
-    assert Talk(dialect, protocol).decide(LISTING + "No solution found.\n") == Finish(())
+def test_a_failure_is_the_empty_message(speller: PaperSpeller, protocol: type) -> None:
+    assert Talk(speller, protocol).decide(LISTING + "No solution found.\n") == Finish(())
 
 
 @pytest.mark.parametrize("protocol", [PaperSerial, PaperSpawnJoin])
@@ -87,13 +87,13 @@ def test_a_failure_is_the_empty_message(dialect: PaperDialect, protocol: type) -
         GOAL.replace("8-6=2", f"8-6={'2' * 25}"),  # numbers are bounded
     ],
 )
-def test_malformed_ends(dialect: PaperDialect, protocol: type, text: str) -> None:
-    assert Talk(dialect, protocol).decide(text) == MALFORMED
+def test_malformed_ends(speller: PaperSpeller, protocol: type, text: str) -> None:
+    assert Talk(speller, protocol).decide(text) == MALFORMED
 
 
 @pytest.mark.parametrize("protocol", [PaperSerial, PaperSpawnJoin])
-def test_control_tokens_have_no_place_in_text(dialect: PaperDialect, protocol: type) -> None:
-    talk = Talk(dialect, protocol)
+def test_control_tokens_have_no_place_in_text(speller: PaperSpeller, protocol: type) -> None:
+    talk = Talk(speller, protocol)
     for control in sorted({talk.words.control.bos, talk.words.control.eos, talk.words.control.pad}):
         strand = talk.strand(GOAL)
         strand = replace(strand, sampled=(control, *strand.sampled))
@@ -181,8 +181,8 @@ def test_two_children_at_one_node_are_two_children(talk: Talk) -> None:
     assert len(talk.told(talk.decide(LISTING + CALL + CALLING.replace("#0,1", "#0,0")))) == 2
 
 
-def test_a_call_is_malformed_in_a_serial_search(dialect: PaperDialect) -> None:
-    assert Talk(dialect, PaperSerial).decide(LISTING + CALL + CALLING) == MALFORMED
+def test_a_call_is_malformed_in_a_serial_search(speller: PaperSpeller) -> None:
+    assert Talk(speller, PaperSerial).decide(LISTING + CALL + CALLING) == MALFORMED
 
 
 # Joins
@@ -235,8 +235,8 @@ def test_a_join_of_its_own_becomes_a_call(talk: Talk) -> None:
     assert [run.origin for run in plan.inject] == [Origin.FORCED] and plan.position == kept
 
 
-def test_engines_stop_at_such_a_join_where_a_token_tells_it(dialect: PaperDialect) -> None:
-    talk = Talk(dialect)
+def test_engines_stop_at_such_a_join_where_a_token_tells_it(speller: PaperSpeller) -> None:
+    talk = Talk(speller)
     stops = talk.protocol.start(()).stop_ids
     told_apart = stops[1:]
     if not told_apart:
@@ -253,8 +253,8 @@ def test_engines_stop_at_such_a_join_where_a_token_tells_it(dialect: PaperDialec
 
 
 def test_our_own_tokens_tell_such_a_join_apart_and_nothing_else_stops() -> None:
-    words = PaperDialect().words
-    assert PaperSpawnJoin(PaperDialect()).start(()).stop_ids == (words.control.eos, *words.continued(JOIN))
+    words = PaperSpeller().words
+    assert PaperSpawnJoin(PaperSpeller()).start(()).stop_ids == (words.control.eos, *words.continued(JOIN))
 
 
 def test_a_second_join_in_the_same_call_is_malformed(talk: Talk) -> None:
@@ -265,9 +265,9 @@ def test_a_second_join_in_the_same_call_is_malformed(talk: Talk) -> None:
     assert talk.protocol.ended(again, {FIRST: strand, again.id: again}) == MALFORMED
 
 
-def test_a_whole_attempt_with_a_join_of_its_own(dialect: PaperDialect) -> None:
+def test_a_whole_attempt_with_a_join_of_its_own(speller: PaperSpeller) -> None:
     """The call is forced, its children run, and their verdicts take its place; every token is counted once."""
-    words = dialect.words
+    words = speller.words
     eos = (words.control.eos,)
     solved = f"10,10 equal: Goal Reached\n{PATH}"
     says = {
@@ -277,7 +277,7 @@ def test_a_whole_attempt_with_a_join_of_its_own(dialect: PaperDialect) -> None:
         ("r.0", 0): (*words.continued(GOAL), *eos),
         ("r.1", 0): (*words.continued("\nNo solution found.\n"), *eos),
     }
-    trace = run(FakeEngine(lambda request: says[request.key.thread, request.key.number]), FREE, PaperSpawnJoin(dialect),
+    trace = run(FakeEngine(lambda request: says[request.key.thread, request.key.number]), FREE, PaperSpawnJoin(speller),
                 words.opened(TOLD), {"id": "p"})  # fmt: skip
     assert [(thread.id, thread.stop) for thread in trace.threads] == [
         ("r", StopReason.ANSWERED), ("r.0", StopReason.ANSWERED), ("r.1", StopReason.NO_ANSWER),
@@ -288,9 +288,9 @@ def test_a_whole_attempt_with_a_join_of_its_own(dialect: PaperDialect) -> None:
     assert trace.costs is not None and trace.costs.work_sampled == sum(map(len, says.values()))
 
 
-def test_limits_hold_whatever_is_called(dialect: PaperDialect) -> None:
+def test_limits_hold_whatever_is_called(speller: PaperSpeller) -> None:
     """A model that calls for ever is stopped by depth, threads or context."""
-    words = dialect.words
+    words = speller.words
 
     def script(request: Any) -> tuple[int, ...]:
         name = ",".join(["0"] * (request.key.thread.count(".") + 1))
@@ -304,7 +304,7 @@ def test_limits_hold_whatever_is_called(dialect: PaperDialect) -> None:
         Limits(context=10_000, depth=9, threads=3),
         Limits(context=2_000, depth=9),
     ):
-        trace = run(FakeEngine(script), limits, PaperSpawnJoin(dialect), words.opened(TOLD), {"id": "p"})
+        trace = run(FakeEngine(script), limits, PaperSpawnJoin(speller), words.opened(TOLD), {"id": "p"})
         stops = {thread.stop for thread in trace.threads}
         assert stops <= {StopReason.DEPTH, StopReason.THREADS, StopReason.CONTEXT}
 
@@ -315,32 +315,32 @@ def test_limits_hold_whatever_is_called(dialect: PaperDialect) -> None:
 @settings(max_examples=25)
 @given(made=searches())
 def test_a_demonstration_says_the_same_in_any_tokens(
-    dialect: PaperDialect, made: tuple[SearchLog, dict[str, Any]]
+    speller: PaperSpeller, made: tuple[SearchLog, dict[str, Any]]
 ) -> None:
     log, problem = made
-    own = PaperDialect()
+    own = PaperSpeller()
     expected = encode(log, own, protocol_for(log, own), problem)
-    trace = encode(log, dialect, protocol_for(log, dialect), problem)
+    trace = encode(log, speller, protocol_for(log, speller), problem)
     assert (trace.answer, trace.outcome) == (expected.answer, expected.outcome)
     for a, b in zip(trace.strands, expected.strands, strict=True):
-        assert context(trace, a, dialect) == context(expected, b, own)
+        assert context(trace, a, speller) == context(expected, b, own)
 
 
-def context(trace: Trace, strand: Strand, dialect: PaperDialect) -> str:
-    words = dialect.words
+def context(trace: Trace, strand: Strand, speller: PaperSpeller) -> str:
+    words = speller.words
     return words.text(words.without_bos(closure_ids(trace.by_id(), strand.sees) + strand.ids)[:-1]).removeprefix(" ")
 
 
 @settings(max_examples=10)
 @given(made=searches())
 def test_the_runtime_makes_the_same_of_a_model_that_says_it(
-    dialect: PaperDialect, made: tuple[SearchLog, dict[str, Any]]
+    speller: PaperSpeller, made: tuple[SearchLog, dict[str, Any]]
 ) -> None:
     log, problem = made
-    protocol = protocol_for(log, dialect)
-    trace = encode(log, dialect, protocol, problem)
+    protocol = protocol_for(log, speller)
+    trace = encode(log, speller, protocol, problem)
     condition = problem.get("condition")
-    prompt = root_prompt(dialect, problem["numbers"], problem["target"], condition and Condition(**condition))
+    prompt = root_prompt(speller, problem["numbers"], problem["target"], condition and Condition(**condition))
     rng = random.Random(0)
     engine = FakeEngine(replays(trace), ticks=lambda request: rng.randrange(9))
     replayed = run(engine, FREE, protocol, prompt, problem)
@@ -354,7 +354,7 @@ def test_contexts_open_as_the_published_ones() -> None:
     bos = llama.control.bos
     assert llama.opened("Moving to Node #0")[:3].count(bos) == 2
     assert plain.opened("Moving to Node #0").count(plain.control.bos) == 1
-    [child, _] = Talk(PaperDialect(llama)).decide(LISTING + CALL + CALLING).children  # type: ignore[union-attr]
+    [child, _] = Talk(PaperSpeller(llama)).decide(LISTING + CALL + CALLING).children  # type: ignore[union-attr]
     assert child.inject[0].ids == (bos, bos)
 
 
@@ -396,7 +396,7 @@ def test_a_pretrained_tokenizer_is_saved_and_checked(tmp_path: Path) -> None:
 
 def test_a_root_sees_what_it_kept_and_was_told() -> None:
     """Own tokens: the reference ends right before the call, and nothing is spelt again."""
-    talk = Talk(PaperDialect())
+    talk = Talk(PaperSpeller())
     strand = talk.strand(LISTING + CALL + CALLING)
     plan = talk.joined(strand, "", "")
     kept = strand.ids.index(talk.words.continued(CALL)[0])

@@ -26,16 +26,16 @@ from apr.seeds import SplitMix64
 from apr.sft.rows import rows
 from apr.threads.codec import TraceWriter, read_traces
 from apr.threads.trace import EngineStop, Trace
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.log import Node, SearchLog
-from envs.countdown.paper import CALL, JOIN, PaperDialect
+from envs.countdown.paper import CALL, JOIN, PaperSpeller
 from envs.countdown.paper_protocols import PaperSpawnJoin
 from envs.countdown.published import damage, from_row, is_prompt, misnamed, problem_in, to_row
 from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
 
-DIALECT = PaperDialect()
-WORDS = DIALECT.words
+SPELLER = PaperSpeller()
+WORDS = SPELLER.words
 Row = dict[str, Any]
 
 
@@ -117,7 +117,7 @@ def replaced(old: str, new: str) -> Callable[[Row], None]:
 
 
 def test_a_published_row_becomes_a_trace() -> None:
-    trace = from_row(ROW, DIALECT)
+    trace = from_row(ROW, SPELLER)
     assert trace.problem == {"id": "10:1-4-6-8", "numbers": [1, 4, 6, 8], "target": 10}
     assert trace.protocol == "spawn_join" and trace.correct and trace.answer == "1+4=5, 8-6=2, 5*2=10"
     assert [str(strand.id) for strand in trace.strands] == ["r#0", "r.0#0", "r.1#0", "r#1"]
@@ -133,7 +133,7 @@ def test_the_damage_of_the_trainer_is_counted_and_not_in_the_rows() -> None:
     join = AFTER.removeprefix(BEFORE).partition("10,10 equal: Goal Reached\nMoving to Node #0\n")[0]
     assert (found.misnamed, found.repeated, found.joined) == (0, len(BEFORE), len(join))
     assert found.characters == sum(map(len, (CALLED, AFTER, FIRST, SECOND)))
-    trace = from_row(ROW, DIALECT)
+    trace = from_row(ROW, SPELLER)
     trained = "".join(WORDS.text(i for i in row.targets if i >= 0) for row in rows(trace))
     assert trained.count("Generated Node #0,2,0:") == 1  # the prefix trains once (D6)
     assert "<Sub Searches>" not in trained  # join text does not (D7)
@@ -153,20 +153,20 @@ def test_the_damage_of_the_trainer_is_counted_and_not_in_the_rows() -> None:
 def test_a_shadowed_index_is_found_and_changes_no_child(announced: str) -> None:
     row = damaged(replaced("Moving to Node #0,2\nCurrent State: 10:[1, 4, 48]", announced))
     assert damage(row).misnamed == 1  # once, though each of the root's calls repeats it
-    assert from_row(row, DIALECT).answer == "1+4=5, 8-6=2, 5*2=10"
+    assert from_row(row, SPELLER).answer == "1+4=5, 8-6=2, 5*2=10"
 
 
 def test_a_row_is_written_as_it_was_read() -> None:
-    written = to_row(from_row(ROW, DIALECT), DIALECT)
+    written = to_row(from_row(ROW, SPELLER), SPELLER)
     assert written == {key: ROW[key] for key in ("target", "nums", "start_size", "search_path", "trace_dict")}
 
 
 @given(searches())
 def test_export_then_import_gives_equal_traces(made: tuple[SearchLog, dict[str, Any]]) -> None:
     log, problem = made
-    trace = encode(log, DIALECT, protocol_for(log, DIALECT), problem)
-    row = json.loads(json.dumps(to_row(trace, DIALECT)))
-    assert from_row(row, DIALECT) == trace
+    trace = encode(log, SPELLER, protocol_for(log, SPELLER), problem)
+    row = json.loads(json.dumps(to_row(trace, SPELLER)))
+    assert from_row(row, SPELLER) == trace
     assert damage(row).misnamed == 0
 
 
@@ -207,7 +207,7 @@ def set_key(*keys: Any, to: Any) -> Callable[[Row], None]:
 )  # fmt: skip
 def test_what_cannot_be_read_says_why(row: Any, why: str) -> None:
     with pytest.raises(DataError, match=why):
-        from_row(row, DIALECT)
+        from_row(row, SPELLER)
 
 
 def test_a_false_claim_is_refused() -> None:
@@ -215,7 +215,7 @@ def test_a_false_claim_is_refused() -> None:
         "\n10,10 equal: Goal Reached\nExploring Operation: 8-1=7, Resulting Numbers: [7]\n10,10 equal: Goal Reached\n"
     )
     with pytest.raises(DataError, match="claims to reach the goal.*unused"):
-        from_row({"search_path": "Current State: 10:[8, 1, 6, 4], Operations: []" + wrong}, DIALECT)
+        from_row({"search_path": "Current State: 10:[8, 1, 6, 4], Operations: []" + wrong}, SPELLER)
 
 
 def test_calls_that_nest_without_end_are_refused() -> None:
@@ -223,7 +223,7 @@ def test_calls_that_nest_without_end_are_refused() -> None:
     for _ in range(40):
         thread = {"main_calls": [CALLED, AFTER], "sub_calls": [[thread]]}
     with pytest.raises(DataError, match="nest deeper"):
-        from_row({"trace_dict": thread}, DIALECT)
+        from_row({"trace_dict": thread}, SPELLER)
 
 
 def test_visits_in_sub_searches_of_one_thread_are_announced_too() -> None:
@@ -262,7 +262,7 @@ def traced(said: dict[tuple[str, int], str]) -> Trace:
     engine = FakeEngine(lambda request: script[request.key.thread, request.key.number])
     prompt = WORDS.opened(TOLD[:-1])
     return run(
-        engine, FREE, PaperSpawnJoin(DIALECT), prompt, {"id": "10:1-4-6-8", "numbers": [1, 4, 6, 8], "target": 10}
+        engine, FREE, PaperSpawnJoin(SPELLER), prompt, {"id": "10:1-4-6-8", "numbers": [1, 4, 6, 8], "target": 10}
     )
 
 
@@ -274,7 +274,7 @@ def test_a_join_that_the_model_wrote_itself_cannot_be_written() -> None:
         {("r", 0): listing + JOIN, ("r", 1): call, ("r", 2): nothing[1:], ("r.0", 0): nothing, ("r.1", 0): nothing}
     )
     with pytest.raises(DataError, match="goes on without a call"):
-        to_row(trace, DIALECT)
+        to_row(trace, SPELLER)
 
 
 def cut(trace: Trace) -> Trace:
@@ -282,14 +282,14 @@ def cut(trace: Trace) -> Trace:
     return replace(trace, strands=(replace(trace.strands[0], stop=EngineStop.LENGTH), *trace.strands[1:]))
 
 
-def test_a_cut_trace_and_another_dialect_cannot_be_written() -> None:
+def test_a_cut_trace_and_another_speller_cannot_be_written() -> None:
     with pytest.raises(DataError, match="does not end with EOS"):
-        to_row(cut(from_row(ROW, DIALECT)), DIALECT)
-    compact = CompactDialect()
+        to_row(cut(from_row(ROW, SPELLER)), SPELLER)
+    compact = CompactSpeller()
     for depth, protocol in ((0, Serial), (1, SpawnJoin)):
         log = search(24, Node((2, 3, 5), ()), SearchOptions(3, 3, spawn_depth=depth), SplitMix64(0))
         with pytest.raises(DataError, match="another|does not open"):
-            to_row(encode(log, compact, protocol(compact.vocabulary.control), {"id": "p"}), DIALECT)
+            to_row(encode(log, compact, protocol(compact.vocabulary.control), {"id": "p"}), SPELLER)
 
 
 # Files
@@ -318,7 +318,7 @@ def test_importing_a_file(file: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert report["misnamed"] == [1] and report["repeated"] == report["joined"] == [0, 1]
     assert report["duplicates"] == [1, 4, 5] and list(report["unread"]) == ["3"]
     traces = list(read_traces(out / TRACES))
-    assert traces[0] == from_row(ROW, DIALECT) and [t.protocol for t in traces] == ["spawn_join"] * 2 + ["serial"] * 2
+    assert traces[0] == from_row(ROW, SPELLER) and [t.protocol for t in traces] == ["spawn_join"] * 2 + ["serial"] * 2
     assert [problem["id"] for problem in read_problems(out, "test")] == ["7:3-4", "10:1-4-6-8"]  # by size
 
     back = tmp_path / "back" / "again.json"
@@ -338,7 +338,7 @@ def test_unsolvable_problems_are_left_out_and_named(tmp_path: Path) -> None:
     path = tmp_path / "prompts.json"
     told = "Moving to Node #0\nCurrent State: {}:[3, 4], Operations: []"
     path.write_text(json.dumps([told.format(7), told.format(99)]))
-    report = import_file(path, tmp_path / "out", DIALECT)
+    report = import_file(path, tmp_path / "out", SPELLER)
     assert (report.problems, report.unsolvable) == (2, ["99:3-4"])
     assert [problem["id"] for problem in read_problems(tmp_path / "out", "test")] == ["7:3-4"]
 
@@ -362,7 +362,7 @@ def test_problems_that_no_command_takes_are_left_out_at_once(
 ) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([STATED.format(24, "[3, 8]"), STATED.format(target, numbers) + search]))
-    report = import_file(path, tmp_path / "out", DIALECT)
+    report = import_file(path, tmp_path / "out", SPELLER)
     assert (report.problems, list(report.unread)) == (1, [1]) and why in report.unread[1]
     assert [problem["id"] for problem in read_problems(tmp_path / "out", "test")] == ["24:3-8"]
 
@@ -396,7 +396,7 @@ NOT_REACHED = "\nExploring Operation: 42+25=67, Resulting Numbers: [67]\n67,17 u
 def test_the_problem_is_kept_where_the_search_cannot_be_read(row: Row, why: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([row]))
-    report = import_file(path, tmp_path / "out", DIALECT)
+    report = import_file(path, tmp_path / "out", SPELLER)
     assert report.problem_only == [0] and re.search(why, report.unread[0])
     assert "problem kept without its search: 1 rows (0)" in str(report)
     assert [problem["id"] for problem in read_problems(tmp_path / "out", "test")] == ["17:25-42"]
@@ -431,7 +431,7 @@ def test_a_dry_run_writes_nothing(file: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_a_folder_that_is_there_is_kept(file: Path, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="another folder"):
-        import_file(file, tmp_path, DIALECT)
+        import_file(file, tmp_path, SPELLER)
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -478,17 +478,17 @@ def test_lists_are_read_piece_by_piece(
 
 
 def test_traces_that_cannot_be_exported_are_named(tmp_path: Path) -> None:
-    good = from_row(ROW, DIALECT)
+    good = from_row(ROW, SPELLER)
     path, out = tmp_path / "t.jsonl.gz", tmp_path / "o.json"
     with TraceWriter(path) as writer:
         writer.append(cut(good))
         writer.append(good)
-    assert "1 traces in" in (said := export_file(path, out, DIALECT)) and "1 left out" in said and "trace 0:" in said
+    assert "1 traces in" in (said := export_file(path, out, SPELLER)) and "1 left out" in said and "trace 0:" in said
     assert len(json.loads(out.read_text())) == 1
     with TraceWriter(tmp_path / "bad.jsonl.gz") as writer:
         writer.append(cut(good))
     with pytest.raises(DataError, match="holds no trace"):
-        export_file(tmp_path / "bad.jsonl.gz", tmp_path / "no.json", DIALECT)
+        export_file(tmp_path / "bad.jsonl.gz", tmp_path / "no.json", SPELLER)
     assert not (tmp_path / "no.json").exists() and not list(tmp_path.glob(".*"))
 
 
@@ -505,7 +505,7 @@ def test_random_damage_never_raises_anything_else(file: Path) -> None:
         except json.JSONDecodeError:
             continue
         try:
-            from_row(row, DIALECT)
+            from_row(row, SPELLER)
             damage(row)
         except DataError:
             pass

@@ -207,7 +207,7 @@ def spoil(name: str, content: str | None) -> Callable[[Path], Path]:
         spoil("config.yaml", "samples: 1"),
         spoil("manifest.json", None),
         spoil("manifest.json", "{"),
-        spoil("manifest.json", '{"card": [], "dialect": "compact", "vocabulary": "a", "traces": 4, "data_hash": "a"}'),
+        spoil("manifest.json", '{"card": [], "speller": "compact", "vocabulary": "a", "traces": 4, "data_hash": "a"}'),
         spoil("traces.jsonl.gz", "no gzip"),
     ],
 )

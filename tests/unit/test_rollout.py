@@ -16,7 +16,7 @@ PROTOCOL = SpawnJoin(CONTROL)
 
 
 class Bare:
-    """A dialect that shows token ids."""
+    """A speller that shows token ids."""
 
     name = about = "bare"
     vocabulary: Any = None
@@ -48,25 +48,25 @@ class Flaky(Environment[Options]):
         return Verdict(answer == "(60,)", "judged", 0.5 if answer == "(61,)" else None)
 
 
-DIALECT = Bare()
+SPELLER = Bare()
 
 
 @pytest.mark.parametrize("failures", range(JUDGE_ATTEMPTS))
 def test_a_judge_that_fails_at_first_is_asked_again(failures: int) -> None:
     env = Flaky(failures)
-    trace = verified(run(says(r_0=join(60))), env, DIALECT, PROTOCOL)
+    trace = verified(run(says(r_0=join(60))), env, SPELLER, PROTOCOL)
     assert trace.correct and env.asked == failures + 1
 
 
 def test_a_judge_that_always_fails_stops_the_run_and_names_the_problem() -> None:
     trace = run(says(r_0=join(60)), problem={"id": "3,5,8->23"})
     with pytest.raises(JudgeError, match=r"3 times.*'3,5,8->23'.*does not answer"):
-        verified(trace, Flaky(99), DIALECT, PROTOCOL)
+        verified(trace, Flaky(99), SPELLER, PROTOCOL)
 
 
 def test_a_threshold_on_the_score_decides_what_is_correct() -> None:
     for threshold, correct in ((None, False), (0.4, True), (0.5, True), (0.6, False)):
-        trace = verified(run(says(r_0=join(61))), Flaky(0), DIALECT, PROTOCOL, threshold)
+        trace = verified(run(says(r_0=join(61))), Flaky(0), SPELLER, PROTOCOL, threshold)
         assert trace.outcome is not None and trace.outcome.score == 0.5
         assert trace.correct == correct
     assert trace.outcome.vote == "(61,)"
@@ -90,7 +90,7 @@ def test_no_more_attempts_run_at_once_than_asked_for_over_all_calls() -> None:
 
     async def both() -> list[int]:
         engine: Any = Counting(says(r_0=join(60)))
-        roller = Roller(Flaky(0), DIALECT, engine, PROTOCOL, FREE, Sampling(1.0, 0), in_flight=3)
+        roller = Roller(Flaky(0), SPELLER, engine, PROTOCOL, FREE, Sampling(1.0, 0), in_flight=3)
 
         async def one(step: int) -> int:
             jobs = [Job({"id": str(i)}, 0) for i in range(5)]

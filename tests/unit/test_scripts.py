@@ -17,10 +17,10 @@ from apr.protocols.spawn_join import SpawnJoin
 from apr.scripts.files import MAX_DEPTH, read_scripts, to_json
 from apr.scripts.script import Answer, Branch, Fork, Join, Say, Script, faults
 from apr.seeds import SplitMix64
-from apr.tokens.words import WordsDialect
+from apr.tokens.words import WordsSpeller
 from apr.user_code import allow
 from envs.base import PlainTeacher, Teacher, written
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.log import Node
 from envs.countdown.wording import encode, script_of
 from envs.registry import environment
@@ -58,9 +58,9 @@ def test_a_script_is_read_as_it_was_written(script: Script) -> None:
 
 @given(SCRIPTS)
 def test_strands_are_laid_out_by_the_protocol_and_hold_all_words(script: Script) -> None:
-    dialect = WordsDialect(["a", "b", "cd", "e", "f"])
-    strands = SpawnJoin(dialect.vocabulary.control).write(script, dialect)
-    control = dialect.vocabulary.control
+    speller = WordsSpeller(["a", "b", "cd", "e", "f"])
+    strands = SpawnJoin(speller.vocabulary.control).write(script, speller)
+    control = speller.vocabulary.control
 
     def words(pieces: Script, result: tuple[str, ...] | None) -> int:
         found = 0 if result is None else len(" ".join(result).split())
@@ -96,19 +96,19 @@ def test_what_no_grammar_can_express_is_named(script: Script, said: str) -> None
 
 def test_what_spawn_join_cannot_express_is_refused() -> None:
     branch = Branch(("a",), ("a",), (), ())
-    dialect = WordsDialect(["a", "b", *environment(SORTING).vocabulary()])
-    protocol = protocol_by_name("spawn_join", dialect)
+    speller = WordsSpeller(["a", "b", *environment(SORTING).vocabulary()])
+    protocol = protocol_by_name("spawn_join", speller)
     for script in (
         (Fork((branch,)), Say(("b",)), Join(), Answer(())),  # words between
         (Fork((branch, branch)), Join((0,)), Answer(())),  # waits for one
         (Fork((branch,)), Answer(())),  # never waits
     ):
         with pytest.raises(ValueError, match="spawn_join|joined"):
-            protocol.write(script, dialect)
+            protocol.write(script, speller)
     two = (Fork((branch,)), Fork((branch,)), Join(), Answer(("b",)))  # two forks before one join are one spawn
-    assert len(protocol.write(two, dialect)) == 4
+    assert len(protocol.write(two, speller)) == 4
     teacher = Teacher(
-        environment(SORTING), PlainTeacher(protocol="serial"), dialect, protocol_by_name("serial", dialect), 0
+        environment(SORTING), PlainTeacher(protocol="serial"), speller, protocol_by_name("serial", speller), 0
     )
     with pytest.raises(ScriptError, match="serial opens no threads"):
         written(two, {"id": "x", "digits": [1]}, teacher)
@@ -214,10 +214,10 @@ PATHS = ["6 - 4 = 2 , 2 * 1 = 2 , 8 + 2 = 10", "8 - 4 = 4 , 4 * 1 = 4 , 6 + 4 = 
 
 
 def test_the_worked_example_is_written_row_by_row() -> None:
-    dialect = CompactDialect()
+    speller = CompactSpeller()
     options = SearchOptions(3, 1, heuristic="sum_to_factors", spawn_depth=1)
     log = search(10, Node((1, 4, 6, 8), ()), options, SplitMix64(0))
-    script = script_of(log, dialect.wording)
+    script = script_of(log, speller.wording)
     [fork] = [piece for piece in script if isinstance(piece, Fork)]
     rows = [(branch.message, branch.script, branch.result) for branch in fork.branches]
     assert [" ".join(message) for message, _, _ in rows] == STATES
@@ -226,11 +226,11 @@ def test_the_worked_example_is_written_row_by_row() -> None:
     ] == BODIES
     assert [" ".join(result) for _, _, result in rows] == PATHS
     problem = {"id": "10:1-4-6-8", "numbers": [1, 4, 6, 8], "target": 10}
-    spawned = encode(log, dialect, protocol_by_name("spawn_join", dialect), problem)
-    texts = [dialect.vocabulary.text(strand.sampled) for strand in spawned.strands]
+    spawned = encode(log, speller, protocol_by_name("spawn_join", speller), problem)
+    texts = [speller.vocabulary.text(strand.sampled) for strand in spawned.strands]
     assert texts[0].endswith(f"<spawn> {' '.join(f'<msg> {state}' for state in STATES)} </spawn>")
     assert texts[1:4] == [f"{body} <join> {path} <eos>".replace("  ", " ") for body, path in zip(BODIES, PATHS)]
     assert texts[4] == f"<join> {PATHS[0]} <eos>"
-    serial = encode(unfold(log), dialect, protocol_by_name("serial", dialect), problem)
+    serial = encode(unfold(log), speller, protocol_by_name("serial", speller), problem)
     [strand] = serial.strands
-    assert dialect.vocabulary.text(strand.sampled).endswith(f"@ {STATES[0]} {BODIES[0]} <join> {PATHS[0]} <eos>")
+    assert speller.vocabulary.text(strand.sampled).endswith(f"@ {STATES[0]} {BODIES[0]} <join> {PATHS[0]} <eos>")

@@ -163,7 +163,7 @@ def columns_of(folder: Path) -> dict[str, list[Any]]:
 @pytest.mark.parametrize(
     ("fact", "said"),
     [
-        ({b"dialect": "latin"}, "spelt in dialect latin: known are compact, paper"),
+        ({b"speller": "latin"}, "spelt in speller latin: known are compact, paper"),
         ({b"vocabulary": "0"}, "spelt in compact/0, but"),
     ],
 )

@@ -30,15 +30,15 @@ from apr.seeds import SplitMix64
 from apr.threads.codec import TraceWriter, from_json, to_json
 from apr.threads.trace import Outcome, StopReason, StrandId, Thread, Trace
 from apr.tokens.vocabulary import TOKENIZER_FILE
-from envs.countdown.compact import CompactDialect
+from envs.countdown.compact import CompactSpeller
 from envs.countdown.env import Countdown
 from envs.countdown.log import Node
 from envs.countdown.wording import encode
 from solvers.search import SearchOptions, search
 
-VOCABULARY = CompactDialect().vocabulary
+VOCABULARY = CompactSpeller().vocabulary
 PROBLEMS = [((3, 5, 8), 24), ((2, 9, 11), 29), ((4, 6, 7), 45), ((1, 2, 3), 50)]
-SPELT = {"dialect": "compact", "vocabulary": VOCABULARY.hash}
+SPELT = {"speller": "compact", "vocabulary": VOCABULARY.hash}
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "viewer.py"))
 
 
@@ -48,7 +48,7 @@ def attempts(depth: int) -> list[Trace]:
     for numbers, target in PROBLEMS:
         log = search(target, Node(numbers, ()), SearchOptions(6, 3, spawn_depth=depth), SplitMix64(0))
         problem = {"id": f"{target}:{numbers}", "numbers": list(numbers), "target": target}
-        traces.append(encode(log, CompactDialect(), protocol, problem))
+        traces.append(encode(log, CompactSpeller(), protocol, problem))
     return traces
 
 
@@ -273,7 +273,7 @@ def test_an_rl_run_that_does_not_record_its_vocabulary_is_spelt_by_its_own_check
     assert "is no checkpoint of this project" in said
     final = run / "checkpoints" / "step_000001"
     final.mkdir(parents=True)
-    saved = {"dialect": "compact", "hash": VOCABULARY.hash, "tokens": VOCABULARY.tokens}
+    saved = {"speller": "compact", "hash": VOCABULARY.hash, "tokens": VOCABULARY.tokens}
     (final / TOKENIZER_FILE).write_text(json.dumps(saved))
     assert spelling(run)((1, 2)) == VOCABULARY.text((1, 2))
     runs.view(run)
@@ -396,7 +396,7 @@ def test_files_that_are_no_traces_or_of_another_version_are_refused(runs: Runs) 
 
 
 def test_traces_that_cannot_be_spelt_are_refused(runs: Runs) -> None:
-    other = runs.evaluation("other", attempts(1), dialect="chat", vocabulary="0123")
+    other = runs.evaluation("other", attempts(1), speller="chat", vocabulary="0123")
     assert "is no checkpoint of this project" in runs.refused(other)
     manifest = other / "manifest.json"
     manifest.write_text(json.dumps({"kind": "eval"}))

@@ -1,4 +1,4 @@
-"""The paper dialect through the stages that users call: data, SFT, evaluation, RL; and conditions in prompts."""
+"""The paper speller through the stages that users call: data, SFT, evaluation, RL; and conditions in prompts."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from apr.threads.codec import read_traces
 from apr.threads.trace import ROOT, StrandId
 
 DATA = {
-    "dialect": "paper", "train": 40, "validation": 4, "test": 6, "workers": 1,
+    "speller": "paper", "train": 40, "validation": 4, "test": 6, "workers": 1,
     "env": {"name": "countdown", "numbers": 3, "low": 1, "high": 9, "target_low": 5, "target_high": 30, "test_share": 0.3},
     "solvers": {
         "sos_plus": {"protocol": "serial", "beams": [2], "condition": "context", "context_bin": 64},
@@ -62,10 +62,10 @@ def test_demonstrations_ask_for_what_they_take(data: Path) -> None:
 
 
 @pytest.mark.parametrize("condition", [None, {"kind": "children", "value": 3}])
-def test_a_model_of_the_paper_dialect_is_evaluated_in_its_own_words(
+def test_a_model_of_the_paper_speller_is_evaluated_in_its_own_words(
     condition: dict[str, Any] | None, data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    assert json.loads((checkpoint / "apr_vocabulary.json").read_text())["dialect"] == "paper"
+    assert json.loads((checkpoint / "apr_vocabulary.json").read_text())["speller"] == "paper"
     assert Card.read(checkpoint).condition == "children"
     asked = [f"condition={json.dumps(condition)}"] if condition else []
     out = tmp_path / "eval"
@@ -84,7 +84,7 @@ def test_a_model_of_the_paper_dialect_is_evaluated_in_its_own_words(
         assert main(["eval", *arguments[:-1]]) == 2  # another condition: another evaluation
 
 
-def test_rl_runs_in_the_paper_dialect_under_a_condition(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_rl_runs_in_the_paper_speller_under_a_condition(data: Path, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "rl"
     arguments = [
         f"data={data}", f"checkpoint={checkpoint}", "engine.kind=tiny", LIMITS, f"out={out}", "steps=1", "group_size=2",
@@ -93,7 +93,7 @@ def test_rl_runs_in_the_paper_dialect_under_a_condition(data: Path, checkpoint: 
     assert main(["rl", *arguments]) == 0
     [path] = (out / "traces").iterdir()
     assert all(told(trace) == {"kind": "children", "value": 2} for trace in read_traces(path))
-    assert json.loads((out / "final" / "apr_vocabulary.json").read_text())["dialect"] == "paper"
+    assert json.loads((out / "final" / "apr_vocabulary.json").read_text())["speller"] == "paper"
     assert Card.read(out / "final").condition == "children"
 
 

@@ -1,4 +1,4 @@
-"""The seam of dialects: how prompts, scripts and answers are spelt in tokens."""
+"""The seam of spellers: how prompts, scripts and answers are spelt in tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def condition_of(problem: dict[str, Any]) -> Condition | None:
 
 
 class Told(typing.Protocol):
-    """What a dialect asks of an environment (`envs.base.Env` is one)."""
+    """What a speller asks of an environment (`envs.base.Env` is one)."""
 
     name: str
 
@@ -41,7 +41,7 @@ class Told(typing.Protocol):
     def words(self, problem: dict[str, Any]) -> Sequence[str]: ...
 
 
-class Dialect(typing.Protocol):
+class Speller(typing.Protocol):
     """Token ids for prompts and demonstrations, text for answers. Exact, and total on what models sample."""
 
     name: str
@@ -50,7 +50,7 @@ class Dialect(typing.Protocol):
 
     def prompt(self, env: Told, problem: dict[str, Any]) -> tuple[int, ...]:
         """What the root is told, the problem's condition included; opens with BOS. Raises `ConfigError` if the environment
-        has no prompt in this dialect."""
+        has no prompt in this speller."""
         ...
 
     def ids(self, pieces: Iterable[str | int]) -> tuple[int, ...]:
