@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apr.arguments import keys_text, parsed
 from apr.errors import AprError, ConfigError, UserError
+from apr.processes import end_with_starter
 from apr.streams import standard_streams
 from apr.values import typed_path
 
@@ -26,6 +28,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a failed run, 2 for a user's error, 130 for SIGINT or SIGTERM."""
+    end_with_starter()
     with standard_streams():
         return _reported(parsed(argv))
 
@@ -206,7 +209,8 @@ def _check_needs(config: BaseModel, resume: bool) -> None:
             from apr.sft.train import prepare as prepare_sft
 
             if not prepare_sft(config).finished:
-                examples_of(config)
+                with tempfile.TemporaryDirectory() as folder:
+                    examples_of(config, Path(folder))
         case c.EvalConfig():
             from apr.evaluation.run import prepare as prepare_evaluation
 

@@ -73,7 +73,7 @@ def sft(windows: Windows, data: Path, threads: int) -> None:
 
     from apr.config import SftConfig
     from apr.presets import load, preset
-    from apr.sft.examples import examples_of, lengths_of, token_batches
+    from apr.sft.examples import examples_of
     from apr.sft.train import _trainer
     from envs.countdown.compact import CompactSpeller
 
@@ -84,9 +84,8 @@ def sft(windows: Windows, data: Path, threads: int) -> None:
             control.should_training_stop = not windows.tick()
 
     with tempfile.TemporaryDirectory() as folder:
-        examples, _ = examples_of(config.model_copy(update={"threads": 1}))
-        batches = token_batches(lengths_of(examples), config.batch_tokens, config.tokens, config.seed)
-        trainer = _trainer(config, Path(folder), examples, batches, CompactSpeller().vocabulary)
+        examples = examples_of(config.model_copy(update={"threads": 1}), Path(folder))
+        trainer = _trainer(config, Path(folder), examples.table, examples.batches(config), CompactSpeller().vocabulary)
         trainer.args.save_strategy = "no"
         trainer.add_callback(Ticks())
         trainer.train()

@@ -1,4 +1,4 @@
-"""What SFT trains on: the rows of all demonstrations as one table, and the batches of them."""
+"""What SFT trains on: the rows of all demonstrations as one table on disk, and the batches of them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from apr.data.store import data_env, demonstrations_folder, traces_in
 from apr.data.workers import in_processes
 from apr.errors import ConfigError, DataError
 from apr.seeds import derive_rng, derive_seed
-from apr.sft.rows import pointers, rows
+from apr.sft.rows import Row, pointers, rows
 from envs.base import Env
 
 MOST_BATCHES = 10_000_000  # of a training; a mistyped `tokens` would fill the memory with them
+ROWS_AT_ONCE = 4096  # in memory, of each shard that is read
 COLUMN = pa.large_list(pa.int32())
 # Tokens; for each the one that it predicts, or -100; who sees whom (`apr.sft.rows.pointers`), empty for causal sequences.
 COLUMNS = pa.schema([("input_ids", COLUMN), ("targets", COLUMN), ("segments", COLUMN)])
@@ -30,62 +31,85 @@ COLUMNS = pa.schema([("input_ids", COLUMN), ("targets", COLUMN), ("segments", CO
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A shard of demonstrations, and which of its rows train."""
+    """A shard of demonstrations, which of its rows train, and the file that they are written to."""
 
-    index: int
     shard: Path
+    rows: Path
     window: int
     overlong: Literal["head", "drop"]
     only_solved: bool
     env: Env
 
 
-def examples_of(config: SftConfig) -> tuple[pa.Table, int]:
-    """Rows that fit the window, as `COLUMNS` in a seeded order, and how many were cut or dropped. Shards are read in up to
-    `config.threads` processes. Raises `DataError` if no row is left."""
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """`table`: all rows as `COLUMNS`, in files that are mapped and not read whole, so that data may be larger than the memory.
+    `order`: the places of its rows in a seeded order, and `lengths` the tokens of each in that order. `over`: how many rows
+    were cut or dropped."""
+
+    table: pa.Table
+    order: list[int]
+    lengths: list[int]
+    over: int
+
+    def batches(self, config: SftConfig) -> list[list[int]]:
+        """The rows of each step, by their places in `table`; see `token_batches`."""
+        made = token_batches(self.lengths, config.batch_tokens, config.tokens, config.seed)
+        return [[self.order[i] for i in batch] for batch in made]
+
+
+def examples_of(config: SftConfig, kept: Path) -> Examples:
+    """Rows that fit the window. Shards are read in up to `config.threads` processes, into files in `kept`, which must stay as
+    long as the rows are used. Raises `DataError` if no row is left."""
     folder = demonstrations_folder(config.data, config.solver)
     env = data_env(config.data, config.env)
     readings = [
-        Reading(index, shard, config.model.window, config.overlong, config.only_solved, env)
+        Reading(shard, kept / f"{index:05}.arrow", config.model.window, config.overlong, config.only_solved, env)
         for index, shard in enumerate(shard_paths(folder, "train"))
     ]
     with closing(in_processes(read, readings, config.threads or 1)) as done:
-        parts = sorted(done, key=lambda part: part[0])
-    table = pa.concat_tables([part for _, part, _ in parts])
+        over = sum(done)
+    table = pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(reading.rows))).read_all() for reading in readings])
     if not len(table):
         raise DataError(f"{folder} holds no row to train on: loosen only_solved or overlong, or make more data")
     order = list(range(len(table)))
     random.Random(derive_seed(config.seed, "rows")).shuffle(order)
-    return table.take(order).combine_chunks(), sum(over for _, _, over in parts)
+    lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in table["input_ids"].chunks])
+    return Examples(table, order, lengths[order].tolist(), over)
 
 
-def read(reading: Reading) -> tuple[int, pa.Table, int]:
-    """The rows of one shard: its index, `COLUMNS`, and how many rows were cut or dropped. Runs in a worker process."""
+def read(reading: Reading) -> int:
+    """Write the rows of one shard, some at a time; how many of them were cut or dropped. Runs in a worker process."""
+    over = 0
+    with pa.OSFile(str(reading.rows), "wb") as file, pa.ipc.new_file(file, COLUMNS) as written:
+        batch: list[Row] = []
+        for trace in traces_in(reading.shard, reading.env):
+            if reading.only_solved and not trace.correct:
+                continue
+            for row in rows(trace, reading.window):
+                over += row.over
+                if not (row.over and reading.overlong == "drop"):
+                    batch.append(row)
+            if len(batch) >= ROWS_AT_ONCE:
+                written.write_batch(_columns(batch))
+                batch = []
+        if batch:
+            written.write_batch(_columns(batch))
+    return over
+
+
+def _columns(batch: Sequence[Row]) -> pa.RecordBatch:
     flat = [array("i") for _ in COLUMNS]
     ends = [[0] for _ in COLUMNS]
-    over = 0
-    for trace in traces_in(reading.shard, reading.env):
-        if reading.only_solved and not trace.correct:
-            continue
-        for row in rows(trace, reading.window):
-            if row.over:
-                over += 1
-                if reading.overlong == "drop":
-                    continue
-            for values, end, own in zip(flat, ends, (row.block.ids, row.targets, pointers(row.block))):
-                values.extend(own)
-                end.append(len(values))
+    for row in batch:
+        for values, end, own in zip(flat, ends, (row.block.ids, row.targets, pointers(row.block))):
+            values.extend(own)
+            end.append(len(values))
     columns = [
         pa.LargeListArray.from_arrays(pa.array(end, pa.int64()), pa.array(np.array(values, np.int32)))
         for values, end in zip(flat, ends)
     ]
-    return reading.index, pa.table(columns, schema=COLUMNS), over
-
-
-def lengths_of(table: pa.Table) -> list[int]:
-    """The tokens of each row."""
-    lengths: list[int] = table["input_ids"].combine_chunks().value_lengths().to_pylist()
-    return lengths
+    return pa.record_batch(columns, schema=COLUMNS)
 
 
 def token_batches(lengths: Sequence[int], budget: int, total: int, seed: int) -> list[list[int]]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +30,14 @@ from apr.memory import keep_freed_memory
 from apr.runs import automatic_threads, check_out, commit, recorded, refuse_other, run_directory, whole_folder
 from apr.seeds import derive_seed
 from apr.sft.base import adapters, check_base, let_head_train
-from apr.sft.examples import check_warmup, examples_of, lengths_of, token_batches
+from apr.sft.examples import check_warmup, examples_of
 from apr.signals import stop_at_signal
 from apr.spellers import speller_in
 from apr.tokens.vocabulary import Vocabulary
 
 CHECKPOINT = "checkpoint"
 SNAPSHOTS = "snapshots"
+ROWS = "rows"  # laid out from the demonstrations; gone at the end
 STATE = "trainer_state.json"  # what the trainer writes last
 # Keys that may change between calls without changing the result (`data` and `base` are covered by their hashes).
 MAY_DIFFER = ("out", "env", "threads", "log_every", "checkpoint_every", "snapshots")
@@ -90,22 +94,22 @@ def train(config: SftConfig) -> Path:
     if start and "base_hash" not in recorded(config.out):  # of an earlier version: nobody knows what it began with
         hashes.pop("base_hash", None)
     threads = config.threads or automatic_threads(config.out if start else None)
-    with run_directory(config.out, config, **hashes, threads=threads) as run:
+    with run_directory(config.out, config, **hashes, threads=threads) as run, _scratch(run / ROWS) as kept:
         config = config.model_copy(update={"threads": threads})
         print(f"sft {config.solver}: reading {demonstrations_folder(config.data, config.solver)}", flush=True)
-        examples, over = examples_of(config)
+        examples = examples_of(config, kept)
         cut = {"head": "cut to their head", "drop": "dropped"}[config.overlong]
-        count = f"{len(examples)} rows, {sum(lengths_of(examples)):,} tokens"
-        print(f"sft {config.solver}: {count}; {over} over-long ones {cut}", flush=True)
+        count = f"{len(examples.order)} rows, {sum(examples.lengths):,} tokens"
+        print(f"sft {config.solver}: {count}; {examples.over} over-long ones {cut}", flush=True)
         trained = trained_on(config.data, "sft", data_env(config.data, config.env))
         card = Card(
             solver=config.solver, trained=("sft",), data_hash=hashes["data_hash"], commit=commit(), trained_on=trained,
             base=None if config.base is None else str(config.base),
         ).with_facts(protocol=facts["protocol"], condition=facts.get("condition"))  # fmt: skip
-        batches = token_batches(lengths_of(examples), config.batch_tokens, config.tokens, config.seed)
+        batches = examples.batches(config)
         if not start:
             check_warmup(config, len(batches))
-        trainer = _trainer(config, run, examples, batches, vocabulary)
+        trainer = _trainer(config, run, examples.table, batches, vocabulary)
         from apr.sft.callbacks import StopWhenAsked
 
         for share in config.snapshots:
@@ -128,6 +132,17 @@ def train(config: SftConfig) -> Path:
         except NotFiniteError as error:
             raise _diverged(config, trainer.state, error) from error
     return finished
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """The folder, with nothing in it; gone at the end."""
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def _stopped(state: Any) -> str:

@@ -246,26 +246,37 @@ def test_a_run_that_left_no_checkpoint_may_be_started_anew_with_another_configur
 
 def test_rows_are_those_of_the_traces_cut_to_the_window(data: Path, tmp_path: Path) -> None:
     expected = [row for trace in read_demonstrations(data, "toy") for row in rows(trace)]
-    examples, over = examples_of(sft_config(data, tmp_path))
-    assert over == 0 and len(examples) == len(expected)
-    found = [(e["input_ids"], e["targets"], e["segments"]) for e in examples.to_pylist()]
+    examples = examples_of(sft_config(data, tmp_path), tmp_path)
+    assert examples.over == 0 and len(examples.table) == len(expected)
+    assert [examples.lengths[examples.order.index(i)] for i in range(len(expected))] == [
+        len(r.block.ids) for r in expected
+    ]
+    found = [(e["input_ids"], e["targets"], e["segments"]) for e in examples.table.to_pylist()]
     assert sorted(found) == sorted((list(r.block.ids), r.targets, pointers(r.block)) for r in expected)
     short = {**MODEL, "window": 32}
-    examples, over = examples_of(sft_config(data, tmp_path, model=short))
-    cut = examples.to_pylist()
-    assert over > 0 and max(max(told_block(e["input_ids"], e["segments"]).positions) for e in cut) == 31
-    dropped, over_ = examples_of(sft_config(data, tmp_path, model=short, overlong="drop"))
-    assert over_ == over and len(dropped) == len(expected) - over
+    examples = examples_of(sft_config(data, tmp_path, model=short), tmp_path)
+    cut = examples.table.to_pylist()
+    assert examples.over > 0 and max(max(told_block(e["input_ids"], e["segments"]).positions) for e in cut) == 31
+    dropped = examples_of(sft_config(data, tmp_path, model=short, overlong="drop"), tmp_path)
+    assert dropped.over == examples.over and len(dropped.table) == len(expected) - dropped.over
     assert all(any(label != IGNORED for label in example["targets"]) for example in cut)
 
 
-def test_rows_are_the_same_in_however_many_processes_their_shards_are_read(tmp_path: Path) -> None:
+def test_rows_are_the_same_in_however_many_processes_their_shards_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "data"
     generate(check(DataConfig, {**SPAWNING, "shard_rows": 3, "out": data}, "toy"))
     assert len(shard_paths(demonstrations_folder(data, "toy"), "train")) > 2
-    one, over = examples_of(sft_config(data, tmp_path))
-    several, over_ = examples_of(sft_config(data, tmp_path, threads=3))
-    assert several.equals(one) and over_ == over
+    folders = [tmp_path / name for name in ("one", "several", "few")]
+    for folder in folders:
+        folder.mkdir()
+    one = examples_of(sft_config(data, tmp_path), folders[0])
+    several = examples_of(sft_config(data, tmp_path, threads=3), folders[1])
+    assert several == one
+    monkeypatch.setattr("apr.sft.examples.ROWS_AT_ONCE", 2)
+    few = examples_of(sft_config(data, tmp_path), folders[2])
+    assert few == one and few.table["input_ids"].num_chunks > one.table["input_ids"].num_chunks
 
 
 def test_nothing_to_train_on_is_an_error_that_leaves_nothing(data: Path, tmp_path: Path) -> None:
