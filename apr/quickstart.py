@@ -19,6 +19,7 @@ from apr.config import KINDS, QuickstartConfig
 from apr.errors import CheckpointError, ConfigError
 from apr.keys import meant
 from apr.presets import available, load, preset
+from apr.processes import started_by_this
 from apr.runs import check_out, refuse_other, run_directory, whole_folder, write_text
 from apr.user_code import NAMED
 
@@ -160,7 +161,7 @@ def _shipped(preset: str) -> dict[str, Path]:
 
 def _run(command: list[str]) -> int:
     """Run a stage; a signal to this process ends the stage in its own clean way first."""
-    stage = subprocess.Popen(command)
+    stage = subprocess.Popen(command, env=started_by_this())
 
     def forward(number: int, frame: object) -> None:
         stage.send_signal(number)

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TypeVar
 
 from apr.errors import ResourceError
+from apr.processes import end_with
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -41,7 +42,9 @@ def in_processes(work: Callable[[Job], Result], jobs: Sequence[Job], workers: in
         return
     others = set(multiprocessing.active_children())
     # Spawned, not forked: a process with threads (of Arrow, say) cannot be forked safely.
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=end_with, initargs=(os.getpid(),)
+    )
     try:
         with (
             _interrupts_ignored()

@@ -22,6 +22,7 @@ import itertools
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -78,6 +79,9 @@ class VllmEngine(LocalEngine):
         _set_environment(verbose, tensor_parallel, threads)
         self._shapes = model.shapes
         self._check_window(model)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="apr_vllm_"
+        )  # its sockets and the like, which it leaves behind
         import torch
         from vllm import EngineArgs, LLMEngine
         from vllm.platforms import current_platform
@@ -109,7 +113,7 @@ class VllmEngine(LocalEngine):
             weight_transfer_config={"backend": transfer} if transfer is not None else None,
         )  # fmt: skip
         try:
-            with _without_llvmlite():
+            with _without_llvmlite(), _temporary_files_in(self._folder.name):
                 self._engine: Any = LLMEngine.from_engine_args(arguments)
         except (MemoryError, ValueError, RuntimeError, OSError) as error:
             raise _explain(error, model.path, kv_cache_bytes) from error
@@ -252,6 +256,7 @@ class VllmEngine(LocalEngine):
         self._requests.clear()
         self._engine.engine_core.shutdown()
         self._engine = None
+        self._folder.cleanup()
 
     def _check_window(self, model: ModelFolder) -> None:
         """A context beyond the trained window would fail inside vLLM with advice that does not fit."""
@@ -272,6 +277,16 @@ def _without_llvmlite() -> Iterator[None]:
     finally:
         if module is not None:
             sys.modules[_ANSWERS_TO_ALL] = module
+
+
+@contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Whoever asks for the folder of temporary files gets this one."""
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _check_heads(checkpoint: Path) -> None:

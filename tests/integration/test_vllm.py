@@ -6,6 +6,7 @@ the demonstration, strand by strand.
 
 import asyncio
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,7 @@ def test_when_the_core_dies_no_request_hangs_and_another_engine_can_start(
 
     asyncio.run(engine.close())
     tied = make_checkpoint(0, tied=True)
+    before = set(Path(tempfile.gettempdir()).iterdir())
     second: Any = VllmEngine(
         ModelFolder.open(tied), max_context=WINDOW, seed=0, max_num_seqs=32, kv_cache_bytes=64 << 20
     )
@@ -257,6 +259,7 @@ def test_when_the_core_dies_no_request_hangs_and_another_engine_can_start(
         await second.close()
 
     asyncio.run(play())
+    assert set(Path(tempfile.gettempdir()).iterdir()) <= before  # its sockets went with it
 
 
 async def _tied_weights_update(engine: Engine, start: Path, other: Path) -> None:
