@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.services import get_ray_address_from_environment
 from ray._private.state import available_resources_per_node
+from ray.job_config import JobConfig
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -27,6 +29,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 starves the actors wherever anything else runs
 }
+CODE = Path(__file__).resolve().parents[2]  # holds apr, envs, solvers and rl
 LOWER = "lower cluster.engines, cluster.ranks, cluster.*_cpus or cluster.*_gpus"
 Bundle = Mapping[str, float]  # what one actor needs, by resource
 
@@ -42,12 +45,28 @@ def connect(address: str) -> None:
         own = {"include_dashboard": False} if found == "local" else {}
         if found != "local":  # `ray start` asks for the user's token if there is one; `ray.init` would not show it
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-        with _terminations_blocked():
-            ray.init(address=found, logging_level="warning", **own)
+        with _terminations_blocked(), _code_of_this_process():
+            ray.init(
+                address=found, logging_level="warning", job_config=JobConfig(_py_driver_sys_path=[str(CODE)]), **own
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ResourceError(
             f"no Ray cluster at cluster.address={address} ({error}): start one with `ray start --head`, or use local"
         ) from error
+
+
+@contextmanager
+def _code_of_this_process() -> Iterator[None]:
+    """Actors import what this process imports, whatever the folder that it was called in.
+
+    Ray would put that folder before all else on their `sys.path`, where one of the user's called `envs` or `rl` hid ours, and
+    was run. It asks for it by the name `os.path.curdir`: the answer is the folder that holds this package.
+    """
+    before, os.path.curdir = os.path.curdir, str(CODE)
+    try:
+        yield
+    finally:
+        os.path.curdir = before
 
 
 def _check_reachable(address: str) -> None:

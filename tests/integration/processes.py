@@ -17,15 +17,18 @@ from apr.presets import dump
 ROOT = Path(__file__).parents[2]
 
 
-def command(config: Any, *more: str) -> subprocess.Popen[str]:
-    """`apr rl` on `config`, or with `more` in place of a configuration."""
+def command(config: Any, *more: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """`apr rl` on `config`, or with `more` in place of a configuration, called in the folder `cwd`.
+
+    Python puts that folder before all else for `python -m`, and does not for an installed command."""
+    program = [sys.executable, "-m", "apr.cli"] if cwd == ROOT else [str(Path(sys.executable).with_name("apr"))]
     given = list(more)
     if not given:
         path = config.out.with_suffix(".yaml")
         path.write_text(dump(config))
         given = ["--config", str(path)]
     return subprocess.Popen(
-        [sys.executable, "-m", "apr.cli", "rl", *given], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        [*program, "rl", *given], cwd=cwd, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from apr.engines.pool import EnginePool
 from apr.errors import EngineLostError, ResourceError
 from apr.evaluation.folder import TRACES
 from apr.evaluation.run import evaluate
-from apr.presets import check
+from apr.presets import check, dump
 from apr.threads.codec import read_traces
 from rl import checkpoint
 from rl.cluster import _placed
@@ -233,3 +233,16 @@ def test_a_place_that_is_taken_is_waited_for_then_an_error_says_by_node_what_is_
     )
     with pytest.raises(ResourceError, match=said):
         asyncio.run(reserve([bundle(1, 0)], "PACK", 0.5, "an engine"))
+
+
+def test_actors_import_what_the_driver_imports_wherever_it_is_called(task: Path, whole: Path, tmp_path: Path) -> None:
+    """In a folder with packages of the names that ours have, by paths that are relative to it."""
+    for name in ("envs", "rl", "solvers", "configs"):
+        (tmp_path / name).mkdir()
+        for file in ("__init__", "losses", "countdown"):
+            (tmp_path / name / f"{file}.py").write_text("raise RuntimeError('a file of the user was run')\n")
+    (tmp_path / "task").symlink_to(task)
+    config = rl_config(Path("task"), Path("out"), cluster=LOCAL)
+    (tmp_path / "rl.yaml").write_text(dump(config))
+    finish(command(config, "--config", "rl.yaml", cwd=tmp_path))
+    assert same_run(tmp_path / "out", whole)
