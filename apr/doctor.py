@@ -7,8 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+
+from apr.protocols import PROTOCOLS, SHARING
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN_PACKAGES = ("apr", "envs", "solvers", "rl", "configs")
@@ -36,6 +39,7 @@ def doctor() -> int:
         origin = Path(spec.origin).resolve().parent if spec and spec.origin else None
         if origin != ROOT / name:
             problems.append(f"package {name} is taken from {origin}, not from {ROOT / name}: uninstall the other one")
+    fails: set[str] = set()
     for name in IMPORTS:
         run = subprocess.run(
             [sys.executable, "-c", f"import {name}"], capture_output=True, encoding="utf-8", errors="replace"
@@ -43,8 +47,11 @@ def doctor() -> int:
         state = "ok" if run.returncode == 0 else "FAILS"
         print(f"import {name:13} {state:6} {_version(name) or _version(name + '-cpu') or ''}")
         if run.returncode:
+            fails.add(name)
             last = run.stderr.strip().splitlines()[-1] if run.stderr.strip() else "no message"
             problems.append(f"import {name} fails ({last}): make clean setup")
+    for line in _served(fails):
+        print(line)
     kept = _compiled_code()
     print(f"compiled code: {f'kept in {kept}' if kept else 'NOT KEPT'}")
     if not kept:
@@ -57,6 +64,14 @@ def doctor() -> int:
         print(f"PROBLEM {problem}")
     print("nothing wrong found" if not problems else f"{len(problems)} problem(s)")
     return 1 if problems else 0
+
+
+def _served(fails: set[str]) -> Iterator[str]:
+    """Which engine serves which protocols here; `fails`: the libraries that cannot be imported."""
+    chains = [name for name in PROTOCOLS if name not in SHARING]
+    for kind, needed in (("vllm", "vllm"), ("shared", "torch"), ("tiny", "torch")):
+        served = ", ".join(PROTOCOLS if kind == "shared" else chains)
+        yield f"engine.kind={kind:8} {f'FAILS: import {needed}' if needed in fails else served}"
 
 
 def _compiled_code() -> str | None:

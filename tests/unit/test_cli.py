@@ -461,3 +461,12 @@ def test_presets_are_found_by_name_whatever_lies_in_the_working_directory(
     assert main(["data", "generate", "--config", "tiny_cpu", "--print-config"]) == 0
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
     assert load(DataConfig, [tmp_path / "printed.yaml"]).env.given["numbers"] == 3
+
+
+def test_the_doctor_says_which_engine_serves_which_protocols() -> None:
+    from apr.doctor import _served
+
+    vllm, shared, tiny = _served({"vllm"})
+    assert vllm.split() == ["engine.kind=vllm", "FAILS:", "import", "vllm"]
+    assert "multiverse" in shared and "asyncthink" in shared
+    assert "multiverse" not in tiny and "asyncthink" in tiny
