@@ -1,9 +1,10 @@
 """Kills processes of an RL run at random moments, and checks that nothing was lost, doubled, changed or left behind.
 
-    python benchmarks/chaos.py [--kills 12] [--steps 16] [--faults engine learner driver] [--engine tiny|vllm] [--seed 0]
+    python benchmarks/chaos.py [--kills 12] [--steps 16] [--faults engine learner driver] [--engine tiny|shared|vllm] [--seed 0]
 
-The task is the tests' toy, on two engines in a local Ray. With the tiny engine, whose results do not depend on batches,
-the final weights must be those of a run that nobody disturbed, bit for bit. Every strand must be trained once: all
+The task is the tests' toy, on two engines in a local Ray. With the tiny engine, and with the shared one in its deterministic
+mode (which runs Multiverse here), results do not depend on batches: the final weights must be those of a run that nobody
+disturbed, bit for bit. Every strand must be trained once: all
 traces are kept, and each key is in them once, for all problems and samples of each step.
 """
 
@@ -139,15 +140,23 @@ def keys_trained(config: RlConfig) -> tuple[int, list[str]]:
 
 def settings(out: Path, engine: str, steps: int, kills: int) -> tuple[RlConfig, RlConfig]:
     """The same run twice, in `out`, on a task made there: in one process, and on engines that may be killed so often."""
-    task = make_task(out, SPAWNING, steps=110)
+    exact = {"kind": engine, "threads": 1}
+    protocol: dict[str, Any] = {}
+    if engine == "shared":
+        exact |= {"deterministic": True, "kv_cache_mib": 8}
+        protocol = {"protocol": "multiverse", "limits": {"context": 160, "reach": 128, "threads": 8}}
+        paths = {"toy": {**SPAWNING["solvers"]["toy"], "protocol": "multiverse"}}
+        task = make_task(out, {**SPAWNING, "solvers": paths}, steps=160, window=128)
+    else:
+        exact |= {"kv_cache_mib": 64} if engine == "vllm" else {}
+        task = make_task(out, SPAWNING, steps=110)
     cluster = {
         "address": "local", "engines": ENGINES, "engine_cpus": 0.25, "learner_cpus": 0.25, "routing": "spread",
         "restarts": 4 * kills,
     }  # fmt: skip
     common = {
         "steps": steps, "problems_per_step": PROBLEMS, "group_size": GROUP, "checkpoint_every": 2,
-        "traces_per_step": PROBLEMS * GROUP,
-        "engine": {"kind": engine, "threads": 1, **({"kv_cache_mib": 64} if engine == "vllm" else {})},
+        "traces_per_step": PROBLEMS * GROUP, "engine": exact, **protocol,
     }  # fmt: skip
     return rl_config(task, out / "undisturbed", **common), rl_config(task, out / "disturbed", **common, cluster=cluster)
 
@@ -157,7 +166,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--faults", nargs="+", choices=sorted(FAULTS), default=sorted(FAULTS))
-    parser.add_argument("--engine", choices=["tiny", "vllm"], default="tiny")
+    parser.add_argument("--engine", choices=["tiny", "shared", "vllm"], default="tiny")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
     given = parser.parse_args()
@@ -165,7 +174,7 @@ def main() -> None:
     given.out.mkdir(parents=True)
     undisturbed, config = settings(given.out.resolve(), given.engine, given.steps, given.kills)
     quiet = None
-    if given.engine == "tiny":
+    if given.engine != "vllm":
         started = time.monotonic()
         quiet = Run(undisturbed)
         quiet.driver.wait()

@@ -15,7 +15,7 @@ import asyncio
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from apr.engines.refusals import refuse_second
@@ -66,7 +66,8 @@ class EnginePool:
         self._timeout = timeout
         self._homes: OrderedDict[StrandKey, int] = OrderedDict()  # to the index of an engine
         self._flights: dict[StrandKey, Member | None] = {}  # None: no engine has it yet
-        self._waiting: dict[StrandKey, asyncio.Future[bool]] = {}  # for an engine; False: aborted meanwhile
+        self._waiting: dict[StrandKey, asyncio.Future[None]] = {}  # for an engine, or to be aborted
+        self._wanted: dict[StrandKey, int] = {}  # tokens that an abort left to requests that no engine has yet
         self._update: tuple[Any, int] | None = None
         self._paused = self._keep = self._closed = False
         self._restarts_left = restarts
@@ -128,18 +129,24 @@ class EnginePool:
         try:
             while (member := self._route(request.key)) is None:
                 self._check_alive()
-                if not await self._another(request.key):
+                await self._another(request.key)
+                if self._wanted.get(request.key) == 0:
                     return Completion(request.key, (), (), EngineStop.ABORT, ())
             self._flights[request.key] = member
-            return await self._served(member, request)
+            enough = min(request.max_tokens, self._wanted.get(request.key, request.max_tokens))
+            return await self._served(member, replace(request, max_tokens=enough))
         finally:
             del self._flights[request.key]
+            self._wanted.pop(request.key, None)
 
     async def abort(self, key: StrandKey, after: int = 0) -> None:
-        if key in self._waiting:
-            if not after:  # else it is wanted, and no engine has it yet
-                self._wake(key, False)
-        elif (member := self._flights.get(key)) is not None:
+        if key not in self._flights:
+            return
+        if (member := self._flights[key]) is None:  # no engine has it yet
+            self._wanted[key] = min(after, self._wanted.get(key, after))
+            if not after and key in self._waiting:
+                self._wake(key)
+        else:
             await self._ask(member, lambda engine: engine.abort(key, after))
 
     async def release(self, key: StrandKey) -> None:
@@ -175,8 +182,9 @@ class EnginePool:
         async def count(engine: Engine) -> Mapping[str, float]:
             return await engine.metrics()
 
-        for member in self._alive():
-            member.counted = await self._ask(member, count) or member.counted
+        asked = self._alive()
+        for member, counted in zip(asked, await asyncio.gather(*(self._ask(member, count) for member in asked))):
+            member.counted = counted or member.counted
         alive = self._alive()
         total = _sums([self._dead, *(member.counted for member in alive)])
         return {**total, **self._counters, "alive": float(len(alive))}
@@ -243,11 +251,11 @@ class EnginePool:
             raise EngineLostError(f"engine {member.index} was lost with this request in flight")
         return completion
 
-    async def _another(self, key: StrandKey) -> bool:
-        """Wait until an engine came up or none will; False if the request was aborted meanwhile."""
+    async def _another(self, key: StrandKey) -> None:
+        """Wait until an engine came up or none will, or the request is aborted."""
         self._waiting[key] = asyncio.get_running_loop().create_future()
         try:
-            return await asyncio.wait_for(self._waiting[key], self._timeout)
+            await asyncio.wait_for(self._waiting[key], self._timeout)
         except TimeoutError:
             raise EngineLostError(
                 f"no engine was ready within cluster.timeout={self._timeout:g} s; all {len(self._members)} are lost, "
@@ -256,13 +264,13 @@ class EnginePool:
         finally:
             del self._waiting[key]
 
-    def _wake(self, key: StrandKey, serve: bool) -> None:
+    def _wake(self, key: StrandKey) -> None:
         if not self._waiting[key].done():
-            self._waiting[key].set_result(serve)
+            self._waiting[key].set_result(None)
 
     def _wake_all(self) -> None:
         for key in self._waiting:
-            self._wake(key, True)
+            self._wake(key)
 
     # Engines that die, and those in their place.
 

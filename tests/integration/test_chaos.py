@@ -14,11 +14,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SEED = 18680
 
 
+@pytest.mark.parametrize("engine", ["tiny", "shared"])
 def test_a_run_survives_the_loss_of_its_driver_its_learner_and_an_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chaos, "PROBLEMS", 4)
-    undisturbed, config = chaos.settings(tmp_path, "tiny", steps=4, kills=3)
+    undisturbed, config = chaos.settings(tmp_path, engine, steps=4, kills=3)
     quiet = chaos.Run(undisturbed)  # beside the other, for the sake of time
     run, done = chaos.disturbed(config, sorted(chaos.FAULTS), kills=3, seed=SEED)
     assert done == {"driver": 1, "learner": 1, "engine": 1}

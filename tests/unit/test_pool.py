@@ -107,8 +107,9 @@ def test_requests_wait_for_a_restart_and_say_so_when_it_takes_too_long() -> None
             await pool.generate(ask())
         with pytest.raises(EngineLostError, match=r"no engine was ready within cluster\.timeout=0\.05 s.*killed"):
             await pool.generate(ask())
-        waiting = [asyncio.create_task(pool.generate(ask(name))) for name in ("a", "b")]
+        waiting = [asyncio.create_task(pool.generate(ask(name))) for name in ("a", "b", "c")]
         await turns(3)
+        await pool.abort(ask("c").key, 5)  # it is wanted, up to there
         with pytest.raises(EngineError, match="in flight already"):
             await pool.generate(ask("a"))
         await pool.abort(ask("b").key)
@@ -116,6 +117,7 @@ def test_requests_wait_for_a_restart_and_say_so_when_it_takes_too_long() -> None
         assert (await waiting[0]).ids
         aborted = await waiting[1]
         assert (aborted.ids, aborted.stop, aborted.versions) == ((), EngineStop.ABORT, ())
+        assert len((await waiting[2]).ids) == 5 < len((await waiting[0]).ids)
         await pool.close()
 
     play(body())
@@ -416,3 +418,22 @@ def test_a_trace_stays_where_its_strands_share_what_they_computed_and_is_release
         await pool.close()
 
     play(body())
+
+
+def test_all_engines_are_asked_for_metrics_at_once() -> None:
+    async def body() -> None:
+        make = Maker()
+        pool = await EnginePool.start(make, 3)
+        meeting = asyncio.Barrier(3)
+        for engine in make.made:
+            engine.metrics = lambda: _met(meeting)  # type: ignore[method-assign]
+        assert (await asyncio.wait_for(pool.metrics(), 5))["requests"] == 3
+        await pool.close()
+
+    play(body())
+
+
+async def _met(meeting: asyncio.Barrier) -> dict[str, float]:
+    """Counters of an engine that answers when all have been asked."""
+    await meeting.wait()
+    return {"requests": 1.0}
