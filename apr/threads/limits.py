@@ -1,7 +1,7 @@
 """Limits stop a thread or a trace while it runs; budgets are conditions on costs that enter the reward and the report.
 
 Limits are data. Before each strand they are checked in the order of the fields below, and at a spawn in the order
-threads, width, depth. Trace-wide allowances (work, threads, width) are divided among the children at each spawn, in
+depth, threads, width. Trace-wide allowances (work, threads, width) are divided among the children at each spawn, in
 spawn order, and what is unused returns at the join, so nothing depends on which child finishes first.
 """
 
@@ -26,9 +26,9 @@ class Limits(BaseModel):
     )
     work: int | None = Field(default=None, ge=1, description="tokens of the whole trace, injected ones included")
     span: int | None = Field(default=None, ge=1, description="sampled tokens on the longest dependent chain")
+    depth: int = Field(default=1, ge=0, description="nesting: 0 forbids spawning, 1 lets only the root spawn")
     threads: int | None = Field(default=64, ge=1, description="threads ever started in a trace, the root included")
     width: int | None = Field(default=None, ge=1, description="threads alive at once, waiting parents included")
-    depth: int = Field(default=1, ge=0, description="nesting: 0 forbids spawning, 1 lets only the root spawn")
     seconds: float | None = Field(default=None, gt=0, description="wall clock of a trace; for evaluation only")
 
 
@@ -70,22 +70,28 @@ class Allowance:
 
     def refuse(self, children: int, depth: int, limits: Limits) -> StopReason | None:
         """Why a thread at `depth` may not open `children` more threads; None if it may."""
+        if depth + 1 > limits.depth:
+            return StopReason.DEPTH
         if self.threads is not None and children > self.threads:
             return StopReason.THREADS
         if self.width is not None and children > self.width:
             return StopReason.WIDTH
-        if depth + 1 > limits.depth:
-            return StopReason.DEPTH
         return None
 
-    def split(self, children: int, goes_on: bool) -> list[Allowance]:
+    def split(self, children: int, goes_on: bool, nest: bool) -> list[Allowance]:
         """Shares for `children` new threads. A thread that goes on keeps the last share for itself; one that waits
-        keeps nothing until its children return theirs."""
+        keeps nothing until its children return theirs. Children that may not `nest` have no use for threads: the parent
+        keeps all."""
         parts = children + goes_on
         work = _shares(self.work, parts)
-        threads = _shares(None if self.threads is None else self.threads - children, parts)
-        width = _shares(None if self.width is None else self.width - children, parts)
-        own = (work.pop(), threads.pop(), width.pop()) if goes_on else (0, 0, 0)
+        own_work = work.pop() if goes_on else 0
+        left = [None if amount is None else amount - children for amount in (self.threads, self.width)]
+        if nest:
+            threads, width = (_shares(amount, parts) for amount in left)
+            left = [shares.pop() if goes_on else 0 for shares in (threads, width)]
+        else:
+            threads, width = (_shares(None if amount is None else 0, children) for amount in left)
+        own = (own_work, *left)
         limited = (self.work is not None, self.threads is not None, self.width is not None)
         self.work, self.threads, self.width = (share if is_set else None for share, is_set in zip(own, limited))
         return [Allowance(*share) for share in zip(work, threads, width)]

@@ -53,12 +53,15 @@ class StopReason(StrEnum):
     REACH = "reach"
     WORK = "work"
     SPAN = "span"
+    DEPTH = "depth"
     THREADS = "threads"
     WIDTH = "width"
-    DEPTH = "depth"
     SECONDS = "seconds"
     MALFORMED = "malformed"  # what it sampled parses as nothing
     ENGINE_LOST = "engine_lost"  # retries ran out; never scored
+
+
+WHOLE = (StopReason.ANSWERED, StopReason.NO_ANSWER, StopReason.RETURNED)  # of threads that ended as they should
 
 
 class EngineStop(StrEnum):

@@ -58,7 +58,7 @@ def test_later_files_and_overrides_win_key_by_key(tmp_path: Path) -> None:
 def test_an_unknown_key_is_named_with_its_siblings() -> None:
     said = refusal(RlConfig, "limits.contxt=3")
     assert "unknown key limits.contxt" in said
-    assert "known here: context, reach, work, span, threads, width, depth, seconds" in said
+    assert "known here: context, reach, work, span, depth, threads, width, seconds" in said
     assert "steps" in refusal(RlConfig, "stepz=3").partition("known here")[2]
 
 

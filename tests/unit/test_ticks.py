@@ -130,6 +130,7 @@ class Scripted:
 
     root: ThreadScript
     name: str = "scripted"
+    nests: bool = True
 
     def start(self, prompt: Sequence[int]) -> Continue:
         return self._say(self.root.steps[0], ())

@@ -78,5 +78,5 @@ def test_names_and_keys() -> None:
 
 
 def test_stop_reasons_are_in_documented_order() -> None:
-    order = "answered no_answer returned context reach work span threads width depth seconds malformed engine_lost"
+    order = "answered no_answer returned cancelled context reach work span depth threads width seconds malformed engine_lost"
     assert [reason.value for reason in StopReason] == order.split()
