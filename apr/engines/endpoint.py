@@ -210,7 +210,11 @@ class EndpointEngine(LocalEngine):
         return self._session
 
     def _completed(self, flight: Flight, stream: Stream) -> Any:
-        stop = EngineStop.ABORT if stream.stop is None else stream.stop
+        stop = stream.stop
+        if stop is None:  # its last token may have come, and not yet that it was the last
+            stop = EngineStop.STOP if stream.ids and stream.ids[-1] in flight.request.stop_ids else EngineStop.ABORT
+            if stop is EngineStop.ABORT and len(stream.ids) == self._most(flight.request):
+                stop = EngineStop.LENGTH
         cached = min(stream.cached, len(flight.request.ids))
         return self._completion(flight, tuple(stream.ids), tuple(stream.logprobs), stop, cached)
 

@@ -16,10 +16,9 @@ from apr.threads.costs import costs
 from apr.threads.interpreter import Interpreter
 from apr.threads.limits import Allowance, Limits
 from apr.threads.protocol import Continue, ThreadProtocol
-from apr.threads.trace import EngineStop, Outcome, StopReason, Strand, StrandId, Trace
+from apr.threads.trace import WHOLE, EngineStop, Outcome, StopReason, Strand, StrandId, Trace
 
 FREE = Limits(context=sys.maxsize, threads=None, depth=sys.maxsize)
-WHOLE = (StopReason.ANSWERED, StopReason.NO_ANSWER, StopReason.RETURNED)
 
 
 def demonstration(

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from apr.threads.costs import weight
 from apr.threads.limits import Allowance
-from apr.threads.trace import EngineStop, StopReason, Strand, StrandId, Thread, VersionSpan
+from apr.threads.trace import WHOLE, EngineStop, StopReason, Strand, StrandId, Thread, VersionSpan
+
+OWN_ENDS = (*WHOLE, StopReason.MALFORMED)  # by what it said
 
 
 @dataclass
@@ -67,7 +69,9 @@ def cancel(
     stack = [cancelled]
     while stack:
         branch = stack.pop()
-        late = max((spans[end] for end in branch.ends), default=0) > span
+        # One that a limit stops just there may have been stopped there because nobody wanted more.
+        ended = max((spans[end] for end in branch.ends), default=0)
+        late = ended > span or (ended == span and branch.thread.stop not in OWN_ENDS)
         parts: list[Strand | Branch] = []
         for part in branch.parts:
             if isinstance(part, Branch):
@@ -81,6 +85,7 @@ def cancel(
                     for strand in dropped:
                         forget(strand)
             elif (started := spans[part.id] - len(part.sampled)) >= span:
+                late = True
                 forget(part)
             else:
                 kept = shortened(part, span - started)

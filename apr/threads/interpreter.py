@@ -107,7 +107,11 @@ class Interpreter(ABC):
                         if refusal:
                             decision = Fail(refusal)
                             continue
-                        shares = allowance.split(len(plans), goes_on=isinstance(then, Continue))
+                        shares = allowance.split(
+                            len(plans),
+                            goes_on=isinstance(then, Continue),
+                            nest=self.protocol.nests and depth + 1 < self.limits.depth,
+                        )
                         for share, plan in zip(shares, plans):
                             run = self.thread(f"{id}.{spawned}", id, depth + 1, plan, below.ends, share)
                             children[spawned] = self.begin(run)

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from apr.errors import EngineLostError
@@ -120,6 +120,10 @@ class Session(Interpreter):
         with suppress(EngineLostError):
             await self.engine.abort(self.key(id), after)
 
+    def _wanted(self, key: StrandKey) -> float:
+        """How many tokens are wanted of a strand that is being sampled."""
+        return self._bound(key.thread) - self.flying[StrandId(key.thread, key.number)]
+
     def _bound(self, thread: str) -> float:
         """The span up to which tokens of a thread are wanted."""
         return min((span for name, span in self.bounds.items() if _within(thread, name)), default=math.inf)
@@ -171,8 +175,8 @@ class Session(Interpreter):
         if completion is None:
             return StopReason.ENGINE_LOST
         stop = completion.stop
-        if stop is EngineStop.LENGTH and binding is StopReason.CANCELLED:  # as if it had been stopped on its way
-            stop = EngineStop.ABORT
+        if stop is EngineStop.LENGTH and (binding is StopReason.CANCELLED or len(completion.ids) < room):
+            stop = EngineStop.ABORT  # no more were wanted
         strand = Strand(
             id, plan.sees, after, plan.position, plan.inject, completion.ids, stop,
             completion.logprobs, completion.versions, completion.cached, started, self._clock(),
@@ -231,13 +235,17 @@ class Session(Interpreter):
     async def _generate(self, request: Request) -> Completion | None:
         """One completion; a strand lost with its engine is sampled again under the same key, `ENGINE_RETRIES` times."""
         for _ in range(1 + ENGINE_RETRIES):
+            wanted = self._wanted(request.key)
+            if wanted <= 0:  # its trace has gone on without it
+                return Completion(request.key, (), (), EngineStop.ABORT, ())
+            request = replace(request, max_tokens=int(min(request.max_tokens, wanted)))
             try:
                 if self.limits.seconds is None:
                     return await self.engine.generate(request)
                 return await self._generate_until(request, self.limits.seconds)
             except EngineLostError:
                 continue
-        return None
+        return None if self._wanted(request.key) > 0 else Completion(request.key, (), (), EngineStop.ABORT, ())
 
     async def _generate_until(self, request: Request, seconds: float) -> Completion:
         """One completion, cut short when the trace is `seconds` old."""

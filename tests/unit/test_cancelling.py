@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fakes import CONTROL, FREE, FakeEngine, Script, join, run, says, spawn, timeless
 
+from apr.errors import EngineLostError
 from apr.protocols import protocol_by_name
 from apr.protocols.spawn_join import SpawnJoin
 from apr.scripts.demonstration import demonstration
@@ -210,3 +211,43 @@ def test_a_demonstration_cannot_leave_what_its_parent_waits_for() -> None:
 def test_numbers_beyond_nine_are_workers_where_they_are_words() -> None:
     strand = Strand(StrandId("r", 0), (), (), 0, (), IDS(["<FORK>", "12", "7", "</FORK>"]), EngineStop.STOP)
     assert isinstance(ASYNC.ended(strand, {strand.id: strand}), Spawn)
+
+
+def timed(script: Script, delays: dict[str, int], limits: Limits = FREE, obeys: bool = True) -> Trace:
+    """Under the given turns of the event loop for each strand, as in `r.0#1`."""
+    engine = FakeEngine(script, lambda request: delays.get(f"{request.key.thread}#{request.key.number}", 0), obeys)
+    return run(engine, limits, FIRST)
+
+
+def test_a_strand_that_would_start_where_the_winner_ends_is_no_part_of_its_thread() -> None:
+    """r.0 wins at 4 tokens after the spawn. The child of r.1 ends just there, and r.1 goes on, or is stopped before it says
+    anything, or has not come so far: a trace all the same, and the same one."""
+    script = says(
+        r_0=spawn((30,), (31,)), r0_0=join(50, search=range(20, 29)), r1_0=spawn((32,)), r10_0=join(51, search=range(20, 25)),
+        r1_1=join(52, search=range(20, 30)), r_1=join(60),
+    )  # fmt: skip
+    limits = FREE.model_copy(update={"depth": 3})
+    found = [
+        timed(script, {"r.0#0": slow, "r.1#1": late}, limits, obeys)
+        for slow in (0, 5, 30)
+        for late in (0, 10, 60)
+        for obeys in (True, False)
+    ]
+    assert told(found[0])["r.1"] == (StopReason.CANCELLED, (), 4)
+    assert all((one.threads, timeless(one.strands)) == (found[0].threads, timeless(found[0].strands)) for one in found)
+
+
+def test_what_is_sampled_again_after_a_loss_is_no_more_than_is_wanted() -> None:
+    """r.0 wins with 4 tokens; the engine of r.1 dies after that, and it is asked for 4 tokens again."""
+    lost: list[int] = []
+
+    def script(request: Request) -> Any:
+        if request.key.thread == "r.1" and not lost:
+            lost.append(request.max_tokens)
+            return EngineLostError("killed")
+        return says(r_0=spawn((30,), (31,)), r0_0=join(50, search=(20,)), r1_0=range(20, 90), r_1=join(60))(request)
+
+    engine = FakeEngine(script, lambda request: 20 * (request.key.thread == "r.1" and not lost))
+    trace = run(engine, protocol=FIRST)
+    assert told(trace)["r.1"] == (StopReason.CANCELLED, (), 4)
+    assert [request.max_tokens for request in engine.requests if request.key.thread == "r.1"] == [lost[0], 4]

@@ -285,8 +285,9 @@ def test_depth_refuses() -> None:
     assert stops(trace) == {"r": StopReason.ANSWERED, "r.0": StopReason.DEPTH}
     assert trace.strands[1].sampled == spawn((31,))
     assert stops(run(script, limits(depth=0))) == {"r": StopReason.DEPTH}
-    assert stops(run(script, limits(depth=0, threads=1, width=1))) == {"r": StopReason.THREADS}
-    assert stops(run(script, limits(depth=0, width=1))) == {"r": StopReason.WIDTH}
+    assert stops(run(script, limits(depth=0, threads=1, width=1))) == {"r": StopReason.DEPTH}
+    assert stops(run(script, limits(depth=1, threads=1, width=1))) == {"r": StopReason.THREADS}
+    assert stops(run(script, limits(depth=1, width=1))) == {"r": StopReason.WIDTH}
 
 
 def test_seconds_abort_what_is_in_flight() -> None:
