@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from apr.errors import ConfigError, ScriptError
+from apr.errors import ConfigError, DataError, ScriptError
 from apr.scripts.demonstration import demonstration
 from apr.scripts.script import Script, faults
 from apr.seeds import derive_seed
@@ -239,6 +239,8 @@ def written(script: Script, problem: Problem, teacher: Teacher) -> Trace:
             raise ValueError(fault)
         strands = teacher.protocol.write(script, teacher.speller)
         trace = demonstration(prompt, strands, teacher.protocol, problem, True, read)
+    except DataError:  # words that the speller lacks
+        raise
     except ValueError as error:
         raise ScriptError(f"a script for problem {problem['id']!r}: {error}") from error
     verdict = teacher.env.verify(problem, trace.answer)

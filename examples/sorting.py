@@ -40,7 +40,7 @@ class Sorting(Environment[SortingOptions]):
 
     def verify(self, problem: Problem, answer: str | None) -> Verdict:
         right, given = [str(digit) for digit in sorted(problem["digits"])], (answer or "").split()
-        placed = sum(a == b for a, b in zip(right, given)) / max(len(right), len(given))
+        placed = sum(a == b for a, b in zip(right, given)) / max(1, len(right), len(given))
         return Verdict(given == right, "sorted" if given == right else f"{placed:.0%} in place", placed)
 
     def script(self, problem: Problem, options: TeacherOptions, rng: Random) -> Script:

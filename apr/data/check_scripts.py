@@ -12,6 +12,7 @@ from apr.protocols import PROTOCOLS, protocol_by_name, spoken
 from apr.spellers import SPELLERS
 from apr.tokens.speller import Speller
 from apr.tokens.words import WordsSpeller
+from apr.user_code import blamed
 from envs.base import Env, PlainTeacher, Teacher, written
 from envs.registry import built_speller
 
@@ -35,15 +36,15 @@ def check_scripts(path: Path, env_name: str | None, protocol: str | None) -> str
     teachers = [_teacher(env, name, speller) for name in (spoken(speller) if protocol is None else (protocol,))]
     right, written_under = 0, Counter[str]()
     for one in scripts:
-        problem = env.problem(one.problem)
+        with blamed(env.config()["name"], f"the problem of line {one.line}"):
+            problem = env.problem(one.problem)
         refused = {}
-        correct = (
-            False  # under any: without a join, what answers is a child's result, and not what the script concludes
-        )
+        correct = False  # under any: without a join a child's result answers, and not what the script concludes
         for teacher in teachers:
             name = teacher.options.protocol
             try:
-                trace = written(one.script, problem, teacher)
+                with blamed(env.config()["name"], f"a script ({name}) for problem {problem['id']!r}"):
+                    trace = written(one.script, problem, teacher)
             except ScriptError as error:
                 refused[name] = str(error)
                 continue

@@ -49,7 +49,8 @@ def _from_script(path: Path, problem: dict[str, Any], teacher: Teacher, copy: in
     if copy >= len(found):
         return None
     try:
-        return written(found[copy].script, problem, teacher)
+        with blamed(teacher.env.config()["name"], f"a script for problem {problem['id']!r}"):
+            return written(found[copy].script, problem, teacher)
     except DataError as error:
         raise DataError(f"{path}, line {found[copy].line}: {error}: correct the line, or leave it out") from error
 

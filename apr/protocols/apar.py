@@ -4,7 +4,8 @@
     [Child] ... <join> message <eos>           a child: it sees the root up to its fork
 
 `[Child]` is forced. The parent never sees its children. The host makes the answer: what the root answers itself, as
-`<join> answer <eos>`, or else the message of the first child, in spawn order, that has one. Children do not fork here. As in
+`<join> answer <eos>`, or else the message of the first child, in spawn order, that has one; a root that did not end as it
+should has no answer. Children do not fork here. As in
 the released engine a fork may neither open a strand nor follow another, and nobody writes `[Child]`: such text is malformed.
 Positions are serial, so any engine serves it.
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from apr.protocols.grammar import MALFORMED, Words, whole, words_of
 from apr.scripts.script import Answer, Fork, Join, Pieces, Say, Script
 from apr.threads.protocol import Continue, Decision, Finish, Spawn
-from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
+from apr.threads.trace import ROOT, WHOLE, Injected, Origin, Strand, StrandId, Thread
 from apr.tokens.control import APAR
 from apr.tokens.speller import Speller
 
@@ -66,6 +67,8 @@ is the root's own (`join`, answer, `eos`), or else the message of the first chil
         raise AssertionError("nothing is joined")
 
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
+        if threads[0].stop not in WHOLE:
+            return None
         return next((thread.message for thread in threads if thread.message), None)
 
     def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from apr.protocols.grammar import MALFORMED, Said, Words, words_of
 from apr.scripts.script import Answer, Fork, Join, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
-from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
+from apr.threads.trace import ROOT, WHOLE, Injected, Origin, Strand, StrandId, Thread
 from apr.tokens.speller import Speller
 
 MOST_POINTS = 99
@@ -59,6 +59,8 @@ child that has one."""
         return Finish(None)
 
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
+        if threads[0].stop not in WHOLE:
+            return None
         return next((thread.message for thread in threads if thread.message), None)
 
     def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:

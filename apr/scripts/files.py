@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from apr.errors import DataError, SchemaError
 from apr.scripts.script import Answer, Branch, Fork, Join, Pieces, Say, Script, faults
@@ -43,7 +43,7 @@ def read_scripts(path: Path) -> Iterator[Scripted]:
         raise DataError(f"no file {path}: check the path")
     with path.open(encoding="utf-8-sig") as file:
         number = 0
-        while line := _line(file.readline(MAX_LINE + 1), path, number + 1):
+        while line := _line(file, path, number + 1):
             number += 1
             if not line.strip():
                 continue
@@ -60,7 +60,13 @@ def to_json(problem: Mapping[str, Any], script: Script) -> dict[str, Any]:
     return {"schema": SCHEMA, "problem": dict(problem), "script": [_piece_to_json(piece) for piece in script]}
 
 
-def _line(text: str, path: Path, number: int) -> str:
+def _line(file: TextIO, path: Path, number: int) -> str:
+    try:
+        text = file.readline(MAX_LINE + 1)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}, at or after line {number}: it is not UTF-8 ({error}): save the file as UTF-8"
+        ) from None
     if len(text) > MAX_LINE:
         raise DataError(f"{path}, line {number}: longer than {MAX_LINE:,} characters: no script takes so many")
     return text

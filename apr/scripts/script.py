@@ -93,6 +93,8 @@ def faults(script: Script, root: bool = True) -> Iterator[str]:
                 chosen = set(range(opened)) - waited if some is None else set(some)
                 if not chosen:
                     yield "a join waits for no child"
+                if some is not None and len(chosen) < len(some):
+                    yield "a join waits for a child twice"
                 if gone := sorted(chosen & waited) + sorted(chosen - set(range(opened))):
                     yield f"a join waits for child {gone[0]}, which is not open"
                 waited |= chosen

@@ -23,7 +23,7 @@ APAR = ("[Fork]", "[Child]")  # arXiv 2401.06761
 THREADWEAVER = ("<Outlines>", "</Outlines>", "<Thread>", "</Thread>")  # the others are Multiverse's
 ASYNCTHINK = ("<FORK>", "</FORK>", "<JOIN>", "<QUERY>", "<RETURN>", "<RET>", "</RET>", "<ANSWER>")
 FAMILY_TOKENS = (*MULTIVERSE, *ASPD, *PASTA, *APAR, *THREADWEAVER, *ASYNCTHINK)
-MARKS = (":", ".", *"0123456789")  # words that grammars number children with
+MARKS = (":", ".", ";", *"0123456789")  # words that grammars number children with
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ def test_strands_are_laid_out_by_the_protocol_and_hold_all_words(script: Script)
         ((Fork((Branch((), (), (), ()),)), Join(), Answer(())), "branch 0 has no message"),
         ((Fork((Branch(("a",), ("a",), (), ()),)), Join((1,)), Answer(())), "child 1, which is not open"),
         ((Fork((Branch(("a",), ("a",), (), ()),)), Join(), Join((0,)), Answer(())), "child 0, which is not open"),
+        ((Fork((Branch(("a",), ("a",), (), ()),)), Join((0, 0)), Answer(())), "a child twice"),
         ((Fork((Branch(("a",), ("a",), (Answer(()),), ()),)), Join(), Answer(())), "branch 0: a child has an answer"),
     ],
 )
@@ -178,7 +179,7 @@ def test_scripts_of_people_are_checked_and_taught(tmp_path: Path, capsys: pytest
     assert main(["data", "verify", str(path), "--env", SORTING]) == 0
     assert (
         "2 scripts for 2 problems of sorting, 1 right; can be written: 2 under apar, 2 under aspd, 2 under asyncthink, "
-        "2 under multiverse, 2 under pasta, 1 under serial, 1 under skeleton, 2 under spawn_join, 2 under threadweaver"
+        "2 under multiverse, 2 under pasta, 1 under serial, 2 under skeleton, 2 under spawn_join, 2 under threadweaver"
         in _sorted(capsys.readouterr().out)
     )
     assert main(["data", "verify", str(path), "--env", SORTING, "--protocol", "serial"]) == 2
