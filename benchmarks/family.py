@@ -31,7 +31,7 @@ from apr.data.store import DEMONSTRATIONS, demonstrations_paths, merged
 from apr.errors import AprError
 from apr.evaluation.folder import read_evaluation
 from apr.evaluation.metrics import interval, mcnemar
-from apr.protocols import PROTOCOLS
+from apr.protocols import PROTOCOLS, SHARING
 from apr.runs import locked
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +60,7 @@ class Tried(NamedTuple):
 def stages(study: Study, student: str, with_rl: bool) -> list[Stage]:
     """All that a student needs."""
     protocol = STUDENTS[student]
+    context = CONTEXT if protocol in SHARING else WINDOW  # a chain's tokens are its positions
     data = Stage("data", "data", ("generate", "--config", "family", f"out={study.out / 'data'}"))
     place = f"data={study.out / data.name}"
     sft = Stage(f"sft_{student}", "sft", (
@@ -68,7 +69,7 @@ def stages(study: Study, student: str, with_rl: bool) -> list[Stage]:
     ))  # fmt: skip
     served = (
         f"protocol={protocol}", "engine.kind=shared", f"engine.threads={study.threads}",
-        f"limits={{context: {CONTEXT}, reach: {WINDOW}, threads: 16, depth: 1}}",
+        f"limits={{context: {context}, reach: {WINDOW}, threads: 16, depth: 1}}",
     )  # fmt: skip
 
     def tried(name: str, checkpoint: str) -> list[Stage]:
