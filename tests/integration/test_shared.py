@@ -69,6 +69,7 @@ class AnyDag:
     strand ends at any id below 12. `rule`: of positions after a join."""
 
     name = "any_dag"
+    nests = True
     shares = True
 
     def __init__(self, seed: int, rule: str = "max") -> None:

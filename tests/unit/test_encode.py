@@ -126,7 +126,8 @@ def test_the_serial_protocol_cannot_express_a_spawn() -> None:
 @pytest.mark.parametrize(
     ("sampled", "said"),
     [
-        (((30, 31),), "cannot express this demonstration: thread r is malformed"),
+        (((30, CONTROL.spawn_end),), "cannot express this demonstration: thread r is malformed"),
+        (((30, 31),), "cannot express this demonstration: thread r is cancelled"),  # it has no end
         ((spawn((30,)),), "ends before thread r.0 does"),
         ((join(), (30,)), "ends before the last strand"),
     ],
