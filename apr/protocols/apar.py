@@ -5,22 +5,21 @@
 
 `[Child]` is forced. The parent never sees its children. The host makes the answer: what the root answers itself, as
 `<join> answer <eos>`, or else the message of the first child, in spawn order, that has one; a root that did not end as it
-should has no answer. Children do not fork here. As in
-the released engine a fork may neither open a strand nor follow another, and nobody writes `[Child]`: such text is malformed.
-Positions are serial, so any engine serves it.
+should has no answer. Children do not fork here. As in the released engine a fork may neither open a strand nor follow another,
+and nobody writes `[Child]`: such text is malformed. Positions are serial, so any engine serves it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from apr.protocols.grammar import MALFORMED, Words, whole, words_of
+from apr.protocols.grammar import MALFORMED, Tagged, first_message, whole, words_of
 from apr.scripts.script import Answer, Fork, Join, Pieces, Say, Script
 from apr.threads.protocol import Continue, Decision, Finish, Spawn
-from apr.threads.trace import ROOT, WHOLE, Injected, Origin, Strand, StrandId, Thread
+from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
 from apr.tokens.control import APAR
 from apr.tokens.speller import Speller
 
 
-class Apar:
+class Apar(Tagged):
     """Stateless."""
 
     name = "apar"
@@ -42,13 +41,9 @@ A child's prompt is all that the root saw and wrote up to its fork, then `[Child
 is the root's own (`join`, answer, `eos`), or else the message of the first child that has one."""
 
     def __init__(self, speller: Speller) -> None:
-        self.control = speller.vocabulary.control
-        self.words = Words(speller)
+        super().__init__(speller)
         self.fork, self.child = speller.vocabulary.tags(APAR)
         self._stop_ids = (self.fork, self.control.eos)
-
-    def start(self, prompt: Sequence[int]) -> Continue:
-        return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, self._stop_ids)
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
         said = strand.sampled
@@ -67,12 +62,7 @@ is the root's own (`join`, answer, `eos`), or else the message of the first chil
         raise AssertionError("nothing is joined")
 
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
-        if threads[0].stop not in WHOLE:
-            return None
-        return next((thread.message for thread in threads if thread.message), None)
-
-    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
-        return [speller.ids(pieces) for pieces in self._strands(script)]
+        return first_message(threads)
 
     def _strands(self, script: Script) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids. The root ends where it would have to know what its children

@@ -21,7 +21,7 @@ and feeds the last token of each twice; here one rule holds in training and deco
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from apr.protocols.grammar import MALFORMED, Block, Said, Words, blocks, returned, whole, words_of
+from apr.protocols.grammar import MALFORMED, Block, Said, Tagged, blocks, returned, whole, words_of
 from apr.scripts.script import Answer, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
@@ -29,7 +29,7 @@ from apr.tokens.control import ASPD
 from apr.tokens.speller import Speller
 
 
-class Aspd:
+class Aspd(Tagged):
     """Stateless; served by an engine of views `dag`."""
 
     name = "aspd"
@@ -52,16 +52,11 @@ it would if they had been written one after the other. It ends with `join`, its 
 requests cannot serve this; `engine.kind=shared` of this project does."""
 
     def __init__(self, speller: Speller) -> None:
-        self.speller = speller
-        self.control = speller.vocabulary.control
-        self.words = Words(speller)
+        super().__init__(speller)
         self.branch, self.branch_end, self.title, self.title_end, self.para, self.para_end = speller.vocabulary.tags(
             ASPD
         )
         self._stop_ids = (self.para, self.branch_end, self.control.eos)
-
-    def start(self, prompt: Sequence[int]) -> Continue:
-        return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, self._stop_ids)
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
         said = strand.sampled
@@ -77,12 +72,6 @@ requests cannot serve this; `engine.kind=shared` of this project does."""
         position = last.end + sum(len(branch.ids) for branch in branches)
         sees = tuple(map(whole, (last, *branches)))
         return Continue((Injected(Origin.FORCED, (self.para_end,)),), sees, position, self._stop_ids)
-
-    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
-        return threads[0].message or None
-
-    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
-        return [speller.ids(pieces) for pieces in self._strands(script)]
 
     def _strands(self, script: Script) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids. A branch's result is not said: its parent sees the branch."""

@@ -15,10 +15,10 @@ with `<JOIN>`, and the number is the next, of one token. Positions are serial, s
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from apr.errors import ConfigError
-from apr.protocols.grammar import MALFORMED, Words, whole, words_of
+from apr.protocols.grammar import MALFORMED, Tagged, whole, words_of
 from apr.scripts.script import Answer, Fork, Join, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
@@ -28,7 +28,7 @@ from apr.tokens.speller import Speller
 LEAST, MOST = 9, 99  # numbers that a vocabulary must have tokens for, and that are used
 
 
-class AsyncThink:
+class AsyncThink(Tagged):
     """Stateless."""
 
     name = "asyncthink"
@@ -51,9 +51,7 @@ A worker's prompt is `<QUERY>` and its sub-query, nothing else; it ends with `<R
 for by a request of its own, of one token."""
 
     def __init__(self, speller: Speller) -> None:
-        self.speller = speller
-        self.control = speller.vocabulary.control
-        self.words = Words(speller)
+        super().__init__(speller)
         self.fork, self.fork_end, self.join, self.query, self.return_, self.ret, self.ret_end, self.answer_ = (
             speller.vocabulary.tags(ASYNCTHINK)
         )
@@ -67,9 +65,6 @@ for by a request of its own, of one token."""
                 "choose another protocol"
             )
         self._stop_ids = (self.fork_end, self.join, self.control.eos)
-
-    def start(self, prompt: Sequence[int]) -> Continue:
-        return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, self._stop_ids)
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
         said = strand.sampled
@@ -93,21 +88,20 @@ for by a request of its own, of one token."""
         inject = (Injected(Origin.FORCED, (self.ret,)), *message, Injected(Origin.FORCED, (self.ret_end,)))
         return Continue(inject, (whole(last),), last.end, self._stop_ids)
 
-    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
-        return threads[0].message or None
+    def _strands(self, script: Script) -> Iterable[Sequence[int]]:
+        """The ids of each strand: where a cancelled one ends is counted in them.
 
-    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
-        """A join of all waits for one worker after the other, and for no more once one has a result."""
+        A join of all waits for one worker after the other, and for no more once one has a result.
+        """
         strands: list[tuple[int, ...]] = []
         out: list[str | int] = []
-        open_: dict[
-            int, tuple[tuple[int, ...], bool, int]
-        ] = {}  # by number: its strand, whether it has a result, its start
+        # Open workers by number: their strands, whether they have a result, the span at which they start.
+        open_: dict[int, tuple[tuple[int, ...], bool, int]] = {}
         now = opened = 0  # the organizer's span; workers so far
 
         def say(*pieces: str | int) -> None:
             nonlocal now
-            strands.append(speller.ids([*out, *pieces]))
+            strands.append(self.speller.ids([*out, *pieces]))
             now += len(strands[-1])
             out.clear()
 
@@ -121,8 +115,8 @@ for by a request of its own, of one token."""
                         if opened > len(self.numbers):
                             raise ValueError(f"asyncthink opens no more than {len(self.numbers)} workers here")
                         say(self.fork, str(opened), *branch.message, self.fork_end)
-                        worker = speller.ids(
-                            [*words_of(branch, self.name), self.return_, *branch.result, self.control.eos]
+                        worker = self.speller.ids(
+                            (*words_of(branch, self.name), self.return_, *branch.result, self.control.eos)
                         )
                         open_[opened] = worker, bool(branch.result), now
                 case Join(some):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from apr.scripts.script import Answer, Branch, Fork, Join, Pieces, Say, Script
-from apr.threads.protocol import Decision, Fail, Finish
-from apr.threads.trace import Reference, StopReason, Strand, StrandId, Thread
+from apr.threads.protocol import Continue, Decision, Fail, Finish
+from apr.threads.trace import WHOLE, Injected, Origin, Reference, StopReason, Strand, StrandId, Thread
 from apr.tokens.speller import Speller
 
 MALFORMED = Fail(StopReason.MALFORMED)
@@ -36,6 +37,41 @@ class Words:
             return None
         at = said.index(tag)
         return said[at + 1 : -1] if self.alone(said[:at]) and self.alone(said[at + 1 : -1]) else None
+
+
+class Rooted:
+    """How a trace begins, and whose message its answer is."""
+
+    _stop_ids: tuple[int, ...]
+
+    def start(self, prompt: Sequence[int]) -> Continue:
+        return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, self._stop_ids)
+
+    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
+        return threads[0].message or None
+
+
+class Tagged(Rooted, ABC):
+    """A grammar in tags of its own. Stateless, as protocols are."""
+
+    def __init__(self, speller: Speller) -> None:
+        self.speller = speller
+        self.control = speller.vocabulary.control
+        self.words = Words(speller)
+
+    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
+        return [speller.ids(pieces) for pieces in self._strands(script)]
+
+    @abstractmethod
+    def _strands(self, script: Script) -> Iterable[Sequence[str | int]]:
+        """The pieces of each strand, control tokens as their ids."""
+
+
+def first_message(threads: Sequence[Thread]) -> Said | None:
+    """The answer where nothing is joined: the first message in spawn order, if the root ended as it should."""
+    if threads[0].stop not in WHOLE:
+        return None
+    return next((thread.message for thread in threads if thread.message), None)
 
 
 def whole(strand: Strand) -> Reference:
@@ -88,6 +124,14 @@ def words_of(branch: Branch, protocol: str) -> list[str]:
 def label(number: int) -> Pieces:
     """How children are numbered."""
     return (str(number), ":")
+
+
+def outlined(branches: Iterable[Branch], outline: int, outline_end: int) -> list[str | int]:
+    """A plan's outlines, as `outlines` reads them."""
+    plan: list[str | int] = []
+    for number, branch in enumerate(branches, 1):
+        plan += (outline, *label(number), *(branch.title or branch.message), outline_end)
+    return plan
 
 
 def outlines(said: Said, tags: Said, speller: Speller, words: Words) -> int:

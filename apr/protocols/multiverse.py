@@ -20,7 +20,7 @@ with `</Path>` is malformed, and its parent does not see it; nor does a plan wit
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from apr.protocols.grammar import MALFORMED, Block, Words, blocks, label, outlines, returned, whole
+from apr.protocols.grammar import MALFORMED, Block, Tagged, blocks, label, outlined, outlines, returned, whole
 from apr.scripts.script import Answer, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
@@ -28,7 +28,7 @@ from apr.tokens.control import MULTIVERSE
 from apr.tokens.speller import Speller
 
 
-class Multiverse:
+class Multiverse(Tagged):
     """Stateless. Its parent joins over its children's own keys and values, so only an engine of views `dag` serves it."""
 
     name = "multiverse"
@@ -51,17 +51,12 @@ longest. The root ends with `join`, its answer and `eos`. A server of ordinary c
 reads the keys and values that each path has made. `engine.kind=shared` of this project does."""
 
     def __init__(self, speller: Speller) -> None:
-        self.speller = speller
-        self.control = speller.vocabulary.control
-        self.words = Words(speller)
+        super().__init__(speller)
         (
             _, _, self.parallel, self.parallel_end, self.goal, self.goal_end, self.outline, self.outline_end, self.path,
             self.path_end, self.conclusion, self.conclusion_end,
         ) = speller.vocabulary.tags(MULTIVERSE)  # fmt: skip
         self._stop_ids = (self.goal_end, self.path_end, self.control.eos)
-
-    def start(self, prompt: Sequence[int]) -> Continue:
-        return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, self._stop_ids)
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
         said = strand.sampled
@@ -87,13 +82,7 @@ reads the keys and values that each path has made. `engine.kind=shared` of this 
             (Injected(Origin.FORCED, (self.conclusion,)),), tuple(map(whole, seen)), position, self._stop_ids
         )
 
-    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
-        return threads[0].message or None
-
-    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
-        return [speller.ids(pieces) for pieces in self._strands(script, root=True)]
-
-    def _strands(self, script: Script, root: bool) -> Iterator[Sequence[str | int]]:
+    def _strands(self, script: Script, root: bool = True) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids. A path's result is not said: its parent sees the path."""
         out: list[str | int] = []
         answer: Pieces = ()
@@ -104,10 +93,8 @@ reads the keys and values that each path has made. `engine.kind=shared` of this 
                 case Answer(pieces):
                     answer = pieces
                 case Block(branches, conclusion):
-                    out += (self.parallel, self.goal)
-                    for number, branch in enumerate(branches, 1):
-                        out += (self.outline, *label(number), *(branch.title or branch.message), self.outline_end)
-                    yield [*out, self.goal_end]
+                    plan = outlined(branches, self.outline, self.outline_end)
+                    yield [*out, self.parallel, self.goal, *plan, self.goal_end]
                     for branch in branches:
                         yield from self._strands(branch.script, root=False)
                     out = [*conclusion, self.conclusion_end, self.parallel_end]

@@ -23,7 +23,7 @@ malformed.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from apr.protocols.grammar import MALFORMED, Said, Words, returned, whole, words_of
+from apr.protocols.grammar import MALFORMED, Said, Tagged, returned, whole, words_of
 from apr.scripts.script import Answer, Fork, Join, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread, Trace
@@ -34,7 +34,7 @@ TENS = 10  # promised lengths are in tens of tokens
 MOST = 999  # tens
 
 
-class Pasta:
+class Pasta(Tagged):
     """Stateless; served by an engine of views `dag`."""
 
     name = "pasta"
@@ -57,16 +57,11 @@ free. It ends with `join`, its answer and `eos`. A server of ordinary causal req
 this project does."""
 
     def __init__(self, speller: Speller) -> None:
-        self.speller = speller
-        self.control = speller.vocabulary.control
-        self.words = Words(speller)
+        super().__init__(speller)
         self.promise, self.tokens, self.promise_end, self.opened, self.ended_, self.sync = speller.vocabulary.tags(
             PASTA
         )
         self._stop_ids = (self.promise_end, self.ended_, self.sync, self.control.eos)
-
-    def start(self, prompt: Sequence[int]) -> Continue:
-        return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, self._stop_ids)
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
         said = strand.sampled
@@ -89,9 +84,6 @@ this project does."""
         sees = tuple(map(whole, (*returned(children, strands), last)))
         return Continue((), sees, last.end, self._stop_ids)
 
-    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
-        return threads[0].message or None
-
     def promised(self, said: Said) -> int | None:
         """The tens of tokens that the promise which ends `said` keeps free; None if it is malformed."""
         if said[-1:] != (self.promise_end,) or said.count(self.promise) != 1 or said.count(self.tokens) != 1:
@@ -105,10 +97,7 @@ this project does."""
             return None
         return int(text)
 
-    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
-        return [speller.ids(pieces) for pieces in self._strands(script, speller)]
-
-    def _strands(self, script: Script, speller: Speller) -> Iterator[Sequence[str | int]]:
+    def _strands(self, script: Script) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids: one per promise, and at the sync those that were promised. A
         branch's result is not said: the root sees the branch."""
         out: list[str | int] = []
@@ -123,7 +112,7 @@ this project does."""
                 case Fork(branches):
                     for branch in branches:
                         words = words_of(branch, self.name)
-                        tens = -(-(len(speller.ids(words)) + 2) // TENS)  # with its two tags
+                        tens = -(-(len(self.speller.ids(words)) + 2) // TENS)  # with its two tags
                         topic = branch.title or branch.message
                         yield [*out, self.promise, *topic, self.tokens, str(tens), self.promise_end]
                         open_.append(words)

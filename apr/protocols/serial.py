@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
+from apr.protocols.grammar import Rooted
 from apr.scripts.script import Answer, Say, Script
-from apr.threads.protocol import Continue, Decision, Fail, Finish
-from apr.threads.trace import Injected, Origin, StopReason, Strand, StrandId, Thread
+from apr.threads.protocol import Decision, Fail, Finish
+from apr.threads.trace import StopReason, Strand, StrandId, Thread
 from apr.tokens.control import ControlTokens
 from apr.tokens.speller import Speller
 
 
-class Serial:
+class Serial(Rooted):
     """The root writes its search, then `<join> answer <eos>`; an empty answer means "no solution". Where the vocabulary has no
     join, all that it writes is the answer, in which the environment finds what counts."""
 
@@ -23,9 +24,7 @@ class Serial:
 
     def __init__(self, control: ControlTokens) -> None:
         self.control = control
-
-    def start(self, prompt: Sequence[int]) -> Continue:
-        return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, (self.control.eos,))
+        self._stop_ids = (control.eos,)
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
         if self.control.join < 0:
@@ -35,9 +34,6 @@ class Serial:
 
     def joined(self, last: Strand, children: Sequence[Thread], strands: Mapping[StrandId, Strand]) -> Decision:
         raise AssertionError("a serial thread has no children")
-
-    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
-        return threads[0].message or None
 
     def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
         if self.control.join < 0:

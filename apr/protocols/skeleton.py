@@ -10,16 +10,16 @@ message of the first child, in spawn order, that has one. A skeleton without a p
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from apr.protocols.grammar import MALFORMED, Said, Words, words_of
+from apr.protocols.grammar import MALFORMED, Said, Tagged, first_message, words_of
 from apr.scripts.script import Answer, Fork, Join, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
-from apr.threads.trace import ROOT, WHOLE, Injected, Origin, Strand, StrandId, Thread
+from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
 from apr.tokens.speller import Speller
 
 MOST_POINTS = 99
 
 
-class Skeleton:
+class Skeleton(Tagged):
     """Stateless."""
 
     name = "skeleton"
@@ -40,13 +40,8 @@ Nobody sees what the children wrote: the answer is the root's own (`join`, answe
 child that has one."""
 
     def __init__(self, speller: Speller) -> None:
-        self.speller = speller
-        self.control = speller.vocabulary.control
-        self.words = Words(speller)
+        super().__init__(speller)
         self._stop_ids = (self.control.eos,)
-
-    def start(self, prompt: Sequence[int]) -> Continue:
-        return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, self._stop_ids)
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
         said = strand.sampled
@@ -59,12 +54,7 @@ child that has one."""
         return Finish(None)
 
     def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
-        if threads[0].stop not in WHOLE:
-            return None
-        return next((thread.message for thread in threads if thread.message), None)
-
-    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
-        return [speller.ids(pieces) for pieces in self._strands(script)]
+        return first_message(threads)
 
     def _strands(self, script: Script) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids. The skeleton is the first fork; what precedes it is left out,

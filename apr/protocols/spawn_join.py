@@ -15,7 +15,7 @@ others are cancelled there, and their messages are empty: the grammar is the sam
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from apr.protocols.grammar import Block, blocks
+from apr.protocols.grammar import Block, Rooted, blocks
 from apr.scripts.script import Answer, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Fail, Finish, Spawn
 from apr.threads.trace import Injected, Origin, Reference, StopReason, Strand, StrandId, Thread
@@ -23,7 +23,7 @@ from apr.tokens.control import ControlTokens
 from apr.tokens.speller import Speller
 
 
-class SpawnJoin:
+class SpawnJoin(Rooted):
     """Stateless; positions are serial, so a stock engine serves every strand with its prefix cache."""
 
     name = "spawn_join"
@@ -49,9 +49,6 @@ root's own join message is the answer."""
         self.first = first
         self._stop_ids = (control.spawn_end, control.eos)
 
-    def start(self, prompt: Sequence[int]) -> Continue:
-        return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, self._stop_ids)
-
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
         if strand.sampled[-1:] == (self.control.eos,):
             message = self.control.join_message(strand.sampled)
@@ -70,9 +67,6 @@ root's own join message is the answer."""
             if child.message:
                 inject.append(Injected(Origin.MESSAGE, child.message))
         return Continue(tuple(inject), sees, last.position + kept, self._stop_ids)
-
-    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
-        return threads[0].message or None
 
     def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
         return [speller.ids(pieces) for pieces in self._strands(script, ())]

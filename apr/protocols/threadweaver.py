@@ -11,7 +11,7 @@ that does not end with `</Thread>` is malformed, and is not copied.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from apr.protocols.grammar import MALFORMED, Block, Words, blocks, label, outlines, returned, whole, words_of
+from apr.protocols.grammar import MALFORMED, Block, Tagged, blocks, label, outlined, outlines, returned, whole, words_of
 from apr.scripts.script import Answer, Pieces, Say, Script
 from apr.threads.protocol import Await, Continue, Decision, Finish, Spawn
 from apr.threads.trace import ROOT, Injected, Origin, Strand, StrandId, Thread
@@ -21,7 +21,7 @@ from apr.tokens.speller import Speller
 PLAN = ("<Parallel>", "</Parallel>", "<Outline>", "</Outline>")  # as Multiverse has them
 
 
-class ThreadWeaver:
+class ThreadWeaver(Tagged):
     """Stateless."""
 
     name = "threadweaver"
@@ -42,15 +42,10 @@ A thread's prompt is all that the root saw and wrote, then `<Thread> N :`. The r
 as they were written, in order, then `</Parallel>`. It ends with `join`, its answer and `eos`."""
 
     def __init__(self, speller: Speller) -> None:
-        self.speller = speller
-        self.control = speller.vocabulary.control
-        self.words = Words(speller)
+        super().__init__(speller)
         self.plan, self.plan_end, self.thread, self.thread_end = speller.vocabulary.tags(THREADWEAVER)
         self.parallel, self.parallel_end, self.outline, self.outline_end = speller.vocabulary.tags(PLAN)
         self._stop_ids = (self.plan_end, self.thread_end, self.control.eos)
-
-    def start(self, prompt: Sequence[int]) -> Continue:
-        return Continue((Injected(Origin.PROMPT, tuple(prompt)),), (), 0, self._stop_ids)
 
     def ended(self, strand: Strand, strands: Mapping[StrandId, Strand]) -> Decision:
         said = strand.sampled
@@ -68,12 +63,6 @@ as they were written, in order, then `</Parallel>`. It ends with `join`, its ans
             (*copies, Injected(Origin.FORCED, (self.parallel_end,))), (whole(last),), last.end, self._stop_ids
         )
 
-    def answer(self, threads: Sequence[Thread]) -> tuple[int, ...] | None:
-        return threads[0].message or None
-
-    def write(self, script: Script, speller: Speller) -> list[tuple[int, ...]]:
-        return [speller.ids(pieces) for pieces in self._strands(script)]
-
     def _strands(self, script: Script) -> Iterator[Sequence[str | int]]:
         """The pieces of each strand, control tokens as their ids. A thread's result is not said: its parent is sent it all."""
         out: list[str | int] = []
@@ -85,10 +74,8 @@ as they were written, in order, then `</Parallel>`. It ends with `join`, its ans
                 case Answer(pieces):
                     answer = pieces
                 case Block(branches):
-                    out += (self.parallel, self.plan)
-                    for number, branch in enumerate(branches, 1):
-                        out += (self.outline, *label(number), *(branch.title or branch.message), self.outline_end)
-                    yield [*out, self.plan_end]
+                    plan = outlined(branches, self.outline, self.outline_end)
+                    yield [*out, self.parallel, self.plan, *plan, self.plan_end]
                     for branch in branches:
                         yield [*words_of(branch, self.name), self.thread_end]
                     out = []
