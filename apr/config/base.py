@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from apr.idle import Idle
-
-JoinRule = Literal["all", "first"]
 
 
 class Strict(BaseModel):

@@ -8,12 +8,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apr.config.base import JoinRule, Strict, Temperature
+from apr.config.base import Strict, Temperature
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig, check_protocol
 from apr.config.env import ENV_OF_DATA, EnvOfData
 from apr.idle import Idle
 from apr.threads.limits import Budgets, Limits
-from apr.tokens.control import ProtocolName
+from apr.tokens.control import JoinRule, ProtocolName
 
 
 class EvalConfig(Strict):

@@ -8,14 +8,14 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from apr.config.base import JoinRule, Strict, Temperature
+from apr.config.base import Strict, Temperature
 from apr.config.engine import ClusterConfig, ConditionConfig, EngineConfig, check_protocol
 from apr.config.env import ENV_OF_DATA, EnvOfData
 from apr.config.sft import LoraConfig
 from apr.errors import ConfigError
 from apr.idle import Idle
 from apr.threads.limits import Budgets, Limits
-from apr.tokens.control import ProtocolName
+from apr.tokens.control import JoinRule, ProtocolName
 from apr.user_code import NAMED, allow, file_of
 
 

@@ -24,7 +24,6 @@ from apr.engines.server import NEUTRAL, PATIENCE, Server, headers, without_key
 from apr.engines.streamed import MalformedError, Stream
 from apr.errors import EngineError, EngineLostError
 from apr.threads.engine import Request
-from apr.threads.trace import EngineStop
 
 WAITS = (0.5, 2.0, 8.0)  # seconds before a request whose connection failed is sent again
 LONGEST_LINE = 1 << 24  # bytes; the first one of a stream has the whole prompt in it
@@ -210,13 +209,8 @@ class EndpointEngine(LocalEngine):
         return self._session
 
     def _completed(self, flight: Flight, stream: Stream) -> Any:
-        stop = stream.stop
-        if stop is None:  # its last token may have come, and not yet that it was the last
-            stop = EngineStop.STOP if stream.ids and stream.ids[-1] in flight.request.stop_ids else EngineStop.ABORT
-            if stop is EngineStop.ABORT and len(stream.ids) == self._most(flight.request):
-                stop = EngineStop.LENGTH
         cached = min(stream.cached, len(flight.request.ids))
-        return self._completion(flight, tuple(stream.ids), tuple(stream.logprobs), stop, cached)
+        return self._completion(flight, tuple(stream.ids), tuple(stream.logprobs), stream.reached, cached)
 
     def _progress(self, flight: Flight) -> int:
         return len(self._streams[flight].ids)

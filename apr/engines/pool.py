@@ -133,8 +133,9 @@ class EnginePool:
                 if self._wanted.get(request.key) == 0:
                     return Completion(request.key, (), (), EngineStop.ABORT, ())
             self._flights[request.key] = member
-            enough = min(request.max_tokens, self._wanted.get(request.key, request.max_tokens))
-            return await self._served(member, replace(request, max_tokens=enough))
+            if (wanted := self._wanted.get(request.key)) is not None:
+                request = replace(request, max_tokens=min(request.max_tokens, wanted))
+            return await self._served(member, request)
         finally:
             del self._flights[request.key]
             self._wanted.pop(request.key, None)

@@ -30,7 +30,7 @@ from apr.engines.attention import NAME, Keys, register, use_threads
 from apr.engines.local import Flight, LocalEngine
 from apr.engines.refusals import not_finite
 from apr.engines.slots import Residents, Rows, Segment, TraceId
-from apr.engines.weights import check_weights, read_weights
+from apr.engines.weights import copy_weights
 from apr.errors import CheckpointError, ConfigError, EngineError
 from apr.threads.engine import Completion, Request, Views
 from apr.threads.layout import Block
@@ -323,11 +323,7 @@ class SharedEngine(LocalEngine):
         return self._whole(strand, EngineStop.ABORT)
 
     def _load(self, source: Any, version: int) -> None:
-        weights = read_weights(source, version)
-        check_weights(weights, self._shapes)
-        with torch.no_grad():
-            for name, tensor in self._model.named_parameters():
-                tensor.copy_(weights[name])
+        copy_weights(self._model, self._shapes, source, version)
         for trace in list(self._residents.traces):
             self._drop(trace)
 

@@ -18,7 +18,7 @@ from typing import Any
 from apr.threads.trace import EngineStop
 
 ROUNDING = 1e-3  # by which a logprob may exceed 0
-_REASONS = {"stop": EngineStop.STOP, "length": EngineStop.LENGTH}
+_REASONS = ("stop", "length")
 
 
 class MalformedError(Exception):
@@ -39,6 +39,13 @@ class Stream:
         self._stop_ids = stop_ids
         self._most = most
         self._vocabulary = vocabulary
+
+    @property
+    def reached(self) -> EngineStop:
+        """How the completion ends if nothing follows, by its tokens alone; `ABORT` if some would have."""
+        if self.ids and self.ids[-1] in self._stop_ids:
+            return EngineStop.STOP
+        return EngineStop.ABORT if len(self.ids) < self._most else EngineStop.LENGTH
 
     def take(self, data: bytes) -> int:
         """Add what one event says, and return how many tokens it brought. Raises `MalformedError` for an event that reports
@@ -77,14 +84,13 @@ class Stream:
             raise MalformedError("it ended the completion twice")
         if not isinstance(why, str) or why not in _REASONS:
             raise MalformedError(f"it ended the completion for a reason unknown here ({why!r:.40})")
-        stopped = bool(self.ids) and self.ids[-1] in self._stop_ids
-        if why == "stop" and not stopped:
+        if why == "stop" and self.reached is not EngineStop.STOP:
             raise MalformedError("it reports a stop token, and the last token is none")
-        if why == "length" and not stopped and len(self.ids) < self._most:
+        if self.reached is EngineStop.ABORT:
             raise MalformedError(
                 f"it ended the completion after {len(self.ids)} of {self._most} tokens, for its length"
             )
-        self.stop = EngineStop.STOP if stopped else EngineStop.LENGTH
+        self.stop = self.reached
 
 
 def parsed(data: bytes | str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from apr.checkpoints.folder import ModelFolder
 from apr.engines.local import Flight, LocalEngine
 from apr.engines.refusals import not_finite
-from apr.engines.weights import check_weights, read_weights
+from apr.engines.weights import copy_weights
 from apr.errors import EngineError
 from apr.threads.engine import Completion, Request
 from apr.threads.trace import EngineStop
@@ -104,11 +104,7 @@ class TinyEngine(LocalEngine):
         del self._sampled[flight], self._tasks[flight]
 
     def _load(self, source: Any, version: int) -> None:
-        weights = read_weights(source, version)
-        check_weights(weights, self._shapes)
-        with torch.no_grad():
-            for name, tensor in self._model.named_parameters():
-                tensor.copy_(weights[name])
+        copy_weights(self._model, self._shapes, source, version)
         for sampled in self._sampled.values():
             sampled.cache = None
 

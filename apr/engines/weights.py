@@ -100,6 +100,17 @@ def check_weights(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tupl
     check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, shapes)
 
 
+def copy_weights(model: Any, shapes: Mapping[str, tuple[int, ...]], source: Any, version: int) -> None:
+    """Copy weights into a transformers model. Raises what `read_weights` and `check_weights` do."""
+    import torch
+
+    weights = read_weights(source, version)
+    check_weights(weights, shapes)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            tensor.copy_(weights[name])
+
+
 def check_shapes(found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise `EngineError` unless `found` are exactly `shapes`, by name.
 

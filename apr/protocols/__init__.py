@@ -14,14 +14,14 @@ from apr.protocols.skeleton import Skeleton
 from apr.protocols.spawn_join import SpawnJoin
 from apr.protocols.threadweaver import ThreadWeaver
 from apr.threads.protocol import ThreadProtocol
+from apr.tokens.control import JoinRule
 from apr.tokens.speller import Speller
 
 _TAGGED = {protocol.name: protocol for protocol in (Multiverse, Aspd, Pasta, ThreadWeaver, AsyncThink, Apar, Skeleton)}
 BY_NAME = {Serial.name: Serial, SpawnJoin.name: SpawnJoin, **_TAGGED}
 PROTOCOLS = tuple(BY_NAME)
-SHARING = tuple(
-    name for name, protocol in BY_NAME.items() if protocol.shares
-)  # parents join over children's keys and values
+# Those whose parents join over children's keys and values.
+SHARING = tuple(name for name, protocol in BY_NAME.items() if protocol.shares)
 
 
 @typing.runtime_checkable
@@ -40,7 +40,7 @@ def spoken(speller: Speller) -> tuple[str, ...]:
     return tuple(found)
 
 
-def protocol_by_name(name: str, speller: Speller, join: typing.Literal["all", "first"] = "all") -> ThreadProtocol:
+def protocol_by_name(name: str, speller: Speller, join: JoinRule = "all") -> ThreadProtocol:
     """Control tokens open and join threads, unless the speller does so in words. `join`: whether a parent waits for all its
     children, or until the first returns a message. Raises `ConfigError` for a protocol that spawns in a vocabulary without
     control tokens, and for one whose parents always wait for all."""

@@ -234,18 +234,20 @@ class Session(Interpreter):
 
     async def _generate(self, request: Request) -> Completion | None:
         """One completion; a strand lost with its engine is sampled again under the same key, `ENGINE_RETRIES` times."""
-        for _ in range(1 + ENGINE_RETRIES):
-            wanted = self._wanted(request.key)
-            if wanted <= 0:  # its trace has gone on without it
-                return Completion(request.key, (), (), EngineStop.ABORT, ())
-            request = replace(request, max_tokens=int(min(request.max_tokens, wanted)))
+        attempts = 1 + ENGINE_RETRIES
+        while (wanted := self._wanted(request.key)) > 0:
+            if not attempts:
+                return None
+            attempts -= 1
+            if wanted < request.max_tokens:
+                request = replace(request, max_tokens=int(wanted))
             try:
                 if self.limits.seconds is None:
                     return await self.engine.generate(request)
                 return await self._generate_until(request, self.limits.seconds)
             except EngineLostError:
                 continue
-        return None if self._wanted(request.key) > 0 else Completion(request.key, (), (), EngineStop.ABORT, ())
+        return Completion(request.key, (), (), EngineStop.ABORT, ())  # its trace has gone on without it
 
     async def _generate_until(self, request: Request, seconds: float) -> Completion:
         """One completion, cut short when the trace is `seconds` old."""

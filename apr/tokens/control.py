@@ -12,6 +12,7 @@ from typing import Literal
 ProtocolName = Literal[
     "serial", "spawn_join", "multiverse", "aspd", "pasta", "threadweaver", "asyncthink", "apar", "skeleton"
 ]
+JoinRule = Literal["all", "first"]  # whom a parent of `spawn_join` waits for
 CONTROL_TOKENS = ("<pad>", "<bos>", "<eos>", "<spawn>", "<msg>", "</spawn>", "<join>", "<ret>")
 MULTIVERSE = (  # arXiv 2506.09991
     "<Think>", "</Think>", "<Parallel>", "</Parallel>", "<Goal>", "</Goal>", "<Outline>", "</Outline>", "<Path>", "</Path>",
