@@ -12,9 +12,6 @@ table of docs/family.md anew; a test between two students is the exact McNemar t
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
-import io
 import json
 import os
 import shutil
@@ -23,14 +20,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from findings import END
+from findings import compared, put_between, read_attempts, write_attempts
 from study import Runner, Stage, Study
 
 from apr.data.shards import shard_facts
 from apr.data.store import DEMONSTRATIONS, demonstrations_paths, merged
 from apr.errors import AprError
-from apr.evaluation.folder import read_evaluation
-from apr.evaluation.metrics import interval, mcnemar
+from apr.evaluation.metrics import interval
 from apr.protocols import PROTOCOLS, SHARING
 from apr.runs import locked
 
@@ -100,13 +96,7 @@ def publish(study: Study) -> None:
     KEPT.mkdir(exist_ok=True)
     for folder in sorted((study.out / "eval").iterdir()):
         if (folder / "summary.json").is_file():
-            text = io.StringIO()
-            table = csv.writer(text, lineterminator="\n")
-            table.writerow(("problem", *Tried._fields))
-            for one in read_evaluation(folder).attempts:
-                costs = (int(one.costs[name]) for name in COSTS)
-                table.writerow((one.problem, int(one.correct), one.stop.value, *costs))
-            (KEPT / f"{folder.name}.csv.gz").write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+            write_attempts(folder, KEPT, Tried)
     shutil.copy(study.out / "facts.json", KEPT / "facts.json")
     teachers = {
         name: merged(
@@ -122,13 +112,7 @@ def publish(study: Study) -> None:
 
 
 def attempts(name: str) -> dict[str, Tried] | None:
-    path = KEPT / f"{name}.csv.gz"
-    if not path.is_file():
-        return None
-    rows = csv.DictReader(io.StringIO(gzip.decompress(path.read_bytes()).decode()))
-    return {
-        row["problem"]: Tried(row["correct"] == "1", row["stop"], *(int(row[cost]) for cost in COSTS)) for row in rows
-    }
+    return read_attempts(KEPT / f"{name}.csv.gz", Tried)
 
 
 def table(stage: str, temperature: int) -> list[str]:
@@ -146,8 +130,7 @@ def table(stage: str, temperature: int) -> list[str]:
         low, high = interval(right, len(tried))
         beside = "–"
         if reference is not None and student != BEFORE:
-            both = [key for key in tried if key in reference]
-            test = mcnemar([tried[key].correct for key in both], [reference[key].correct for key in both])
+            test = compared(tried, reference)
             beside = f"{100 * test.gain:+.1f} points (p = {test.p_value:.1g})"
         bad = sum(one.stop == "malformed" for one in tried.values()) / len(tried)
         costs = (f"{statistics.fmean(getattr(one, cost) for one in tried.values()):.1f}" for cost in COSTS)
@@ -179,16 +162,13 @@ def demonstrations() -> list[str]:
 
 def write_page() -> None:
     """The tables, between the marks of the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    written = ["**The demonstrations**", "", *demonstrations(), ""]
+    written = ["**The demonstrations**", "", *demonstrations()]
     for stage, title in (("sft", "After SFT"), ("rl", "After equal RL")):
         for temperature, how in ((0, "greedily"), (1, "at T=1")):
             lines = table(stage, temperature)
             if len(lines) > 2:
-                written += [f"**{title}, {how}**", "", *lines, ""]
-    PAGE.write_text("".join((head, BEGIN, "\n".join(written), END, tail)), encoding="utf-8")
+                written += ["", f"**{title}, {how}**", "", *lines]
+    put_between(PAGE, BEGIN, "\n".join(written))
 
 
 def main() -> None:

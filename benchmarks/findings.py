@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from inspect import cleandoc
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from apr.evaluation.folder import read_evaluation
 from apr.evaluation.metrics import McNemar, interval, mcnemar
@@ -58,36 +58,46 @@ class Tried(NamedTuple):
 
 
 Attempts = dict[str, Tried]
+Row = TypeVar("Row", bound=NamedTuple)
+
+
+def write_attempts(folder: Path, kept: Path, kind: type[NamedTuple]) -> None:
+    """The attempts of an evaluation's folder as a small table, `KEPT/NAME.csv.gz`: of each the fields of `kind`, which are
+    `correct`, `stop` and costs."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("problem", *kind._fields))
+    for one in read_evaluation(folder).attempts:
+        costs = (f"{one.costs[name]:.3f}" if name == "seconds" else int(one.costs[name]) for name in kind._fields[2:])
+        table.writerow((one.problem, int(one.correct), one.stop.value, *costs))
+    kept.mkdir(parents=True, exist_ok=True)
+    (kept / f"{folder.name}.csv.gz").write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def read_attempts(path: Path, kind: type[Row]) -> dict[str, Row] | None:
+    """By problem, in the order in which they were drawn; None if that evaluation is not there."""
+    if not path.is_file():
+        return None
+    rows = csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode()))
+    number = [float if name == "seconds" else int for name in next(rows)[3:]]
+    return {
+        problem: kind(correct == "1", stop, *(read(cost) for read, cost in zip(number, costs)))
+        for problem, correct, stop, *costs in rows
+    }
 
 
 def publish_attempts(folder: Path) -> None:
-    """The attempts of an evaluation's folder as a small table, `docs/results/attempts/NAME.csv.gz`."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("problem", *Tried._fields))
-    for one in read_evaluation(folder).attempts:
-        costs = (int(one.costs[name]) for name in ("context", "work", "span_sampled", "threads"))
-        table.writerow((one.problem, int(one.correct), one.stop.value, *costs, f"{one.costs['seconds']:.3f}"))
-    target = PUBLISHED / "attempts" / f"{folder.name}.csv.gz"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    """The attempts of one of the study's evaluations."""
+    write_attempts(folder, PUBLISHED / "attempts", Tried)
 
 
 @cache
 def attempts(name: str) -> Attempts | None:
-    """By problem, in the order in which they were drawn; None if that evaluation is not there."""
-    path = PUBLISHED / "attempts" / f"{name}.csv.gz"
-    if not path.is_file():
-        return None
-    rows = csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode()))
-    next(rows)
-    return {
-        problem: Tried(correct == "1", stop, int(context), int(work), int(span), int(threads), float(seconds))
-        for problem, correct, stop, context, work, span, threads, seconds in rows
-    }
+    """Those of one of the study's evaluations."""
+    return read_attempts(PUBLISHED / "attempts" / f"{name}.csv.gz", Tried)
 
 
-def compared(a: Attempts, b: Attempts, holds: Callable[[Tried], bool] = lambda one: one.correct) -> McNemar:
+def compared(a: dict[str, Row], b: dict[str, Row], holds: Callable[[Row], bool] = lambda one: one.correct) -> McNemar:
     """The two models on the problems that both tried; `holds` says what counts as solved."""
     shared = [problem for problem in a if problem in b]
     return mcnemar([holds(a[problem]) for problem in shared], [holds(b[problem]) for problem in shared])
@@ -398,14 +408,18 @@ def tables() -> str:
     return "\n".join(parts)
 
 
-def write_page() -> None:
-    """Put the tables into docs/results.md, between its two marks. Raises `ValueError` if they are not there."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
+def put_between(page: Path, mark: str, text: str) -> None:
+    """Put text into a page between two marks. Raises `ValueError` if they are not there."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(mark)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{PAGE} lacks the marks {BEGIN.strip()} and {END.strip()}, between which the tables go")
-    PAGE.write_text(f"{before}{BEGIN}\n{tables()}\n{END}{after}", encoding="utf-8")
+        raise ValueError(f"{page} lacks the marks {mark.strip()} and {END.strip()}, between which the tables go")
+    page.write_text(f"{before}{mark}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def write_page() -> None:
+    """Put the tables into docs/results.md."""
+    put_between(PAGE, BEGIN, tables())
 
 
 if __name__ == "__main__":
