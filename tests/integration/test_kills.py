@@ -1,62 +1,35 @@
-"""Commands killed by SIGKILL: what they had started ends as well. Processes are told apart by a mark in their environment."""
+"""Commands killed by SIGKILL: what they had started ends as well."""
 
 from __future__ import annotations
 
-import os
-import re
 import subprocess
 import sys
-import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import ROOT, left_behind, session_members, wait_for
 from toys import SPAWNING, make_task, rl_config
 
 from apr.config import DataConfig
 from apr.data.generate import generate
 from apr.presets import check, dump
 
-ROOT = Path(__file__).parents[2]
-MARK = "APR_TEST_MARK"
-
-
-def marked(mark: str) -> dict[int, str]:
-    """The command lines of all processes with the mark, by pid. Those that have ended have none."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdecimal() and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
-                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:  # another's, or gone meanwhile
-            continue
-    return found
-
-
-def wait(condition: Callable[[], bool], seconds: float) -> bool:
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.02)
-    return condition()
-
 
 def kill(
     arguments: list[str], under_way: Callable[[dict[int, str]], bool], seconds: float = 10, but: str = "^$"
 ) -> None:
     """Start `apr`, kill it when its processes are `under_way`, and see that none is left so much later `but` these."""
-    mark = uuid.uuid4().hex
     started = subprocess.Popen(
-        [sys.executable, "-m", "apr.cli", *arguments], cwd=ROOT, env={**os.environ, MARK: mark},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "apr.cli", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        running = wait(lambda: started.poll() is not None or under_way(marked(mark)), 120)
-        assert running and started.poll() is None, started.stderr.read() if started.stderr else ""
+        wait_for(started, lambda: under_way(session_members(started.pid)))
     finally:
         started.kill()
         started.wait()
-    assert wait(lambda: all(re.match(but, line) for line in marked(mark).values()), seconds), marked(mark)
+    assert not left_behind(started.pid, seconds, but)
 
 
 def workers(found: dict[int, str]) -> bool:
