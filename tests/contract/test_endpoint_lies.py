@@ -264,3 +264,15 @@ def test_a_server_that_repeats_the_key_is_not_quoted(checkpoint: Path, monkeypat
         assert "wrong key: ***" in str(failed) and KEY not in str(failed)
         with pytest.raises(ConfigError, match=r"wrong key: \*\*\*"):
             start(url, checkpoint)
+
+
+def test_a_completion_whose_last_token_came_is_whole_before_the_server_says_so() -> None:
+    """Whoever stops listening in between has not cut it short."""
+    one = stream()
+    one.take(event([7, 8]))
+    assert (one.stop, one.reached) == (None, EngineStop.ABORT)
+    one.take(event([5]))
+    assert (one.stop, one.reached) == (None, EngineStop.STOP)
+    full = stream()
+    full.take(event([7, 8, 9, 10]))
+    assert (full.stop, full.reached) == (None, EngineStop.LENGTH)

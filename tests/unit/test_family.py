@@ -297,6 +297,10 @@ def test_threadweaver_sends_copies_of_the_threads_that_ended() -> None:
         ),
         ({"r#0": "7 [Fork]", "r#1": "<join> 9 <eos>", "r.0#0": "<join> 5 <eos>"}, "9"),  # the root's own wins
         ({"r#0": "7 [Fork]", "r#1": "<eos>", "r.0#0": "3 <eos>"}, None),
+        (
+            {"r#0": "7 [Fork]", "r#1": "<spawn> <eos>", "r.0#0": "<join> 5 <eos>"},
+            None,
+        ),  # a root that is malformed has none
     ],
 )
 def test_the_host_takes_the_first_child_that_succeeded(replies: dict[str, str], answer: str | None) -> None:

@@ -437,3 +437,23 @@ async def _met(meeting: asyncio.Barrier) -> dict[str, float]:
     """Counters of an engine that answers when all have been asked."""
     await meeting.wait()
     return {"requests": 1.0}
+
+
+def test_an_abort_in_the_turn_in_which_an_engine_comes_up_is_heard() -> None:
+    async def body() -> None:
+        make = Maker()
+        pool = await EnginePool.start(make, 1, timeout=5)
+        make.made[0].die()
+        make.free.clear()
+        with pytest.raises(EngineLostError):
+            await pool.generate(ask())
+        waiting = asyncio.create_task(pool.generate(ask("a")))
+        await turns(3)
+        pool._wake_all()  # an engine is there, and the request has not gone on yet
+        await pool.abort(ask("a").key)
+        make.free.set()
+        aborted = await waiting
+        assert (aborted.ids, aborted.stop) == ((), EngineStop.ABORT)
+        await pool.close()
+
+    play(body())

@@ -151,6 +151,13 @@ def test_a_line_that_is_no_script_is_named(line: str, said: str, tmp_path: Path)
     assert said in str(caught.value)
 
 
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "scripts.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode() + b"\n\xff\n")
+    with pytest.raises(DataError, match=r"scripts\.jsonl, at or after line [12]: it is not UTF-8"):
+        list(read_scripts(path))
+
+
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "scripts.jsonl"
     path.write_text(json.dumps({**GOOD, "schema": "apr.script/2"}))
@@ -182,6 +189,14 @@ def test_scripts_of_people_are_checked_and_taught(tmp_path: Path, capsys: pytest
         "2 under multiverse, 2 under pasta, 1 under serial, 2 under skeleton, 2 under spawn_join, 2 under threadweaver"
         in _sorted(capsys.readouterr().out)
     )
+    misspelt = {
+        **rows[0],
+        "script": [{"fork": [{**forks[0], "title": ["sortt"]}]}, *right[1:]],
+    }  # in a title, which few say
+    path.write_text(json.dumps(misspelt) + "\n")
+    assert main(["data", "verify", str(path), "--env", SORTING]) == 2
+    assert "line 1: 'sortt' is no word of this vocabulary" in capsys.readouterr().err
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["data", "verify", str(path), "--env", SORTING, "--protocol", "serial"]) == 2
     assert f"{path}, line 1: a script for problem" in capsys.readouterr().err
     assert main(["data", "verify", str(path), "--env", SORTING, "--protocol", "no_such"]) == 2
