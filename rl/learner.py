@@ -50,13 +50,14 @@ class Scorer(nn.Module):
         self.dtype = getattr(torch, dtype)
 
     def forward(self, one: Pass) -> Tensor:
-        """The logprobs of the pass's trained tokens, shape [tokens], in float32. Only they go through the output layer."""
+        """The logprobs of the pass's trained tokens, shape [tokens], in float32. What predicts them goes through the output
+        layer, once, and nothing else."""
         with torch.autocast(one.ids.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             hidden = self.model.get_decoder()(
                 input_ids=one.ids, position_ids=one.positions, attention_mask=one.mask, use_cache=False
             ).last_hidden_state
             logits = self.model.get_output_embeddings()(hidden[one.rows, one.before])
-        return torch.log_softmax(logits.float() / self.temperature, dim=-1).gather(1, one.targets[:, None]).squeeze(1)
+        return torch.log_softmax(logits.float() / self.temperature, dim=-1)[one.predictors, one.targets]
 
 
 class Learner:
@@ -134,12 +135,15 @@ class Learner:
         flat = list(chain(*parts))
         metrics |= self._loss_metrics(terms, flat, len(norms)) | {"loss/grad_norm": statistics.fmean(norms)}
         tokens = sum(len(sample.block.ids) for share in plans for rows in share for row in rows for sample in row)
-        forwarded, unique = self.rank.total([sum(one.forwarded for one in flat), tokens])
+        forwarded, unique, predicting = self.rank.total([
+            sum(one.forwarded for one in flat), tokens, sum(len(one.before) for one in flat)
+        ])  # fmt: skip
         seconds = time.monotonic() - started
         return {
             **metrics,
             "loss/lr": lr,
             "loss/padding_share": 1.0 - unique / forwarded,
+            "loss/shared_share": 1.0 - predicting / metrics["loss/tokens"],
             "loss/updates": len(norms),
             "time/learn": seconds,
             "time/learn_tokens_per_second": unique * self.config.inner_steps / seconds,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from apr.config import LearnerConfig
 from apr.threads.masks import mark_attended
+from rl.prefixes import overlaid
 from rl.samples import Sample
 
 Row = list[Sample]
@@ -23,8 +24,11 @@ Share = list[list[Row]]  # the passes of one rank
 
 
 def shares(minibatches: Sequence[Sequence[Sample]], config: LearnerConfig, ranks: int = 1) -> list[list[Share]]:
-    """The passes of each of `ranks`, by minibatch."""
-    plans = [plan(batch, config.row_tokens, config.tokens_per_pass, ranks) for batch in minibatches]
+    """The passes of each of `ranks`, by minibatch. What samples of a minibatch have in common is forwarded once."""
+    plans = [
+        plan(overlaid(batch, config.row_tokens), config.row_tokens, config.tokens_per_pass, ranks)
+        for batch in minibatches
+    ]
     return [[by_rank[rank] for by_rank in plans] for rank in range(ranks)]
 
 
@@ -84,8 +88,9 @@ def _length(row: Row) -> int:
 
 
 class Pass:
-    """Rows as tensors: `ids` and `positions` [rows, length]; the others [trained tokens]: `rows` and `before` place the token
-    that predicts, `strands` number the strands. `masked` is false where each row is one causal sequence."""
+    """Rows as tensors: `ids` and `positions` [rows, length]; `rows` and `before` [predicting tokens] place each token that
+    predicts any, once; the others [trained tokens]: `predictors` number the token that predicts among those, `strands` the
+    strands. `masked` is false where each row is one causal sequence."""
 
     def __init__(self, rows: Sequence[Row], device: torch.device, masked: bool = True) -> None:
         length = max([1, *map(_length, rows)])
@@ -110,7 +115,9 @@ class Pass:
         self.ids, self.positions = ids.to(device), positions.to(device)
         rows_, before, after = torch.tensor(places, dtype=torch.long).reshape(-1, 3).T
         self.targets = ids[rows_, after].to(device)
-        self.rows, self.before = rows_.to(device), before.to(device)
+        predicting, predictors = torch.unique(rows_ * length + before, return_inverse=True)
+        self.rows, self.before = (predicting // length).to(device), (predicting % length).to(device)
+        self.predictors = predictors.to(device)
         self.strands = torch.tensor(strands, dtype=torch.long, device=device)
 
         def per_token(name: str) -> Tensor:

@@ -24,6 +24,7 @@ from rl.checkpoint import OPTIMIZER_FOLDER
 from rl.learner import Learner, Scorer, _model, check_parity
 from rl.packing import Pass, pack, plan
 from rl.parallel import Plain
+from rl.prefixes import overlaid
 from rl.samples import Sample
 
 
@@ -54,6 +55,17 @@ def hand_made(
 
 ANY_GAP = (math.inf, math.inf)  # where samples are of no engine
 BATCH = [sample(random.Random(seed)) for seed in range(12)]
+
+
+def goes_on(one: Sample, rng: random.Random) -> Sample:
+    """A sample that begins as another one does."""
+    start, new = rng.randint(2, len(one.block.ids) - 1), tuple(rng.randrange(8, 200) for _ in range(rng.randint(1, 20)))
+    ids = one.block.ids[:start] + new
+    trained = list(range(1, len(ids)))
+    return hand_made(causal(ids), trained, *([rng.uniform(low, 1) for _ in trained] for low in (-8, -1, 0)))
+
+
+GROUPS = [goes_on(one, random.Random(seed)) for seed in range(3) for one in BATCH[:5]] + BATCH[:5]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +115,15 @@ def test_the_loss_does_not_depend_on_packing_order_or_split(
     assert sum(loss for loss, _ in results) == pytest.approx(loss, abs=1e-5)
     difference = sum(grad for _, grad in results) - whole
     assert difference.norm() < 1e-5 * whole.norm()
+
+
+def test_samples_that_begin_alike_are_trained_as_if_each_stood_alone(learner: Learner) -> None:
+    results = [gradient(learner, [one]) for one in GROUPS]
+    loss, grad = gradient(learner, GROUPS, row_tokens=128)
+    shared = sum(len(one.block.ids) for one in GROUPS) - sum(len(one.block.ids) for one in overlaid(GROUPS, 128))
+    assert shared > 100
+    assert loss == pytest.approx(sum(loss for loss, _ in results), abs=1e-5)
+    assert (grad - sum(grad for _, grad in results)).norm() < 1e-5 * grad.norm()
 
 
 def test_the_learners_loss_is_the_formula_token_by_token(learner: Learner) -> None:
